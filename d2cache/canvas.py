@@ -1,0 +1,168 @@
+"""The nouns of a denoising step: Canvas, Plan, Rows, Candidates, Step. No rules live here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Why(IntFlag):
+    """Reasons a row was recomputed; a row may have several. Zero means its K,V were reused."""
+
+    FULL = 1  # a full pass
+    CHOSEN = 2  # a masked position likely to be written soon
+    WRITTEN = 4  # written by the step before: its K,V are still those of [MASK]
+    ROLLOUT = 8  # attention rollout finds it influential
+    GAP = 16  # fills a short gap between recomputed rows
+    SHIFT = 32  # predicts its right neighbour
+    BLOCK = 64  # in the open block
+    WINDOW = 128  # near the open block
+
+
+@dataclass(frozen=True)
+class Run:
+    """The whole configuration of one generation, as written into a trace."""
+
+    model: str
+    policy: str
+    policy_knobs: dict
+    decoder: str
+    decoder_knobs: dict
+    prompt_length: int
+    gen_length: int
+    block_length: int
+    seed: int | tuple[int, ...]
+    stop_at_eos: bool
+    device: str
+    dtype: str
+    shape: dict  # the ModelConfig
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is on the canvas before a step. Never edited: a step makes a new one.
+
+    tokens (B,T) int64; answer = positions prompt_length to T. Rows of a batch with shorter
+    prompts are padded on the left: `start` (B,) is each row's first own position.
+    """
+
+    tokens: Tensor
+    start: Tensor
+    prompt_length: int
+    block_length: int
+    mask_id: int
+    eos_id: int
+    padded: bool = False
+    stop_at_eos: bool = False
+    step: int = 0
+
+    @cached_property
+    def position(self) -> Tensor:
+        """(T,) int64."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device)
+
+    @cached_property
+    def own(self) -> Tensor:
+        """(B,T) bool: not left padding."""
+        return self.position >= self.start[:, None]
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """(B,T) bool: answer positions still to be written."""
+        return (self.tokens == self.mask_id) & (self.position >= self.prompt_length)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """(B,T) bool: prompt and written positions."""
+        return ~self.masked & self.own
+
+    @cached_property
+    def block(self) -> Tensor:
+        """(B,T) bool: the open block, that of each row's leftmost masked position."""
+        first = self.masked.int().argmax(1, keepdim=True) - self.prompt_length
+        index = (self.position - self.prompt_length).div(self.block_length, rounding_mode="floor")
+        return index == first.div(self.block_length, rounding_mode="floor")
+
+    @cached_property
+    def live(self) -> Tensor:
+        """(B,) bool: rows with something left to write (with stop_at_eos: before their end)."""
+        if not self.stop_at_eos:
+            return self.masked.any(1)
+        ends = (self.tokens == self.eos_id) & (self.position >= self.prompt_length)
+        return (self.masked & (ends.cumsum(1) == 0)).any(1)
+
+    @cached_property
+    def eligible(self) -> Tensor:
+        """(B,T) bool: positions a step may write."""
+        return self.masked & self.block & self.live[:, None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step shall compute; masks (B,T) bool, why (B,T) uint8 of `Why`.
+
+    predict: a token is wanted here. refresh: K,V are recomputed here. `unseen` is the confidence
+    read at masked positions without a prediction: -inf keeps them from being written.
+    """
+
+    predict: Tensor
+    refresh: Tensor
+    why: Tensor
+    unseen: float = float("-inf")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A plan as indices: the rows that go through the layers.
+
+    index (B,R) int64 canvas positions; ragged rows of a batch are filled by repeating a wanted
+    one (writing the same K,V twice is exact), and `valid` (B,R) bool counts each once.
+    position (B,R): index counted from the row's own first token. head (B,Q): which of the R rows
+    predict; target (B,Q): the canvas position each predicts. keys (B,T) bool or None: real keys.
+    """
+
+    index: Tensor
+    valid: Tensor
+    position: Tensor
+    head: Tensor
+    target: Tensor
+    keys: Tensor | None
+    full: bool
+    rope: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the model proposes: tokens (B,T) int64, confidence (B,T), -inf where none.
+
+    density (B,T): certainty density for the decoder's sigma, None where sigma is 0.
+    """
+
+    tokens: Tensor
+    confidence: Tensor
+    density: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished denoising step. Holds references to tensors that exist anyway: free to make.
+
+    before, after: the canvases; logits (B,Q,V) of `rows.target`. rollout (B,T) or None.
+    seconds: host time from the start of the step to its yield.
+    """
+
+    run: Run
+    index: int
+    before: Canvas
+    after: Canvas
+    plan: Plan
+    rows: Rows
+    logits: Tensor
+    candidates: Candidates
+    accepted: Tensor  # (B,T) bool
+    rollout: Tensor | None
+    seconds: float

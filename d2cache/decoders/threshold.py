@@ -1,0 +1,27 @@
+"""Everything that is sure enough."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from d2cache import ops
+from d2cache.canvas import Candidates, Canvas
+from d2cache.decoders.base import Decoder
+from d2cache.registry import knob
+
+
+@dataclass
+class Threshold(Decoder, key="threshold"):
+    """Confidence threshold (Fast-dLLM, arXiv 2505.22618): write all candidates at or above it.
+
+    The raw confidence is compared, never its product with density; `tokens_per_step` of the best
+    are written when fewer reach the threshold, ranked with the prior when sigma > 0.
+    """
+
+    threshold: float = knob(0.9, 0.0, 1.0, "confidence from which a candidate is written")
+
+    def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
+        sure = canvas.eligible & (candidates.confidence >= self.threshold)
+        best = ops.top_k_mask(self.score(candidates), canvas.eligible, self.tokens_per_step)
+        enough = sure.sum(1, keepdim=True) >= self.tokens_per_step
+        return sure | (best & ~enough)

@@ -1,0 +1,203 @@
+"""The only decoding loop: a generator of Step. Everything else consumes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from d2cache import ops
+from d2cache.canvas import Candidates, Canvas, Plan, Rows, Run, Step
+from d2cache.decoders import Decoder, make_decoder
+from d2cache.model import Model
+from d2cache.policies import CachePolicy, make_policy
+
+
+def generate(
+    model: Model,
+    prompt_ids,
+    policy: str | CachePolicy = "d2",
+    decoder: str | Decoder = "confidence",
+    gen_length: int = 128,
+    block_length: int | None = None,
+    seed: int | Sequence[int] = 0,
+    stop_at_eos: bool = False,
+) -> Iterator[Step]:
+    """Fill `gen_length` masked positions after the prompt, one denoising step at a time.
+
+    prompt_ids: (P,) or (B,P) integers, or a list of B one-dimensional prompts of any lengths
+    (shorter ones are padded on the left; neither padding nor batch mates change a row's result).
+    block_length: semi-autoregressive blocks of this many positions, default the whole answer.
+    seed: one for all rows or one a row; used only with temperature > 0. stop_at_eos: a row ends
+    when everything before its first end-of-text token is written; what follows stays masked.
+
+    Each step, numbered as below: 1 the policy plans rows; 2 rows become indices, with the one
+    host sync; 3 the model runs on them; 4 the decoder accepts candidates; 5 the policy observes.
+
+    Raises ValueError for bad input at the call, RuntimeError when a step accepts nothing.
+    """
+    policy = make_policy(policy) if isinstance(policy, str) else policy
+    decoder = make_decoder(decoder) if isinstance(decoder, str) else decoder
+    canvas = open_canvas(model, prompt_ids, gen_length, block_length, stop_at_eos)
+    seeds = _row_seeds(seed, canvas.tokens.shape[0])
+    run = Run(
+        model=model.config.name, policy=policy.key, policy_knobs=policy.settings(),
+        decoder=decoder.key, decoder_knobs=decoder.settings(),
+        prompt_length=canvas.prompt_length, gen_length=gen_length,
+        block_length=canvas.block_length, seed=seeds[0] if len(set(seeds)) == 1 else seeds,
+        stop_at_eos=stop_at_eos, device=str(model.device.type), dtype=str(model.dtype)[6:],
+        shape=asdict(model.config),
+    )  # fmt: skip
+    return _steps(model, canvas, policy, decoder, seeds, run)
+
+
+@torch.inference_mode()
+def _steps(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
+    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    stuck = torch.zeros((), dtype=torch.bool, device=model.device)
+    policy.begin(model, canvas)
+    while True:
+        start = time.perf_counter()
+        plan = policy.plan(canvas)  # 1
+        rows = gather_rows(canvas, plan, model.config.shift, stuck)  # 2
+        if rows is None:
+            return
+        logits = model(canvas.tokens, rows, policy)  # 3
+        logits[..., model.config.mask_id] = -torch.inf  # a model may predict [MASK], for ever
+        candidates = _candidates(canvas, plan, rows, logits, policy, decoder, randoms)
+        accepted = decoder.accept(canvas, candidates)  # 4
+        stuck = (canvas.live & ~accepted.any(1)).any()
+        after = replace(
+            canvas, tokens=torch.where(accepted, candidates.tokens, canvas.tokens),
+            step=canvas.step + 1,
+        )  # fmt: skip
+        step = Step(
+            run, canvas.step, canvas, after, plan, rows, logits, candidates, accepted, None, 0.0
+        )
+        policy.observe(after, step)  # 5
+        yield replace(step, rollout=policy.rollout, seconds=time.perf_counter() - start)
+        canvas = after
+
+
+def open_canvas(model, prompt_ids, gen_length, block_length=None, stop_at_eos=False) -> Canvas:
+    """A canvas of prompts and masks; ValueError says what is wrong with the input."""
+    c = model.config
+    prompts = _as_prompts(prompt_ids, c.vocab)
+    block_length = gen_length if block_length is None else block_length
+    for name, value in (("gen_length", gen_length), ("block_length", block_length)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    longest = max(len(p) for p in prompts)
+    if longest + gen_length > c.max_length:
+        raise ValueError(
+            f"prompt of {longest} tokens + answer of {gen_length} is {longest + gen_length}; "
+            f"{c.name} has room for {c.max_length}: shorten one of them"
+        )
+    tokens = torch.full((len(prompts), longest + gen_length), c.mask_id, dtype=torch.int64)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[longest - len(prompt) : longest] = prompt
+    start = torch.tensor([longest - len(p) for p in prompts])
+    return Canvas(
+        tokens.to(model.device), start.to(model.device), longest, min(block_length, gen_length),
+        c.mask_id, c.eos_id, padded=bool(start.any()), stop_at_eos=stop_at_eos,
+    )  # fmt: skip
+
+
+def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
+    """One tensor (P,) int64 on the CPU a row."""
+    try:
+        if not isinstance(prompt_ids, Tensor) and len(prompt_ids) and not _is_number(prompt_ids[0]):
+            prompts = [torch.as_tensor(p) for p in prompt_ids]
+        else:
+            whole = torch.as_tensor(prompt_ids)
+            prompts = list(whole) if whole.dim() == 2 else [whole]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"prompt_ids is {type(prompt_ids).__name__}; it must be token ids (P,) or (B,P)"
+        ) from error
+    for p in prompts:
+        if p.dim() != 1 or p.is_floating_point() or p.is_complex() or p.dtype == torch.bool:
+            raise ValueError(
+                f"prompt_ids has shape {tuple(p.shape)} and type {p.dtype}; "
+                "it must be integer token ids (P,) or (B,P)"
+            )
+        if not len(p):
+            raise ValueError("the prompt is empty; it needs at least one token")
+        if p.min() < 0 or p.max() >= vocab:
+            raise ValueError(
+                f"prompt_ids has values from {p.min()} to {p.max()}; "
+                f"the vocabulary has ids 0 to {vocab - 1}"
+            )
+    return [p.to("cpu", torch.int64) for p in prompts]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int) or getattr(value, "ndim", None) == 0
+
+
+def _row_seeds(seed, batch: int) -> tuple[int, ...]:
+    seeds = (seed,) * batch if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != batch or not all(isinstance(s, int) and 0 <= s < 2**63 for s in seeds):
+        raise ValueError(
+            f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or one a row"
+        )
+    return seeds
+
+
+def gather_rows(canvas: Canvas, plan: Plan, shift: int, stuck: Tensor) -> Rows | None:
+    """Masks to indices, with the step's one host sync; None when nothing is left to write."""
+    live = canvas.live[:, None]
+    # the logits that predict position j stand at row j - shift
+    source = plan.predict.roll(-shift, 1) & live
+    wanted = (plan.refresh & live) | source
+    rows, all_rows, heads, left, stalled = torch.stack(
+        (wanted.sum(1).amax(), wanted.sum(1).amin(), source.sum(1).amax(), live.sum(), stuck)
+    ).tolist()
+    if stalled:
+        raise RuntimeError(
+            f"step {canvas.step - 1} wrote nothing: the decoder must accept at least one "
+            "computed position of the open block"
+        )
+    if not left:
+        return None
+    index, valid = _indices(wanted, rows)
+    at, _ = _indices(source, heads)
+    rank = wanted.cumsum(1) - 1
+    full = all_rows == canvas.tokens.shape[1]
+    return Rows(
+        index=index, valid=valid, position=(index - canvas.start[:, None]).clamp_min(0),
+        head=rank.gather(1, at).clamp_min(0), target=at + shift,
+        keys=canvas.own if canvas.padded else None, full=full,
+    )  # fmt: skip
+
+
+def _indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions of a mask (B,T) in rising order, (B,count); short rows repeat their first."""
+    order = mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+    valid = mask.gather(1, order)
+    return torch.where(valid, order, order[:, :1]), valid
+
+
+def _candidates(canvas, plan, rows, logits, policy, decoder, randoms) -> Candidates:
+    """Logits of the predicting rows -> candidates on the canvas (B,T)."""
+    uniform = None
+    if decoder.temperature > 0:
+        # one number a position and step, whatever rows are computed: batch mates change nothing
+        gen = canvas.tokens.shape[1] - canvas.prompt_length
+        drawn = torch.stack([torch.rand(gen, generator=g) for g in randoms])
+        at = (rows.target - canvas.prompt_length).clamp_min(0)
+        uniform = drawn.to(logits.device).gather(1, at)
+    tokens, confidence = ops.choose_tokens(logits, decoder.temperature, decoder.top_p, uniform)
+    computed = plan.predict & canvas.live[:, None]
+    blank = torch.zeros_like(canvas.tokens, dtype=confidence.dtype)
+    confidence = blank.scatter(1, rows.target, confidence)
+    confidence = torch.where(computed, confidence, -torch.inf)
+    confidence = confidence.masked_fill(canvas.masked & ~computed, plan.unseen)
+    tokens = torch.zeros_like(canvas.tokens).scatter(1, rows.target, tokens)
+    density = None
+    if decoder.sigma > 0:
+        density = policy.density(canvas, decoder.sigma, decoder.as_shipped)
+    return Candidates(tokens, confidence, density)

@@ -1,0 +1,196 @@
+"""One bidirectional transformer that is LLaDA (or a relative) by its config.
+
+Letters in shape comments: B batch, T canvas positions, R recomputed rows, Q predicting rows,
+H heads, D head width, d model width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from d2cache.canvas import Rows
+    from d2cache.policies.base import CachePolicy
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a masked-diffusion transformer; sizes in elements."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocab: int
+    rope_theta: float
+    norm_eps: float
+    mask_id: int
+    eos_id: int
+    max_length: int = 4096
+    shift: int = 0  # logits at position i predict token i + shift
+    name: str = "llada"
+
+    def __post_init__(self):
+        sizes = ("layers", "width", "heads", "kv_heads", "mlp", "vocab", "max_length")
+        for field in sizes:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        if self.width % self.heads or self.head_width % 2:
+            raise ValueError(
+                f"width {self.width} does not split into {self.heads} heads of even width"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads")
+        for field in ("mask_id", "eos_id"):
+            if not 0 <= getattr(self, field) < self.vocab:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)}; the vocabulary has ids 0 to {self.vocab - 1}"
+                )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    def flops(self, rows, length, predicted):
+        """Floating-point operations of one step (2 per multiply-add), matrix products only.
+
+        rows: recomputed rows, length: keys each row attends to, predicted: rows through the LM
+        head; numbers or arrays. Norms, rotations and the choice of tokens are not counted.
+        """
+        kv = self.kv_heads * self.head_width
+        weights = 2 * self.width * self.width + 2 * self.width * kv + 3 * self.width * self.mlp
+        per_row = self.layers * (2 * weights + 4 * length * self.width)
+        return rows * per_row + 2 * predicted * self.width * self.vocab
+
+
+CONFIGS = {
+    "llada-8b": ModelConfig(
+        layers=32, width=4096, heads=32, kv_heads=32, mlp=12288, vocab=126464, rope_theta=500000.0,
+        norm_eps=1e-5, mask_id=126336, eos_id=126081, name="llada-8b",
+    ),
+    "tiny": ModelConfig(
+        layers=8, width=256, heads=4, kv_heads=4, mlp=704, vocab=1024, rope_theta=10000.0,
+        norm_eps=1e-5, mask_id=1023, eos_id=1022, max_length=1024, name="tiny",
+    ),
+}  # fmt: skip
+
+
+class Block(nn.Module):
+    """One layer as three pure pieces; a cache policy decides how they are put together."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        d, kv = config.width, config.kv_heads * config.head_width
+        self.config = config
+        self.attn_norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.qkv_proj = nn.Linear(d, d + 2 * kv, bias=False)  # q, k and v in one product
+        self.out_proj = nn.Linear(d, d, bias=False)
+        self.mlp_norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.gate_up_proj = nn.Linear(d, 2 * config.mlp, bias=False)
+        self.down_proj = nn.Linear(config.mlp, d, bias=False)
+
+    def qkv(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,R,d) -> q (B,H,R,D) and k, v (B,Hkv,R,D); q and k already rotated."""
+        c = self.config
+        y = self.qkv_proj(self.attn_norm(x)).unflatten(-1, (-1, c.head_width)).transpose(1, 2)
+        qk, v = y.split((c.heads + c.kv_heads, c.kv_heads), dim=1)
+        q, k = rotate(qk, rope).split((c.heads, c.kv_heads), dim=1)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+        """q (B,H,R,D) over all keys (B,Hkv,T,D) -> (B,R,d); keys (B,T) bool marks real positions."""
+        mask = None if keys is None else keys[:, None, None]
+        grouped = self.config.heads != self.config.kv_heads
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return self.project_out(y)
+
+    def project_out(self, y: Tensor) -> Tensor:
+        """Heads (B,H,R,D) -> (B,R,d): joined and sent through the output projection."""
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """(B,R,d) -> (B,R,d), the SwiGLU half of the layer."""
+        gate, up = self.gate_up_proj(self.mlp_norm(x)).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Model(nn.Module):
+    """Embedding, blocks, norm and LM head. `tokenizer` is attached by `d2cache.load`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizer = None
+        self.embed = nn.Embedding(config.vocab, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def forward(self, tokens: Tensor, rows: Rows, policy: CachePolicy) -> Tensor:
+        """tokens (B,T) int64 -> logits (B,Q,V) of the rows that predict.
+
+        Only `rows` go through the layers; what the other positions contribute is the policy's
+        business, called once a layer.
+        """
+        x = self.embed(tokens.gather(1, rows.index))
+        rows = replace(rows, rope=self.rotary(rows.position))
+        for i, block in enumerate(self.blocks):
+            x = policy.block(i, block, x, rows)
+        x = x.gather(1, rows.head[..., None].expand(-1, -1, x.shape[-1]))
+        return self.head(self.norm(x))
+
+    def rotary(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """positions (B,R) -> cos and sin, each (B,1,R,D/2), in the model's dtype."""
+        c = self.config
+        # angles in at least float32: bf16 cannot tell neighbouring positions apart
+        wide = torch.promote_types(self.dtype, torch.float32)
+        power = torch.arange(0, c.head_width, 2, device=position.device, dtype=wide) / c.head_width
+        angle = (position[..., None] * c.rope_theta**-power)[:, None]
+        return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
+
+    def encode(self, text: str) -> Tensor:
+        """Prompt text -> token ids (P,) int64, wrapped in the checkpoint's chat template."""
+        self._needs_tokenizer()
+        if self.tokenizer.chat_template:
+            chat = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True
+            )
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def decode(self, ids) -> str:
+        """Answer ids (G,) -> text up to the first end-of-text token, masks left out."""
+        self._needs_tokenizer()
+        ids = torch.as_tensor(ids).tolist()
+        ids = ids[: ids.index(self.config.eos_id)] if self.config.eos_id in ids else ids
+        kept = [i for i in ids if i != self.config.mask_id]
+        return self.tokenizer.decode(kept, skip_special_tokens=True)
+
+    def _needs_tokenizer(self):
+        if self.tokenizer is None:
+            raise ValueError(
+                "this model has no tokenizer; put tokenizer.json beside config.json, "
+                "or pass token ids"
+            )
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding (arXiv 2104.09864) of (B,H,R,D), first half paired with second half."""
+    cos, sin = rope
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -1,0 +1,160 @@
+"""Small pure functions on (B,T) tensors: each rule stands here once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def certainty_density(known: Tensor, sigma: float) -> Tensor:
+    """Share of a Gaussian window around each position that lies on known positions.
+
+    known (B,T) bool -> (B,T) float32 in [0,1]. d2Cache (arXiv 2509.23094) Eq. 3: a sum over
+    known positions j of exp(-(i-j)^2 / 2 sigma^2), here divided by the window's whole mass and
+    cut off at 6 sigma; nothing lies beyond the edges. sigma in positions.
+    """
+    radius = math.ceil(6 * sigma)
+    lag = torch.arange(-radius, radius + 1, device=known.device, dtype=torch.float64)
+    window = torch.exp(-(lag**2) / (2 * sigma**2))
+    # float64: short, and a GPU would otherwise round a convolution to 10 bits
+    total = F.conv1d(known[:, None].double(), (window / window.sum())[None, None], padding=radius)
+    return total[:, 0].float()
+
+
+def certainty_density_as_shipped(known: Tensor, prompt_length: int, sigma: float) -> Tensor:
+    """Certainty density with the public code's padding: (B,T) float32, 1 on the prompt.
+
+    The prompt counts as one answer's length of known positions, and beyond the right edge stands
+    another, all like the last answer position: one early end token makes the tail look certain.
+    """
+    prompt, answer = known.split((prompt_length, known.shape[1] - prompt_length), dim=1)
+    length = answer.shape[1]
+    padded = torch.cat((torch.ones_like(answer), answer, answer[:, -1:].expand_as(answer)), dim=1)
+    density = certainty_density(padded, sigma)[:, length : 2 * length]
+    return torch.cat((torch.ones_like(prompt, dtype=density.dtype), density), dim=1)
+
+
+def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """(B,T) bool: the k highest eligible scores above -inf; ties go to the leftmost position.
+
+    Confidence saturates at exactly 1.0, so ties are common and their order matters.
+    """
+    score = score.masked_fill(~eligible, float("-inf"))
+    top = score.sort(dim=1, descending=True, stable=True)
+    picked = torch.zeros_like(eligible).scatter_(1, top.indices[:, :k], True)
+    return picked & (score > float("-inf"))
+
+
+def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
+    """Smallest set of candidates that holds more than a share p of the candidates' mass.
+
+    mass (B,T), candidates (B,T) bool -> (B,T) bool. p <= 0 selects none, p >= 1 all.
+    d2Cache section 3.2 (stage 2).
+    """
+    if p <= 0:
+        return torch.zeros_like(candidates)
+    if p >= 1:
+        return candidates
+    order, before = _mass_before(mass, candidates)
+    return torch.zeros_like(candidates).scatter_(1, order, before <= p) & candidates
+
+
+def nucleus_within(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
+    """Longest run of the heaviest candidates whose mass stays within p, at least one: the public
+    code's rule where the paper asks for mass beyond p."""
+    order, before = _mass_before(mass, candidates)
+    share = mass.masked_fill(~candidates, 0)
+    share = (share / share.sum(1, keepdim=True)).gather(1, order)
+    keep = before + share <= p
+    keep[:, 0] = True
+    return torch.zeros_like(candidates).scatter_(1, order, keep) & candidates
+
+
+def _mass_before(mass: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Order of falling mass, and the share of mass that comes before each in that order."""
+    share = mass.masked_fill(~candidates, 0)
+    share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+    # candidates of zero mass still come before non-candidates
+    top = share.masked_fill(~candidates, -1).sort(dim=1, descending=True, stable=True)
+    value = top.values.clamp_min(0)
+    return top.indices, value.cumsum(1) - value
+
+
+def fill_gaps(selected: Tensor, width: int) -> Tensor:
+    """(B,T) bool -> selected and the gaps between neighbours a < b with b - a <= width."""
+    if width <= 1:
+        return selected
+    at = torch.arange(selected.shape[1], device=selected.device).expand_as(selected)
+    far = 2 * selected.shape[1]
+    left = at.masked_fill(~selected, -far).cummax(1).values
+    right = at.masked_fill(~selected, far).flip(1).cummin(1).values.flip(1)
+    return selected | (right - left <= width)
+
+
+def attention_map(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention that keeps its map: -> outputs (B,H,R,D), head-averaged weights (B,R,T).
+
+    q (B,H,R,D), k and v (B,Hkv,T,D), keys (B,T) bool or None. Softmax in at least float32.
+    """
+    if k.shape[1] != q.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if keys is not None:
+        score = score.masked_fill(~keys[:, None, None], float("-inf"))
+    weight = score.softmax(-1, dtype=torch.promote_types(score.dtype, torch.float32))
+    return weight.to(v.dtype) @ v, weight.mean(1)
+
+
+def rollout_mass(maps: list[Tensor], rows: Tensor, valid: Tensor, length: int) -> Tensor:
+    """Attention-rollout column mass (B,T), summing to T, without any T x T product.
+
+    maps: per layer (B,R,T) head-averaged weights of the recomputed rows; rows (B,R) int64 their
+    positions; valid (B,R) bool counts each once. With W = (A + I) / 2 and identity rows where
+    nothing was recomputed (d2Cache Eq. 5-6), the column sums of W_L ... W_1 are 1 W_L ... W_1:
+    one vector swept from the last layer down to the first.
+    """
+    mass = maps[0].new_ones(rows.shape[0], length)
+    for weights in reversed(maps):
+        half = mass.gather(1, rows) * valid / 2
+        mass = mass.scatter_add(1, rows, -half)
+        mass = mass + (half[:, None] @ weights)[:, 0]
+    return mass
+
+
+def choose_tokens(
+    logits: Tensor, temperature: float, top_p: float, uniform: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B,Q,V) -> tokens (B,Q) int64 and their probability (B,Q), without a host sync.
+
+    temperature 0 takes the likeliest token; otherwise `uniform` (B,Q) in [0,1) picks from the
+    distribution by its inverse. top_p < 1 first keeps the smallest set with at least that mass.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    logits = logits.to(wide)
+    if temperature > 0:
+        logits = logits / temperature
+    if top_p < 1:
+        logits = _truncate(logits, top_p)
+    if temperature == 0:
+        top = logits.max(-1)
+        return top.indices, (top.values - logits.logsumexp(-1)).exp()
+    prob = logits.softmax(-1)
+    # the last token of positive probability catches a uniform that rounding puts past the end
+    total = prob.cumsum(-1)
+    target = (uniform[..., None] * total[..., -1:]).to(wide)
+    token = torch.searchsorted(total, target, right=True)
+    last = prob.shape[-1] - 1 - (prob.flip(-1) > 0).int().argmax(-1, keepdim=True)
+    token = torch.minimum(token, last)
+    return token[..., 0], prob.gather(-1, token)[..., 0]
+
+
+def _truncate(logits: Tensor, top_p: float) -> Tensor:
+    """Nucleus of each distribution (arXiv 1904.09751): the rest becomes -inf."""
+    top = logits.sort(dim=-1, descending=True, stable=True)
+    prob = top.values.softmax(-1)
+    drop = prob.cumsum(-1) - prob >= top_p
+    drop[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(drop).scatter_(-1, top.indices, drop), float("-inf"))

@@ -1,0 +1,76 @@
+"""CachePolicy, whose base class is "no cache", and KV, the store that policies share."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from d2cache import ops
+from d2cache.canvas import Canvas, Plan, Rows, Step, Why
+from d2cache.model import Block, Model
+from d2cache.registry import Registered
+
+
+class KV:
+    """Keys (already rotated: positions never move) and values, (L,B,Hkv,T,D) each."""
+
+    def __init__(self, model: Model, batch: int, length: int):
+        c = model.config
+        shape = (c.layers, batch, c.kv_heads, length, c.head_width)
+        self.k = torch.zeros(shape, device=model.device, dtype=model.dtype)
+        self.v = torch.zeros_like(self.k)
+
+    def write(self, i: int, rows: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put k, v (B,Hkv,R,D) of `rows` in place; -> all keys and values (B,Hkv,T,D)."""
+        if rows.full:
+            self.k[i].copy_(k)
+            self.v[i].copy_(v)
+        else:
+            at = rows.index[:, None, :, None].expand_as(k)
+            self.k[i].scatter_(2, at, k)
+            self.v[i].scatter_(2, at, v)
+        return self.k[i], self.v[i]
+
+
+class CachePolicy(Registered):
+    """Decides which rows are recomputed. The five verbs here recompute everything every step.
+
+    Subclass as a dataclass with a key; its fields are its knobs and its docstring's first line
+    names the paper. State of a run lives in attributes set by `begin`.
+    """
+
+    registry: ClassVar[dict[str, type]] = {}
+    kind: ClassVar[str] = "policy"
+    rollout: Tensor | None = None  # (B,T) column mass of the last step, where a policy makes one
+
+    def begin(self, model: Model, canvas: Canvas) -> None:
+        """Called once before the first step: make room."""
+        self.kv = KV(model, *canvas.tokens.shape)
+
+    def plan(self, canvas: Canvas) -> Plan:
+        """Which positions to predict and which rows to recompute on this canvas."""
+        why = canvas.own.to(torch.uint8) * int(Why.FULL)
+        return Plan(predict=canvas.masked, refresh=canvas.own, why=why)
+
+    def block(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
+        """Layer i on the rows: x (B,R,d) -> (B,R,d)."""
+        q, k, v = block.qkv(x, rows.rope)
+        x = x + self.attend(i, block, q, *self.kv.write(i, rows, k, v), rows)
+        return x + block.mlp(x)
+
+    def attend(
+        self, i: int, block: Block, q: Tensor, k: Tensor, v: Tensor, rows: Rows
+    ) -> Tensor:
+        """q (B,H,R,D) over all keys and values (B,Hkv,T,D) -> (B,R,d)."""
+        return block.attend(q, k, v, rows.keys)
+
+    def observe(self, canvas: Canvas, step: Step) -> None:
+        """Called after each step, with the canvas it left: learn for the next plan."""
+
+    def density(self, canvas: Canvas, sigma: float, as_shipped: bool = False) -> Tensor:
+        """Certainty density (B,T) that ranks positions on this canvas."""
+        if as_shipped:
+            return ops.certainty_density_as_shipped(canvas.known, canvas.prompt_length, sigma)
+        return ops.certainty_density(canvas.known, sigma)

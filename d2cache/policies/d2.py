@@ -1,0 +1,86 @@
+"""d2Cache: two stages choose the rows of the next step."""
+
+from dataclasses import dataclass
+
+import torch
+
+from d2cache import ops
+from d2cache.canvas import Plan, Why
+from d2cache.policies.base import CachePolicy
+from d2cache.registry import knob
+
+
+@dataclass
+class D2Cache(CachePolicy, key="d2"):
+    """d2Cache (arXiv 2509.23094): certainty density picks masks, attention rollout picks the rest.
+
+    One full pass, then each step recomputes: the `current_k` masked positions of highest
+    confidence x certainty density (stage 1; a position keeps the confidence it had when it was
+    last computed; with blocks the open block comes first, and the search ends with the block
+    that holds the k-th mask); what the last step wrote, once; and of all other rows the smallest
+    set that holds more than `rollout_p` of their attention-rollout mass (stage 2).
+
+    `as_shipped` repeats the public code, faults included: the confidence of the first pass is
+    kept for the whole run; the block that bounds the search shrinks while it fills; rollout rows
+    stop before p instead of beyond it; density counts one answer's length of imagined known
+    positions on the left and repeats the last answer position on the right; a position that was
+    not computed reads confidence 1/V and token 0, and can be written.
+    """
+
+    current_k: int = knob(32, 1, 1024, "masked positions recomputed a step")
+    rollout_p: float = knob(0.1, 0.0, 1.0, "share of rollout mass recomputed; 0 turns stage 2 off")
+    sigma: float = knob(10.0, 0.1, 100.0, "width of certainty density, in positions")
+    inflate_w: int = knob(0, 0, 64, "recompute gaps between chosen rows up to this far apart")
+    as_shipped: bool = knob(False, None, None, "repeat the public code, faults included")
+
+    def begin(self, model, canvas):
+        super().begin(model, canvas)
+        self.maps = [None] * model.config.layers
+        self.confidence = canvas.masked.to(torch.float32)  # last seen while computed
+        self.unseen = 1 / model.config.vocab if self.as_shipped else float("-inf")
+        self.next_plan = super().plan(canvas)
+
+    def plan(self, canvas):
+        return self.next_plan
+
+    def attend(self, i, block, q, k, v, rows):
+        out, self.maps[i] = ops.attention_map(q, k, v, rows.keys)
+        return block.project_out(out)
+
+    def observe(self, canvas, step):
+        rows = step.rows
+        self.rollout = ops.rollout_mass(self.maps, rows.index, rows.valid, canvas.tokens.shape[1])
+        if step.index == 0 or not self.as_shipped:
+            seen = step.candidates.confidence
+            self.confidence = torch.where(seen > -torch.inf, seen, self.confidence)
+        chosen = self.stage_one(canvas, step.before if self.as_shipped else canvas)
+        taken = chosen | step.accepted
+        pick = ops.nucleus_within if self.as_shipped else ops.nucleus
+        influential = pick(self.rollout, canvas.own & ~taken, self.rollout_p)
+        filled = ops.fill_gaps(taken | influential, self.inflate_w) & canvas.own
+        reasons = (
+            (chosen, Why.CHOSEN), (step.accepted, Why.WRITTEN), (influential, Why.ROLLOUT),
+            (filled & ~taken & ~influential, Why.GAP),
+        )  # fmt: skip
+        why = sum(mask.to(torch.uint8) * int(reason) for mask, reason in reasons)
+        self.next_plan = Plan(canvas.masked & filled, filled, why, self.unseen)
+
+    def stage_one(self, canvas, bounds):
+        """(B,T) bool: masked positions to recompute; the canvas `bounds` holds the open block."""
+        base = (self.confidence * self.density(canvas, self.sigma)).masked_fill(~canvas.masked, 0)
+        inside, size = bounds.block, canvas.block_length
+        if self.as_shipped:
+            inside = bounds.block & bounds.masked
+            size = inside.sum(1, keepdim=True)
+        # the window ends with the block that holds the k-th mask, or with the canvas
+        at = canvas.position - canvas.prompt_length
+        full = canvas.masked.cumsum(1) >= self.current_k
+        last = torch.where(full, at, at[-1]).amin(1, keepdim=True)
+        end = (last.div(size, rounding_mode="floor") + 1) * size
+        start = torch.where(inside, at, at[-1]).amin(1, keepdim=True)
+        window = canvas.masked & (at >= start) & (at < end)
+        # float64: the lift must not round small scores together
+        return ops.top_k_mask(base.double() + inside, window, self.current_k)
+
+    def density(self, canvas, sigma, as_shipped=False):
+        return super().density(canvas, sigma, as_shipped or self.as_shipped)

@@ -1,0 +1,13 @@
+"""Every row, every step."""
+
+from dataclasses import dataclass
+
+from d2cache.policies.base import CachePolicy
+
+
+@dataclass
+class NoCache(CachePolicy, key="none"):
+    """No cache: every row is recomputed at every step (LLaDA, arXiv 2502.09992).
+
+    The reference that every cache is compared with: exact, and the most work.
+    """

@@ -1,0 +1,111 @@
+"""Knobs and the two registries: a class in a file of its own is known everywhere."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import MISSING, dataclass, field, fields
+
+
+def knob(default, low, high, help: str):
+    """A dataclass field that is a knob: default, inclusive bounds (None for a switch) and help."""
+    return field(default=default, metadata={"low": low, "high": high, "help": help})
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One knob as a front end needs it; `kind` is bool, int or float."""
+
+    name: str
+    default: object
+    low: float | None
+    high: float | None
+    help: str
+
+    @property
+    def kind(self) -> type:
+        return type(self.default)
+
+    def check(self, owner: str, value):
+        """The value in the knob's own type; ValueError with what is allowed otherwise."""
+        if self.kind is bool:
+            if isinstance(value, bool):
+                return value
+            raise ValueError(f"{owner}: {self.name} is {value!r}; it must be True or False")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        whole = self.kind is float or number and float(value).is_integer()
+        # `not (low <= value <= high)` also refuses a NaN
+        if not number or not whole or not (self.low <= value <= self.high):
+            sort = "a whole number" if self.kind is int else "a number"
+            raise ValueError(
+                f"{owner}: {self.name} is {value!r}; it must be {sort} "
+                f"from {self.low} to {self.high}"
+            )
+        return self.kind(value)
+
+
+class Registered:
+    """Base of policies and decoders: subclassing with a key registers, fields are knobs."""
+
+    key: str
+    kind: str  # "policy" or "decoder", for messages
+    registry: dict[str, type]
+
+    def __init_subclass__(cls, key: str | None = None, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if key is None:
+            return
+        if key in cls.registry and cls.registry[key].__module__ != cls.__module__:
+            other = cls.registry[key].__module__
+            raise ValueError(f"{cls.kind} {key!r} is already defined in {other}; choose another name")
+        cls.key = key
+        cls.registry[key] = cls
+
+    def __post_init__(self):
+        for one in knobs(type(self)):
+            value = one.check(f"{self.kind} {self.key!r}", getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
+
+    def settings(self) -> dict:
+        """Knob name -> value."""
+        return {one.name: getattr(self, one.name) for one in knobs(type(self))}
+
+
+def knobs(cls) -> list[Knob]:
+    """The knobs of a policy or decoder class, in the order they are written."""
+    return [
+        Knob(f.name, f.default, f.metadata["low"], f.metadata["high"], f.metadata["help"])
+        for f in fields(cls)
+        if f.default is not MISSING and "help" in f.metadata
+    ]
+
+
+def describe(registry: dict[str, type]) -> list[dict]:
+    """name, paper (the docstring's first line), help (its rest) and knobs of everything known."""
+    entries = []
+    for name, cls in sorted(registry.items()):
+        first, _, rest = (cls.__doc__ or "").strip().partition("\n")
+        entries.append(
+            {"name": name, "paper": first, "help": rest.strip(), "knobs": knobs(cls)}
+        )
+    return entries
+
+
+def make(registry: dict[str, type], kind: str, name, settings: dict):
+    """An object from its registered name and knobs; ValueError names what is allowed."""
+    if name not in registry:
+        allowed = ", ".join(sorted(registry))
+        raise ValueError(f"unknown {kind} {name!r}; choose one of {allowed}")
+    cls = registry[name]
+    known = [one.name for one in knobs(cls)]
+    for given in settings:
+        if given not in known:
+            allowed = ", ".join(known) or "none"
+            raise ValueError(f"{kind} {name!r} has no knob {given!r}; its knobs: {allowed}")
+    return cls(**settings)
+
+
+def import_siblings(package: str, path) -> None:
+    """Import every module of a package, so that a new file registers itself."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")

@@ -1,0 +1,62 @@
+"""Held-out accuracy of a model on the generated problems, under any policy and decoder."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from d2cache.decoders import Decoder, make_decoder
+from d2cache.generate import generate
+from d2cache.model import Model
+from d2cache.policies import make_policy
+from d2cache.teaching import tasks
+
+
+def held_out(family: str, count: int, seed: int) -> list[tasks.Problem]:
+    """`count` problems that training never draws; the same for the same seed."""
+    rng = random.Random(f"exam {family} {seed}")
+    return [tasks.draw(family, rng, held_out=True) for _ in range(count)]
+
+
+def exam(
+    model: Model, family: str, policy: str, decoder: Decoder, count: int, seed: int, batch: int = 16
+) -> dict:
+    """Decode `count` held-out problems; -> accuracy, steps, seconds, hit_rate and the failures.
+
+    Rows of a batch stop at their own end of text, which changes no answer: what is written
+    before the end stays. Accuracy is `tasks.correct`, in [0,1].
+    """
+    problems = held_out(family, count, seed)
+    prompts = [model.encode(p.prompt) for p in problems]
+    order = sorted(range(count), key=lambda i: len(prompts[i]))  # little padding in a batch
+    failures, steps, begin = [], 0, time.perf_counter()
+    for at in range(0, count, batch):
+        part = order[at : at + batch]
+        last = None
+        for last in generate(
+            model, [prompts[i] for i in part], make_policy(policy), decoder,
+            gen_length=tasks.ANSWER_LENGTH[family], stop_at_eos=True,
+        ):  # fmt: skip
+            steps += 1
+        answers = last.after.tokens[:, last.after.prompt_length :].cpu()
+        for i, ids in zip(part, answers, strict=True):
+            text = model.decode(ids).strip()
+            if not tasks.correct(problems[i], text):
+                failures.append((problems[i], text))
+    return {
+        "family": family, "policy": policy, "problems": count,
+        "accuracy": 1 - len(failures) / count, "steps": steps,
+        "seconds": time.perf_counter() - begin, "failures": failures,
+    }  # fmt: skip
+
+
+def exam_table(model: Model, policies: list[str], count: int, seed: int, batch: int = 128) -> str:
+    """A text table of accuracy in percent, a family a line and a policy a column."""
+    lines = [f"{'family':12}" + "".join(f"{p:>8}" for p in policies)]
+    for family in tasks.FAMILIES:
+        cells = [
+            exam(model, family, p, make_decoder("confidence"), count, seed, batch)["accuracy"]
+            for p in policies
+        ]
+        lines.append(f"{family:12}" + "".join(f"{100 * c:8.1f}" for c in cells))
+    return "\n".join(lines)

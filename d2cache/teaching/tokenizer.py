@@ -1,0 +1,110 @@
+"""A small byte-level BPE tokenizer trained on the generators' own text."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from d2cache.teaching.tasks import FAMILIES, draw
+
+END = "<|endoftext|>"
+MASK = "<|mdm_mask|>"
+
+# A new line with its indent, a possessive, one digit, a word, the next word of a composite name, a
+# run of signs, other white space.
+PIECES = r"\n *|'s| ?[0-9]| ?[A-Za-z]+|_[A-Za-z]*| ?[^\sA-Za-z0-9_]+|\s+"
+
+# The opening of the answer is always there: every "Q:" is followed by its "A:".
+CHAT_TEMPLATE = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
+
+
+def training_texts(seed: int, samples: int) -> Iterator[str]:
+    """``samples`` training problems of every family, as the model sees them."""
+    rng = random.Random(seed)
+    for family in FAMILIES:
+        for _ in range(samples):
+            problem = draw(family, rng, held_out=False)
+            yield f"Q: {problem.prompt}\nA: {problem.answer}\n\n"
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Cuts a text into pieces without losing a byte; no token crosses the cuts."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _learn_merges(texts: list[str], vocab_size: int) -> list[tuple[str, str]]:
+    """The merges of a plain BPE training over all the bytes, most frequent pairs first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _pre_tokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def _count_pieces(texts: list[str]) -> list[str]:
+    """The different pieces of the texts, the most frequent first."""
+    cutter, counts = _pre_tokenizer(), Counter()
+    for text in texts:
+        counts.update(piece for piece, _ in cutter.pre_tokenize_str(text))
+    return sorted(counts, key=lambda piece: (-counts[piece], piece))
+
+
+def train_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 3000) -> Tokenizer:
+    """Trains the tokenizer; the last two ids are the end-of-text and the mask token.
+
+    A plain BPE of this size would spend more than a third of its ids on parts of words that no
+    text of the world ever shows.  So the world's whole pieces get their ids first, straight after
+    the 256 bytes, and the most frequent merges fill the rest for words from outside;
+    ``ignore_merges`` makes a piece that has an id be that one token.
+    """
+    texts = list(training_texts(seed, samples))
+    room = vocab_size - 2
+    tokens = dict.fromkeys(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    for piece in _count_pieces(texts):
+        if len(tokens) < room:
+            tokens[piece] = None
+    merges = []
+    for left, right in _learn_merges(texts, room):
+        known = left in tokens and right in tokens
+        if known and (left + right in tokens or len(tokens) < room):
+            tokens[left + right] = None
+            merges.append((left, right))
+    if len(tokens) != room:
+        raise ValueError(f"{samples} samples give {len(tokens)} tokens, {room} are asked for")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END, MASK])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Writes the files that ``transformers.PreTrainedTokenizerFast.from_pretrained`` reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": END,
+        "mask_token": MASK,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+        "model_max_length": 4096,
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
