@@ -29,10 +29,10 @@ class Problem:
 ANSWER_LENGTH: dict[str, int] = {
     "word": 96,
     "arithmetic": 96,
-    "code": 96,
+    "code": 64,
     "facts": 64,
     "lists": 64,
-    "stories": 128,
+    "stories": 96,
 }
 
 
@@ -854,7 +854,7 @@ def _facts(rng: random.Random) -> Problem:
         hops = [_state(fact, table), _state(fact2, table)]
         needed, extra = [fact, fact2], []
     others = [(r, p) for r in table for p in people if (r, p) not in needed]
-    goal = rng.randint(16, 30) - len(needed) - len(extra)
+    goal = rng.randint(26, 52) - len(needed) - len(extra)
     kept = needed + rng.sample(others, min(max(goal, 0), len(others)))
     lines = extra + [_state(one, table, int(rng.random() < 0.5)) for one in kept]
     rng.shuffle(lines)

@@ -61,7 +61,7 @@ def _count_pieces(texts: list[str]) -> list[str]:
     return sorted(counts, key=lambda piece: (-counts[piece], piece))
 
 
-def train_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 3000) -> Tokenizer:
+def train_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 2000) -> Tokenizer:
     """Trains the tokenizer; the last two ids are the end-of-text and the mask token.
 
     A plain BPE of this size would spend more than a third of its ids on parts of words that no
