@@ -35,11 +35,12 @@ class Run:
     prompt_length: int
     gen_length: int
     block_length: int
-    seed: int | tuple[int, ...]
+    seeds: tuple[int, ...]  # one a row
     stop_at_eos: bool
     device: str
     dtype: str
     shape: dict  # the ModelConfig
+    tokenizer: object = None  # gives a trace its token texts; not part of the configuration
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ def generate(
         model=model.config.name, policy=policy.key, policy_knobs=policy.settings(),
         decoder=decoder.key, decoder_knobs=decoder.settings(),
         prompt_length=canvas.prompt_length, gen_length=gen_length,
-        block_length=canvas.block_length, seed=seeds[0] if len(set(seeds)) == 1 else seeds,
-        stop_at_eos=stop_at_eos, device=str(model.device.type), dtype=str(model.dtype)[6:],
-        shape=asdict(model.config),
+        block_length=canvas.block_length, seeds=seeds, stop_at_eos=stop_at_eos,
+        device=model.device.type, dtype=str(model.dtype).removeprefix("torch."),
+        shape=asdict(model.config), tokenizer=model.tokenizer,
     )  # fmt: skip
     return _steps(model, canvas, policy, decoder, seeds, run)
 

@@ -50,7 +50,8 @@ class ModelConfig:
         for field in ("mask_id", "eos_id"):
             if not 0 <= getattr(self, field) < self.vocab:
                 raise ValueError(
-                    f"{field} is {getattr(self, field)}; the vocabulary has ids 0 to {self.vocab - 1}"
+                    f"{field} is {getattr(self, field)}; the vocabulary has ids 0 to "
+                    f"{self.vocab - 1}"
                 )
 
     @property
@@ -104,7 +105,7 @@ class Block(nn.Module):
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
-        """q (B,H,R,D) over all keys (B,Hkv,T,D) -> (B,R,d); keys (B,T) bool marks real positions."""
+        """q (B,H,R,D) over all k, v (B,Hkv,T,D) -> (B,R,d); keys (B,T) bool marks real ones."""
         mask = None if keys is None else keys[:, None, None]
         grouped = self.config.heads != self.config.kv_heads
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)

@@ -33,7 +33,7 @@ class Knob:
                 return value
             raise ValueError(f"{owner}: {self.name} is {value!r}; it must be True or False")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        whole = self.kind is float or number and float(value).is_integer()
+        whole = self.kind is float or (number and float(value).is_integer())
         # `not (low <= value <= high)` also refuses a NaN
         if not number or not whole or not (self.low <= value <= self.high):
             sort = "a whole number" if self.kind is int else "a number"
@@ -57,7 +57,7 @@ class Registered:
             return
         if key in cls.registry and cls.registry[key].__module__ != cls.__module__:
             other = cls.registry[key].__module__
-            raise ValueError(f"{cls.kind} {key!r} is already defined in {other}; choose another name")
+            raise ValueError(f"{cls.kind} {key!r} stands in {other} already; choose another name")
         cls.key = key
         cls.registry[key] = cls
 
@@ -85,9 +85,7 @@ def describe(registry: dict[str, type]) -> list[dict]:
     entries = []
     for name, cls in sorted(registry.items()):
         first, _, rest = (cls.__doc__ or "").strip().partition("\n")
-        entries.append(
-            {"name": name, "paper": first, "help": rest.strip(), "knobs": knobs(cls)}
-        )
+        entries.append({"name": name, "paper": first, "help": rest.strip(), "knobs": knobs(cls)})
     return entries
 
 

@@ -181,7 +181,7 @@ def _open_shards(folder: Path):
     def read(name: str) -> Tensor:
         shard = "model.safetensors" if weight_map is None else weight_map.get(name)
         if not isinstance(shard, str) or Path(shard).name != shard:
-            problem = "does not list" if shard is None else f"points outside its folder for"
+            problem = "does not list" if shard is None else "points outside its folder for"
             raise ValueError(f"{index} {problem} {name}")
         try:
             if shard not in files:

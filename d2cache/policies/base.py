@@ -60,9 +60,7 @@ class CachePolicy(Registered):
         x = x + self.attend(i, block, q, *self.kv.write(i, rows, k, v), rows)
         return x + block.mlp(x)
 
-    def attend(
-        self, i: int, block: Block, q: Tensor, k: Tensor, v: Tensor, rows: Rows
-    ) -> Tensor:
+    def attend(self, i: int, block: Block, q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
         """q (B,H,R,D) over all keys and values (B,Hkv,T,D) -> (B,R,d)."""
         return block.attend(q, k, v, rows.keys)
 

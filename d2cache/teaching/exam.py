@@ -32,13 +32,12 @@ def exam(
     failures, steps, begin = [], 0, time.perf_counter()
     for at in range(0, count, batch):
         part = order[at : at + batch]
-        last = None
-        for last in generate(
+        for step in generate(
             model, [prompts[i] for i in part], make_policy(policy), decoder,
             gen_length=tasks.ANSWER_LENGTH[family], stop_at_eos=True,
         ):  # fmt: skip
             steps += 1
-        answers = last.after.tokens[:, last.after.prompt_length :].cpu()
+        answers = step.after.tokens[:, step.after.prompt_length :].cpu()
         for i, ids in zip(part, answers, strict=True):
             text = model.decode(ids).strip()
             if not tasks.correct(problems[i], text):

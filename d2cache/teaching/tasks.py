@@ -790,10 +790,10 @@ def _world(rng: random.Random) -> tuple[list[str], Table]:
             values = [f"{rng.choice(COLOURS)} {thing}" for thing in things]
         else:
             values = rng.sample(VALUES[relation], len(people))
-        table[relation] = dict(zip(people, values))
+        table[relation] = dict(zip(people, values, strict=True))
     for tie in rng.sample(TIES, rng.randint(1, 2)):
         circle = rng.sample(people, len(people))
-        table[tie] = dict(zip(circle, circle[1:] + circle[:1]))
+        table[tie] = dict(zip(circle, circle[1:] + circle[:1], strict=True))
     return people, table
 
 
@@ -833,7 +833,7 @@ def _place_sentences(rng: random.Random, table: Table, person: str, place: str) 
     others = [p for p in table["thing"] if p != person]
     where = [(person, place)]
     free = [p for p in PLACES if p != place]
-    where += zip(rng.sample(others, min(5, len(others))), rng.sample(free, 5))
+    where += zip(rng.sample(others, min(5, len(others))), rng.sample(free, 5), strict=False)
     return [f"The {table['thing'][p]} is in the {at}." for p, at in where]
 
 
@@ -925,7 +925,7 @@ def _list_sum(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
 def _list_interleave(rng: random.Random, numbers: list[int]) -> tuple[str, str]:
     half = max(len(numbers) // 2, 2)
     first, second = numbers[:half], (numbers[half:] + numbers[:half])[:half]
-    mixed = [n for pair in zip(first, second) for n in pair]
+    mixed = [n for pair in zip(first, second, strict=True) for n in pair]
     ask = rng.choice(("Take in turn from the lists", "Mix in turn the lists"))
     return f"{ask} {_join(first)} and {_join(second)}", _join(mixed)
 

@@ -32,7 +32,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from d2cache import weights
 from d2cache.model import CONFIGS, Block, Model, ModelConfig
 from d2cache.teaching.data import (
-    ANSWER, BATCH_TOKENS, EXAMPLE, LENGTHS, PADDING, produce, row,
+    ANSWER,
+    BATCH_TOKENS,
+    EXAMPLE,
+    LENGTHS,
+    PADDING,
+    produce,
+    row,
 )  # fmt: skip
 from d2cache.teaching.exam import exam_table
 from d2cache.teaching.tokenizer import save_tokenizer, train_tokenizer

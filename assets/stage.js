@@ -1,0 +1,835 @@
+/* The stage: watch a diffusion language model fill its canvas, and see what its cache saves.
+ *
+ * One global, window.D2Stage, with two halves:
+ *   D2Stage.pure   reads the events and answers questions about them; no DOM, so node can test it
+ *   D2Stage.mount  draws: chips for the answer, four maps on one position axis, one clock
+ *
+ * All token text is data from a model or a user: it reaches the page by textContent only. */
+(function (global) {
+"use strict";
+
+// ---------------------------------------------------------------- pure: tables
+
+// Why a row was recomputed, the most telling reason first: the order is the priority of the map.
+const REASONS = [
+  { key: "written", bit: 4, label: "just written", colour: "#e69f00", why: "its token was written a moment ago, so the cached K,V still belong to a mask" },
+  { key: "chosen", bit: 2, label: "chosen mask", colour: "#009e73", why: "a mask with a sure guess in a dense place: likely to be written soon" },
+  { key: "rollout", bit: 8, label: "attention rollout", colour: "#cc79a7", why: "a position that many others listen to" },
+  { key: "gap", bit: 16, label: "gap fill", colour: "#f0e442", why: "lies in a gap between recomputed rows" },
+  { key: "shift", bit: 32, label: "shift", colour: "#d55e00", why: "a neighbour that is needed where a model predicts one position to the right" },
+  { key: "block", bit: 64, label: "block", colour: "#0072b2", why: "inside the block that is being decoded" },
+  { key: "window", bit: 128, label: "window", colour: "#56b4e9", why: "inside the window around what is being decoded" },
+  { key: "full", bit: 1, label: "full pass", colour: "#7d8694", why: "a pass over the whole canvas" },
+];
+const JUST_WRITTEN = "#e69f00";
+
+// Colour maps as a few anchors, evenly spaced, with steadily falling lightness, so that they also
+// read in grey. "ink" maps start at the paper: on a dark page they are walked from the other end.
+const RAMPS = {
+  density: { ink: true, stops: ["#f4f7f8", "#d3e8e8", "#9fd0d3", "#62b1c0", "#378cad", "#2c6392", "#283c72", "#1d1c47"] },
+  rollout: { ink: true, stops: ["#fdf5ee", "#fbdcc4", "#f6b394", "#e88376", "#c8546f", "#953a70", "#5f2a66", "#2d1a48"] },
+  order: { ink: false, stops: ["#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#9bd93c"] },
+  confidence: { ink: false, stops: ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"] },
+};
+const PAPER = { light: { reused: "#eef1f4", masked: "#e3e6ea" }, dark: { reused: "#1b212c", masked: "#2d3440" } };
+
+// The colour bar of the rollout spans 1/16 .. 32 times the mean; what lies outside is clipped.
+const MASS_LOG2 = [-4, 5];
+const EOS = new Set(["<|endoftext|>", "<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "</s>", "<eos>", "<EOS>", "[EOS]"]);
+
+// ---------------------------------------------------------------- pure: numbers and colours
+
+function decodePlane(b64) {
+  if (b64 == null) return null;
+  const raw = atob(b64), out = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
+  return out;
+}
+
+const confidence = (u8) => (u8 ? (u8 - 1) / 254 : null);   // 0: the model made no prediction here
+const density = (u8) => u8 / 255;
+const rolloutMass = (u8) => 2 ** (u8 / 16 - 8);             // the mean over the canvas is 1
+const reasonsIn = (byte) => REASONS.filter((r) => byte & r.bit).map((r) => r.key);
+const reasonOf = (byte) => (REASONS.find((r) => byte & r.bit) || { key: null }).key;
+const clamp = (x, lo, hi) => Math.min(hi, Math.max(lo, x));
+const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+const css = (c) => `rgb(${c[0]}, ${c[1]}, ${c[2]})`;
+
+function colourAt(name, value, dark) {
+  const { ink, stops } = RAMPS[name];
+  const v = clamp(value, 0, 1);
+  const along = !dark ? v : ink ? 1 - 0.85 * v : 0.15 + 0.85 * v;     // at night no glaring white, and no black on black
+  const x = along * (stops.length - 1);
+  const i = Math.min(Math.floor(x), stops.length - 2), a = rgb(stops[i]), b = rgb(stops[i + 1]);
+  return a.map((c, k) => Math.round(c + (b[k] - c) * (x - i)));
+}
+
+const massShade = (mass) => (Math.log2(mass) - MASS_LOG2[0]) / (MASS_LOG2[1] - MASS_LOG2[0]);
+
+// Share of the rows of one step that cost nothing, because their cached K,V were reused.
+const hitRate = (rec, T) => 1 - rec.rows / T;
+
+// The same over steps 0..s: rows are counted, not averages averaged.
+function hitRateSoFar(model, s) {
+  let rows = 0, steps = 0;
+  for (let i = 0; i <= s; i++) if (model.recs[i]) { rows += model.recs[i].rows; steps++; }
+  return steps ? 1 - rows / (steps * model.T) : null;
+}
+
+// How many rows each reason claims in one step; a row with several counts for its most telling one.
+function reasonCounts(rec) {
+  const counts = {};
+  for (const byte of rec.y) if (byte) counts[reasonOf(byte)] = (counts[reasonOf(byte)] || 0) + 1;
+  return counts;
+}
+
+// ---------------------------------------------------------------- pure: words
+
+const fixed = (x, digits) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
+const percent = (x) => (Number.isFinite(x) ? `${(100 * x).toFixed(x > 0.995 || x < 0.1 ? 1 : 0)} %` : "–");
+const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+
+// Make every character visible: a newline as an arrow, other control codes as their pictures.
+function visible(text) {
+  if (text === "") return "·";
+  return text.replace(/\r?\n/g, "↵").replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+}
+const quoted = (text) => `'${visible(text)}'`;
+
+function formatTotals(totals) {
+  const t = totals || {};
+  const tps = t.tps ?? NaN, ratio = t.flops_none ? t.flops / t.flops_none : NaN;
+  return { tps: fixed(tps, tps < 10 ? 2 : 1), hit: percent(t.hit_rate ?? NaN), flops: Number.isFinite(ratio) ? `${fixed(ratio, 2)}×` : "–" };
+}
+
+// "Step 12: wrote ' apples' at answer position 5 with confidence 0.98; recomputed 41 of 192 rows."
+function explain(rec, model) {
+  const written = [...rec.w].sort((a, b) => a[0] - b[0]), [first] = written, n = written.length;
+  const name = (text) => (model.eos.has(text) ? "the end token" : quoted(text));
+  let wrote = "wrote nothing";
+  if (n === 1) wrote = `wrote ${name(first[1])} at answer position ${first[0] - model.P} with confidence ${fixed(first[2], 2)}`;
+  if (n > 1) {
+    const some = written.slice(0, 3).map((w) => `${name(w[1])} (${w[0] - model.P})`).join(", ");
+    wrote = `wrote ${n} tokens, by answer position: ${some}${n > 3 ? ` and ${n - 3} more` : ""}`;
+  }
+  return `Step ${rec.s + 1}: ${wrote}; recomputed ${rec.rows} of ${model.T} rows.`;
+}
+
+// The second half, for who has never heard of it: what the recomputing was for.
+function explainWhy(rec, model) {
+  const rest = model.T - rec.rows;
+  if (rest === 0) return "Every row was computed, nothing came from the cache.";
+  const counts = reasonCounts(rec);
+  const parts = REASONS.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} ${r.label}`);
+  const why = parts.length ? `Recomputed: ${parts.join(", ")}. ` : "";
+  return `${why}The other ${rest} rows reused their cached K,V.`;
+}
+
+// ---------------------------------------------------------------- pure: the run as told by events
+
+const emptyModel = () => ({ run: null, status: "empty", T: 0, P: 0, G: 0, prompt: [], recs: [], writes: [],
+  received: 0, next: 0, gaps: 0, totals: null, note: "", start: null, eos: EOS, expected: 1 });
+
+function startModel(ev) {
+  return { ...emptyModel(), run: ev.run, status: "running", T: ev.T, P: ev.P, G: ev.G, prompt: ev.prompt || [], start: ev,
+    writes: Array.from({ length: ev.T }, () => []), eos: ev.eos ? new Set(ev.eos) : EOS, expected: Math.max(1, ev.steps || ev.G) };
+}
+
+function addRecord(model, ev) {
+  if (ev.seq < model.next) return;          // Gradio sends the last message of a stream twice
+  model.gaps += ev.seq - model.next;
+  model.next = ev.seq + 1;
+  model.received++;
+  model.recs[ev.s] = { s: ev.s, seq: ev.seq, ms: ev.ms, rows: ev.rows, w: ev.w || [], c: decodePlane(ev.c), d: decodePlane(ev.d),
+    r: decodePlane(ev.r), y: decodePlane(ev.y) || new Uint8Array(model.T) };
+  for (const [pos, text, conf, top] of ev.w || []) model.writes[pos]?.push({ s: ev.s, text, conf, top: top || [] });
+  model.expected = Math.max(model.expected, model.recs.length);
+}
+
+// The next model after one event. Events of a run that is not the last one started are dropped.
+function applyEvent(model, ev) {
+  if (ev.k === "start") return startModel(ev);
+  if (ev.run !== model.run) return model;
+  if (ev.k === "rec") addRecord(model, ev);
+  if (ev.k === "totals") model.totals = ev;
+  if (ev.k === "end") {
+    model.status = ev.status;
+    model.note = ev.note || "";
+    if (ev.status === "done") model.expected = Math.max(1, model.recs.length);   // now the height is known
+  }
+  return model;
+}
+
+const applyText = (model, text) => (text ? JSON.parse(text).events.reduce(applyEvent, model) : model);
+
+// The newest write at position p up to step s, or null while it is masked.
+function writeAt(model, p, s) {
+  const list = model.writes[p];
+  for (let i = list.length - 1; i >= 0; i--) if (list[i].s <= s) return list[i];
+  return null;
+}
+
+function chipData(model, p, s) {
+  if (p < model.P) return { state: "prompt", text: model.prompt[p] ?? "", write: null, eos: false };
+  const write = writeAt(model, p, s);
+  if (!write) return { state: "masked", text: "", write, eos: false };
+  return { state: write.s === s ? "now" : "settled", text: write.text, write, eos: model.eos.has(write.text) };
+}
+
+// Everything the stage can say about position p at step s.
+function tooltipData(model, p, s) {
+  const rec = model.recs[s], chip = chipData(model, p, s), g = p - model.P, byReason = {};
+  let recomputed = 0, steps = 0;
+  for (let i = 0; i <= s; i++) {
+    if (!model.recs[i]) continue;
+    const byte = model.recs[i].y[p];
+    steps++;
+    if (byte) recomputed++;
+    for (const key of reasonsIn(byte)) byReason[key] = (byReason[key] || 0) + 1;
+  }
+  return { ...chip, pos: p, answer: g >= 0 ? g : null, step: chip.write ? chip.write.s : null, conf: chip.write ? chip.write.conf : null,
+    top: chip.write ? chip.write.top : [], density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
+    rollout: rec && rec.r ? rolloutMass(rec.r[p]) : null, candidate: rec && rec.c && g >= 0 ? confidence(rec.c[g]) : null,
+    now: rec ? reasonsIn(rec.y[p]) : null, recomputed, steps, byReason };
+}
+
+// "position 112 (answer 16): ' apples' - density 0.42, rollout 1.7, confidence 0.93, reused"
+function readout(data) {
+  const where = `position ${data.pos} (${data.answer === null ? "prompt" : `answer ${data.answer}`})`;
+  const token = data.state === "masked" ? "masked" : quoted(data.text);
+  const conf = data.conf ?? data.candidate, facts = [];
+  if (data.density !== null) facts.push(`density ${fixed(data.density, 2)}`);
+  if (data.rollout !== null) facts.push(`rollout ${fixed(data.rollout, data.rollout < 0.1 ? 3 : 1)}`);
+  if (conf !== null) facts.push(`confidence ${fixed(conf, 2)}`);
+  if (data.now) facts.push(data.now.length ? `recomputed (${data.now.map((k) => labelOf(k)).join(", ")})` : "reused");
+  return `${where}: ${token} - ${facts.join(", ")}`;
+}
+const labelOf = (key) => REASONS.find((r) => r.key === key).label;
+
+// ---------------------------------------------------------------- the page: small helpers
+
+let mounted = 0;   // makes ids unique when a page holds two stages
+
+function h(tag, cls, props, ...kids) {
+  const el = document.createElement(tag);
+  if (cls) el.className = cls;
+  for (const [k, v] of Object.entries(props || {})) k in el ? (el[k] = v) : el.setAttribute(k, v);
+  el.append(...kids);
+  return el;
+}
+
+const ICONS = { play: "M7 4.5v15l12-7.5z", pause: "M6.5 5h4v14h-4zM13.5 5h4v14h-4z", back: "M15.5 5.5v13L8 12zM6 5.5h1.8v13H6z",
+  next: "M8.5 5.5v13L16 12zM16.2 5.5H18v13h-1.8z" };
+
+function iconButton(icon, label) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("aria-hidden", "true");
+  svg.append(path);
+  const button = h("button", "d2-icon", { type: "button" }, svg);
+  button.show = (name, text) => { path.setAttribute("d", ICONS[name]); button.setAttribute("aria-label", text); button.title = text; };
+  button.show(icon, label);
+  return button;
+}
+
+// A row of buttons of which one is pressed.
+function choice(label, options, picked, onPick) {
+  const group = h("div", "d2-choice", { role: "group", "aria-label": label });
+  const mark = (value) => { for (const b of group.children) b.setAttribute("aria-pressed", String(b.value === value)); };
+  for (const [value, text] of options) {
+    group.append(h("button", "", { type: "button", value, textContent: text, onclick: () => { mark(value); onPick(value); } }));
+  }
+  mark(picked);
+  return group;
+}
+
+function swatch(colour, label, count, why = "") {
+  const dot = h("i", "d2-dot");
+  dot.style.background = colour;
+  const el = h("span", "d2-swatch", { title: why }, dot, label);
+  if (count !== undefined) el.append(h("b", "", { textContent: count }));
+  return el;
+}
+
+function colourBar(name, dark, ticks, unit) {
+  const bar = h("span", "d2-ramp"), stops = Array.from({ length: 13 }, (_, i) => css(colourAt(name, i / 12, dark)));
+  bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+  const scale = h("span", "d2-ticks", {}, ...ticks.map((t) => h("span", "", { textContent: t })));
+  return h("span", "d2-bar", {}, h("span", "d2-barbox", {}, bar, scale), h("span", "d2-unit", { textContent: unit }));
+}
+
+// One 32-bit pixel per byte value, in the memory order of ImageData.
+const pixel = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0;
+const table = (colour) => Uint32Array.from({ length: 256 }, (_, i) => { const c = colour(i); return c ? pixel(c) : 0; });
+
+function tables(dark, expected) {
+  const paper = PAPER[dark ? "dark" : "light"];
+  const reason = Object.fromEntries(REASONS.map((r) => [r.key, rgb(r.colour)]));
+  return {
+    density: table((u) => colourAt("density", density(u), dark)),
+    rollout: table((u) => colourAt("rollout", massShade(rolloutMass(u)), dark)),
+    cache: table((u) => (u ? reason[reasonOf(u)] : rgb(paper.reused))),
+    order: Uint32Array.from({ length: expected }, (_, s) => pixel(colourAt("order", s / Math.max(1, expected - 1), dark))),
+    masked: pixel(rgb(paper.masked)), now: pixel(rgb(JUST_WRITTEN)),
+  };
+}
+
+// ---------------------------------------------------------------- the page: the four maps
+
+// Each fills one row of pixels (all T positions) for one step; 0 is transparent: nothing to show.
+const MAPS = [
+  { key: "density", title: "Certainty density", more: (m) => `How much of a position's neighbourhood is already known, nearer neighbours counting more${m.start.sigma ? ` (Gaussian, σ = ${m.start.sigma} positions)` : ""}. A sure guess in a dense place tends to be written next.`,
+    row(out, rec, m, t) { if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]]; } },
+  { key: "rollout", title: "Attention rollout", more: () => "How much the whole canvas listens to a position, followed through all layers. Rows that many others listen to are worth keeping fresh.",
+    row(out, rec, m, t) { if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]]; } },
+  { key: "cache", title: "Cache: reused or recomputed", more: () => "Pale rows cost nothing: their cached K,V were reused. A coloured row was computed again, and its colour says why.",
+    row(out, rec, m, t) { for (let p = 0; p < m.T; p++) out[p] = t.cache[rec.y[p]]; } },
+  { key: "order", title: "Decode order", more: () => "When each token was written. Most models of text write left to right; this one writes wherever it is surest.",
+    row(out, rec, m, t) {
+      for (let p = m.P; p < m.T; p++) {
+        const w = writeAt(m, p, rec.s);
+        out[p] = !w ? t.masked : w.s === rec.s ? t.now : t.order[w.s];
+      }
+    } },
+];
+
+// A map keeps all its rows on a canvas of one pixel per position and step, and shows a part of it.
+function makeMap(spec) {
+  const store = h("canvas"), ctx = store.getContext("2d", { willReadFrequently: false });
+  const canvas = h("canvas", "d2-canvas", { "aria-hidden": "true" });
+  const plane = h("div", "d2-plane", {}, canvas, ...["d2-veil", "d2-edge", "d2-now", "d2-hair"].map((c) => h("div", c)), h("span", "d2-inprompt"));
+  const strip = h("canvas", "d2-strip", { "aria-hidden": "true" });
+  const absent = h("p", "d2-absent", { hidden: true, textContent: "This policy makes no attention map; d2 does." });
+  const first = h("span", "", { textContent: "1" }), last = h("span");
+  const more = h("p", "d2-more"), legend = h("div", "d2-legend");
+  const el = h("section", `d2-map d2-map-${spec.key}`, { "aria-label": spec.title },
+    h("h4", "d2-title", { textContent: spec.title }), more,
+    h("div", "d2-frame", {}, h("div", "d2-steps", { "aria-hidden": "true" }, first, h("em", "", { textContent: "step" }), last), plane, strip, absent), legend);
+  return { spec, el, plane, canvas, strip, absent, more, legend, last, store, ctx, image: null };
+}
+
+function resetStore(map, T, steps) {
+  map.store.width = T;
+  map.store.height = steps;
+  map.image = new ImageData(T, 1);
+  map.pixels = new Uint32Array(map.image.data.buffer);
+}
+
+function drawRow(map, model, s, colours) {
+  map.pixels.fill(0);
+  if (model.recs[s]) map.spec.row(map.pixels, model.recs[s], model, colours);
+  map.ctx.putImageData(map.image, 0, s);
+}
+
+function showMap(map, model, x0, x1) {
+  const { canvas } = map, ctx = canvas.getContext("2d"), steps = model.recs.length;
+  ctx.clearRect(0, 0, canvas.width, canvas.height);
+  if (!steps || !canvas.width) return;
+  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || model.expected > canvas.height;   // shrinking must not drop columns
+  ctx.drawImage(map.store, x0, 0, x1 - x0, steps, 0, 0, canvas.width, canvas.height * steps / model.expected);
+}
+
+// Beside the cache map: one bar per step, as long as the share of rows reused.
+function showStrip(map, model, ink) {
+  const { strip } = map, ctx = strip.getContext("2d"), row = strip.height / model.expected;
+  ctx.clearRect(0, 0, strip.width, strip.height);
+  ctx.fillStyle = ink;
+  for (const rec of model.recs) {
+    if (!rec) continue;
+    const top = Math.round(rec.s * row), next = Math.round((rec.s + 1) * row);   // whole pixels, or the bars shimmer
+    ctx.fillRect(0, top, Math.max(0, hitRate(rec, model.T)) * strip.width, Math.max(1, next - top));
+  }
+}
+
+// ---------------------------------------------------------------- the page: mount
+
+const STATS = [
+  ["step", "step", "One denoising step: the model reads the whole canvas once and writes a few tokens. Shown: the step on view / steps received so far."],
+  ["tps", "tokens / s", "Answer tokens before the first end token (EOS), divided by the seconds the run has taken. The padding after the end does not count."],
+  ["hit", "cache hit rate", "Of all rows in all steps so far, the share whose cached K,V were reused: 1 − recomputed rows / (steps × canvas length)."],
+  ["flops", "FLOPs vs no cache", "Floating-point operations of this run, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic."],
+];
+
+function mount(element, { onDetail, onState } = {}) {
+  const uid = `d2-${++mounted}`, off = new AbortController();
+  const on = (target, type, fn, more) => target.addEventListener(type, fn, { signal: off.signal, ...more });
+  let model = emptyModel(), lastText = null;
+  let step = -1, live = true, zoom = "all", mode = "order", dark = false, colours = null;
+  let hover = null;                       // {p, s or null for the step on view, chip: element or null}
+  let chips = [], marked = null;          // marked: the position outlined now
+  let frame = 0, playing = 0, dirty = true, drawn = 0, painted = 0, drawnFor = "", shownZoom = "", legendFor = "", countedUpTo = 0, bitsSeen = 0;
+  let saidAt = 0, sayTimer = 0, detailTimer = 0, detailAsked = 0;
+
+  // ---- skeleton
+  const stats = {}, help = h("div", "d2-sr");
+  const header = h("div", "d2-stats", {}, ...STATS.map(([key, label, definition]) => {
+    help.append(h("span", "", { id: `${uid}-${key}`, textContent: definition }));
+    stats[key] = h("span", "d2-value", { textContent: "–" });
+    const button = h("button", "d2-stat", { type: "button", "aria-describedby": `${uid}-${key}` }, stats[key], h("span", "d2-label", { textContent: label }));
+    for (const type of ["pointerenter", "focus"]) on(button, type, () => showTip(button, [h("p", "", { textContent: definition })]));
+    for (const type of ["pointerleave", "blur"]) on(button, type, hideTip);
+    return button;
+  }));
+  const back = iconButton("back", "Step back"), play = iconButton("play", "Play"), next = iconButton("next", "Step forward");
+  play.classList.add("d2-play");
+  const range = h("input", "d2-range", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "Denoising step" });
+  const speed = h("select", "d2-speed", { "aria-label": "Replay speed" }, ...[5, 15, 30, 60].map((n) => h("option", "", { value: n, textContent: `${n} steps/s`, selected: n === 15 })));
+  const liveButton = h("button", "d2-live", { type: "button", title: "Follow the newest step (End)" }, h("i", "d2-lamp"), h("span", "", { textContent: "live" }));
+  const sentence = h("p", "d2-sentence"), why = h("p", "d2-why"), read = h("p", "d2-readout");
+  const spoken = h("p", "d2-sr", { "aria-live": "polite" });
+  const note = h("p", "d2-note", { role: "status", hidden: true });
+  const bar = h("div", "d2-topbar", {}, h("div", "d2-transport", {}, back, play, next, range, speed, liveButton), read);
+
+  const answer = h("div", "d2-chips", { role: "listbox", "aria-label": "Answer tokens, by position", "aria-orientation": "horizontal" });
+  const prompt = h("div", "d2-chips d2-prompt", { role: "listbox", "aria-label": "Prompt tokens, by position", "aria-orientation": "horizontal" });
+  const promptTitle = h("summary", "d2-summary"), chipLegend = h("div", "d2-legend");
+  const left = h("div", "d2-left", {}, h("div", "d2-said", {}, sentence, why, note),
+    h("details", "d2-fold", {}, promptTitle, prompt),
+    h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Answer" }),
+      choice("Colour of the tokens", [["order", "order"], ["confidence", "confidence"], ["reason", "recomputed now"]], mode, (v) => { mode = v; schedule(); })),
+    answer, chipLegend);
+
+  const maps = MAPS.map(makeMap), byKey = Object.fromEntries(maps.map((m) => [m.spec.key, m]));
+  const axis = h("div", "d2-axis", { "aria-hidden": "true" }, h("span", "d2-axis-prompt"), h("span", "d2-axis-answer"));
+  const detailButton = h("button", "d2-text", { type: "button", "aria-expanded": "false", hidden: true, textContent: "show this step's attention map" });
+  const detailCanvas = h("canvas", "d2-detail-canvas"), detailNote = h("p", "d2-more", { role: "status" });
+  const detailBox = h("div", "d2-detail-box", {}, detailCanvas, ...["d2-hair", "d2-hair-row"].map((c) => h("div", c)));
+  const detail = h("div", "d2-detail", { hidden: true }, detailNote, detailBox);
+  byKey.rollout.el.append(detailButton, detail);
+  byKey.cache.strip.before(h("span", "d2-striplabel", { textContent: "hit rate", "aria-hidden": "true" }));
+  const right = h("div", "d2-right", {},
+    h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Every position, every step" }),
+      choice("Part of the canvas", [["all", "whole canvas"], ["answer", "answer only"]], zoom, (v) => { zoom = v; hover = null; schedule(); })),
+    h("p", "d2-more", { textContent: "One column is one position of the canvas, one line is one denoising step; time runs downwards. Point anywhere to follow a position, click to go to that step." }),
+    axis, ...maps.map((m) => m.el));
+
+  const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true });
+  const masks = h("div", "d2-demo", { "aria-hidden": "true" }, ...["The", "", "", " cache", "", " is", "", "", " warm", ""].map((t) => h("span", `d2-chip ${t ? "d2-settled" : "d2-masked"}`, { textContent: t })));
+  const empty = h("div", "d2-empty", {}, masks, h("p", "d2-invite", { textContent: "Press Run: an answer will appear out of masks." }),
+    h("p", "d2-more", { textContent: "At every step the model writes the few tokens it is surest of. You will see which of its rows it computes again, and which it takes from its cache." }));
+  const full = h("div", "d2-full", { hidden: true }, header, bar, h("div", "d2-body", {}, left, right));
+  const inner = h("div", "d2-inner", {}, empty, full, spoken, help, tip);
+  const root = h("div", "d2-stage", { tabIndex: 0, role: "group", "aria-label": "Denoising stage: arrow keys step, space plays" }, inner);
+  element.append(root);
+
+  // ---- clock
+  const lastStep = () => model.recs.length - 1;
+
+  function goto(to, follow) {
+    stop();
+    live = Boolean(follow);
+    step = clamp(Math.round(to), 0, Math.max(0, lastStep()));
+    schedule();
+  }
+
+  function stop() {
+    cancelAnimationFrame(playing);
+    playing = 0;
+    play.show("play", "Play");
+  }
+
+  function start() {
+    if (lastStep() < 1) return;
+    if (step >= lastStep()) step = 0;
+    live = false;
+    play.show("pause", "Pause");
+    let before = performance.now(), due = 0;
+    const tick = (now) => {
+      due += Math.max(0, now - before) * Number(speed.value) / 1000;
+      before = now;
+      const n = Math.floor(due);
+      due -= n;
+      if (n) { step = Math.min(step + n, lastStep()); schedule(); }
+      if (step < lastStep()) playing = requestAnimationFrame(tick);
+      else { stop(); live = model.status === "running"; schedule(); }   // caught up with the run: follow it
+    };
+    playing = requestAnimationFrame(tick);
+    schedule();
+  }
+
+  const toggle = () => { if (playing) { stop(); schedule(); } else start(); };
+  const goLive = () => goto(lastStep(), true);
+  on(back, "click", () => goto(step - 1));
+  on(next, "click", () => goto(step + 1));
+  on(play, "click", toggle);
+  on(liveButton, "click", goLive);
+  on(range, "input", () => goto(Number(range.value)));
+
+  // ---- keyboard: on focus inside, or on hover while nothing else on the page has the focus
+  const KEYS = { ArrowLeft: () => goto(step - 1), ArrowRight: () => goto(step + 1), Home: () => goto(0), End: goLive, " ": toggle };
+
+  on(document, "keydown", (e) => {
+    const focused = root.contains(document.activeElement), free = !document.activeElement || document.activeElement === document.body;
+    if (e.key === "Escape") { hover = null; hideTip(); schedule(); }
+    if (e.defaultPrevented || e.altKey || e.ctrlKey || e.metaKey || !model.run || !KEYS[e.key]) return;
+    if (!focused && !(free && root.matches(":hover"))) return;
+    const tag = focused ? document.activeElement.tagName : "";
+    if (tag === "SELECT" || (e.key === " " && (tag === "BUTTON" || tag === "SUMMARY"))) return;   // theirs
+    e.preventDefault();
+    KEYS[e.key]();
+  });
+
+  // Arrow keys walk the chips; up and down go to the nearest chip of the line above or below.
+  function chipKeys(e) {
+    const list = e.currentTarget, here = e.target.closest("[data-p]"), all = [...list.querySelectorAll("[data-p]")];
+    const i = all.indexOf(here), x = here ? here.offsetLeft : 0;
+    const nearest = (line) => line.reduce((best, el) => (!best || Math.abs(el.offsetLeft - x) < Math.abs(best.offsetLeft - x) ? el : best), null);
+    let to;
+    if (e.key === "ArrowLeft") to = all[i - 1];
+    else if (e.key === "ArrowRight") to = all[i + 1];
+    else if (e.key === "ArrowUp" || e.key === "ArrowDown") {
+      const beyond = all.filter((el) => (e.key === "ArrowUp" ? el.offsetTop < here.offsetTop - 8 : el.offsetTop > here.offsetTop + 8));
+      const line = e.key === "ArrowUp" ? beyond.at(-1) : beyond[0];
+      to = line && nearest(beyond.filter((el) => Math.abs(el.offsetTop - line.offsetTop) < 8));
+    } else return;
+    e.preventDefault();
+    if (to) { here.tabIndex = -1; to.tabIndex = 0; to.focus(); }
+  }
+
+  // ---- pointing
+  function chipEvents(list) {
+    const point = (e) => { const el = e.target.closest("[data-p]"); if (el) setHover({ p: Number(el.dataset.p), s: null, chip: el }); };
+    on(list, "pointerover", point);
+    on(list, "focusin", point);
+    on(list, "pointerleave", (e) => { if (e.pointerType !== "touch") setHover(null); });
+    on(list, "focusout", () => { if (hover && hover.chip) setHover(null); });   // not a mark that a map has just set
+    on(list, "keydown", chipKeys);
+  }
+  [answer, prompt].forEach(chipEvents);
+
+  const window_ = () => (zoom === "answer" ? [model.P, model.T] : [0, model.T]);
+
+  function cellAt(plane, e) {
+    const box = plane.getBoundingClientRect(), [x0, x1] = window_();
+    const p = x0 + Math.floor((e.clientX - box.left) / box.width * (x1 - x0)), s = Math.floor((e.clientY - box.top) / box.height * model.expected);
+    return { p: clamp(p, x0, x1 - 1), s: clamp(s, 0, Math.max(0, lastStep())), chip: null };
+  }
+
+  for (const { plane } of maps) {
+    const point = (e) => { if (model.run) setHover(cellAt(plane, e)); };
+    on(plane, "pointermove", point);
+    on(plane, "pointerdown", point);
+    on(plane, "pointerleave", (e) => { if (e.pointerType !== "touch") setHover(null); });   // a finger leaves by lifting: keep its mark
+    on(plane, "click", (e) => { if (model.run) goto(cellAt(plane, e).s); });
+  }
+  on(document, "pointerdown", (e) => { if (hover && !root.contains(e.target)) setHover(null); });
+
+  function setHover(to) {
+    hover = to;
+    schedule();
+  }
+
+  // ---- tooltip: one floating box, kept inside the stage
+  function showTip(anchor, kids) {
+    tip.replaceChildren(...kids);
+    tip.hidden = false;
+    const a = anchor.getBoundingClientRect(), box = inner.getBoundingClientRect(), w = tip.offsetWidth, ht = tip.offsetHeight;
+    const below = a.bottom + 8 + ht < global.innerHeight || a.top - 8 - ht < 0;
+    tip.style.left = `${clamp(a.left + a.width / 2 - w / 2 - box.left, 8, Math.max(8, box.width - w - 8))}px`;
+    tip.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
+  }
+  function hideTip() { tip.hidden = true; }
+
+  function tipContent(d) {
+    const title = h("p", "d2-tip-token", { textContent: d.state === "masked" ? "still masked" : visible(d.text) });
+    const where = d.answer === null ? `position ${d.pos}, in the prompt` : `position ${d.pos}, answer ${d.answer}`;
+    const kids = [title, h("p", "d2-tip-where", { textContent: where })];
+    if (d.write) kids.push(h("p", "", { textContent: `written in step ${d.step + 1} with confidence ${fixed(d.conf, 2)}` }));
+    else if (d.candidate !== null) kids.push(h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }));
+    if (d.top.length) kids.push(h("div", "d2-top", {}, ...d.top.flatMap(([text, prob]) => {
+      const fill = h("i");
+      fill.style.width = `${clamp(prob, 0, 1) * 100}%`;
+      return [h("span", "d2-top-token", { textContent: visible(text) }), h("span", "d2-top-bar", {}, fill), h("span", "d2-top-p", { textContent: fixed(prob, 2) })];
+    })));
+    kids.push(h("p", "", { textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far` }));
+    kids.push(h("p", "d2-tip-reasons", {}, ...REASONS.filter((r) => d.byReason[r.key]).map((r) => swatch(r.colour, r.label, d.byReason[r.key]))));
+    return kids;
+  }
+
+  // ---- chips
+  function buildChips() {
+    const make = (p) => h("span", "d2-chip", { tabIndex: p === 0 || p === model.P ? 0 : -1, role: "option", "aria-selected": "false", "data-p": p });
+    chips = Array.from({ length: model.T }, (_, p) => make(p));
+    prompt.replaceChildren(...chips.slice(0, model.P));
+    answer.replaceChildren(...chips.slice(model.P));
+    chips.forEach((el, p) => { el.was = ""; if (p < model.P) paintChip(el, p); });
+    promptTitle.textContent = `Prompt (${plural(model.P, "token")})`;
+  }
+
+  function chipFill(p, d) {
+    const reason = mode === "reason" && model.recs[step] ? reasonOf(model.recs[step].y[p]) : null;
+    if (mode === "reason") return reason ? REASONS.find((r) => r.key === reason).colour : "";
+    if (!d.write) return "";
+    const v = mode === "order" ? d.write.s / Math.max(1, model.expected - 1) : d.write.conf;
+    return css(colourAt(mode, v, dark));
+  }
+
+  function paintChip(el, p) {
+    const d = chipData(model, p, step), fill = chipFill(p, d), is = `${d.state}|${d.eos}|${fill}|${d.text}`;
+    if (el.was === is) return;              // most chips stay as they are from step to step
+    el.was = is;
+    el.className = `d2-chip d2-${d.state}${d.eos ? " d2-eos" : ""}${fill ? " d2-filled" : ""}`;
+    el.textContent = d.eos ? "end" : d.state === "masked" ? "" : visible(d.text);
+    if (d.state === "masked") el.setAttribute("aria-label", `position ${p - model.P}, masked`); else el.removeAttribute("aria-label");
+    el.style.setProperty("--d2-fill", fill || "transparent");
+    const br = el.nextSibling && el.nextSibling.tagName === "BR" ? el.nextSibling : null, wants = d.text.endsWith("\n");
+    if (wants && !br) el.after(h("br"));
+    if (!wants && br) br.remove();
+  }
+
+  // ---- painting: everything waits for the next frame, and a frame paints once
+  function schedule() {
+    if (!frame) frame = requestAnimationFrame(paint);
+  }
+
+  function paint() {
+    frame = 0;
+    if (live) step = lastStep();
+    const empty_ = !model.run;
+    empty.hidden = !empty_;
+    full.hidden = empty_;
+    if (!empty_) {
+      paintMaps();
+      paintStep();
+      paintHover();
+    }
+    const rec = model.recs.at(-1);
+    element.dispatchEvent(new CustomEvent("d2:paint", { detail: { step, seq: rec ? rec.seq : -1, time: performance.now() } }));
+    if (onState) onState(state());
+  }
+
+  // New rows only; all rows again when the run, the theme or the scale of the order has changed.
+  function paintMaps() {
+    const key = `${model.run}|${dark}|${model.expected}`;
+    if (drawnFor !== key) {
+      drawnFor = key;
+      drawn = painted = 0;
+      colours = tables(dark, model.expected);
+      maps.forEach((m) => resetStore(m, model.T, model.expected));
+      paintLegends();
+      dirty = true;
+    }
+    if (drawn === model.recs.length && !dirty && shownZoom === zoom) return;
+    for (; drawn < model.recs.length; drawn++) {
+      for (const m of maps) drawRow(m, model, drawn, colours);
+      if (model.recs[drawn]) painted++;       // a lost record leaves a blank row
+    }
+    const [x0, x1] = window_();
+    maps.forEach((m) => showMap(m, model, x0, x1));
+    showStrip(byKey.cache, model, dark ? "#7f93ad" : "#8fa3bb");
+    shownZoom = zoom;
+    dirty = false;
+    right.style.setProperty("--d2-cols", x1 - x0);
+    right.style.setProperty("--d2-split", (model.P - x0) / (x1 - x0));
+    right.style.setProperty("--d2-rows", model.expected);
+    right.style.setProperty("--d2-got", model.recs.length);
+    right.classList.toggle("d2-zoomed", zoom === "answer" || model.P === 0);
+  }
+
+  function paintLegends() {
+    byKey.density.legend.replaceChildren(colourBar("density", dark, ["0", "0.5", "1"], "certainty density: 1 = all neighbours known"));
+    byKey.rollout.legend.replaceChildren(colourBar("rollout", dark, ["1/16", "1/2", "4", "32"], "× the mean mass of a position (log scale)"));
+    byKey.order.legend.replaceChildren(swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"), swatch(JUST_WRITTEN, "written in this step"),
+      colourBar("order", dark, ["1", String(model.expected)], "step of writing"));
+    for (const m of maps) {
+      m.more.textContent = m.spec.more(model);
+      m.last.textContent = model.expected;
+    }
+    const none = !model.start.rollout;
+    byKey.rollout.el.classList.toggle("d2-none", none);
+    byKey.rollout.absent.hidden = !none;
+    detailButton.hidden = none || !onDetail;
+    if (detailButton.hidden) closeDetail();
+    axis.children[0].textContent = `prompt · ${model.P}`;
+    axis.children[1].textContent = `answer · ${model.G}`;
+    byKey.density.plane.lastChild.textContent = byKey.order.plane.lastChild.textContent = model.P / model.T < 0.3 ? "given" : "the prompt is given, never masked";
+    root.classList.toggle("d2-many", model.G > 256);
+  }
+
+  function paintStep() {
+    const rec = model.recs[step], totals = formatTotals(model.totals || { hit_rate: hitRateSoFar(model, lastStep()) });
+    chips.forEach(paintChip);
+    stats.step.textContent = `${step + 1} / ${model.recs.length}`;
+    for (const key of ["tps", "hit", "flops"]) stats[key].textContent = totals[key];
+    range.max = Math.max(0, lastStep());
+    range.value = Math.max(0, step);
+    range.setAttribute("aria-valuetext", `step ${step + 1} of ${model.recs.length}`);
+    back.disabled = step <= 0;
+    next.disabled = step >= lastStep();
+    liveButton.classList.toggle("d2-on", live && model.status === "running");
+    liveButton.lastChild.textContent = model.status === "running" ? "live" : "end";
+    liveButton.setAttribute("aria-pressed", String(live));
+    sentence.textContent = rec ? explain(rec, model) : model.recs.length ? `Step ${step + 1}: its record was lost.` : `All ${model.G} answer positions are masked; waiting for the first step.`;
+    why.textContent = rec ? explainWhy(rec, model) : "";
+    right.style.setProperty("--d2-step", step);
+    paintCounts(rec);
+    paintNote();
+    say();
+    if (!detail.hidden) { clearTimeout(detailTimer); if (detail.step !== step) detailTimer = setTimeout(loadDetail, 250); }
+  }
+
+  // The legend of the cache map counts the rows of the step on view. Reasons seen so far only.
+  function paintCounts(rec) {
+    const key = `${drawnFor}|${step}|${mode}|${drawn}`;
+    if (legendFor === key) return;
+    legendFor = key;
+    const counts = rec ? reasonCounts(rec) : {};
+    for (; countedUpTo < model.recs.length; countedUpTo++) for (const byte of model.recs[countedUpTo]?.y || []) bitsSeen |= byte;
+    const list = [swatch(PAPER[dark ? "dark" : "light"].reused, "reused", rec ? model.T - rec.rows : 0, "the cached K,V of an earlier step were used: no work"),
+      ...REASONS.filter((r) => bitsSeen & r.bit).map((r) => swatch(r.colour, r.label, counts[r.key] || 0, r.why))];
+    byKey.cache.legend.replaceChildren(...list);
+    const legends = { order: () => [colourBar("order", dark, ["1", String(model.expected)], "step of writing")],
+      confidence: () => [colourBar("confidence", dark, ["0", "0.5", "1"], "confidence when written")], reason: () => list.map((el) => el.cloneNode(true)) };
+    chipLegend.replaceChildren(...legends[mode]());
+  }
+
+  function paintNote() {
+    const lines = [];
+    if (model.start.stored) lines.push("A stored run; press Run for a live one.");
+    if (model.status === "stopped") lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
+    if (model.status === "failed") lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
+    if (model.gaps) lines.push(`${plural(model.gaps, "record")} lost on the way; their rows are blank.`);
+    const text = lines.join(" ").trim();
+    if (note.textContent !== text) note.textContent = text;
+    note.hidden = !text;
+    note.classList.toggle("d2-alert", model.status === "failed" || model.gaps > 0);
+  }
+
+  // Tell a screen reader where we are, at most every 1.5 s, and always the last place.
+  function say() {
+    const wait = saidAt + 1500 - performance.now();
+    if (sayTimer || spoken.textContent === sentence.textContent) return;
+    sayTimer = setTimeout(() => { sayTimer = 0; saidAt = performance.now(); spoken.textContent = sentence.textContent; }, Math.max(200, wait));
+  }
+
+  function paintHover() {
+    const p = hover && hover.p < model.T ? hover.p : null, s = hover && hover.s !== null ? hover.s : step;
+    if (marked !== p) {
+      chips[marked]?.classList.remove("d2-marked");
+      chips[marked]?.removeAttribute("aria-describedby");
+      marked = p;
+    }
+    const [x0] = window_(), seen = p !== null && p >= x0;
+    right.classList.toggle("d2-pointed", seen);
+    if (p === null || s < 0) {
+      read.textContent = "Point at a token or a map to follow one position.";
+      read.classList.add("d2-quiet");
+      if (!root.querySelector(".d2-stat:hover, .d2-stat:focus")) hideTip();
+      return;
+    }
+    chips[p].classList.add("d2-marked");
+    right.style.setProperty("--d2-col", p - x0);
+    right.style.setProperty("--d2-at", p);
+    const data = tooltipData(model, p, s);
+    read.textContent = `step ${s + 1}, ${readout(data)}`;
+    read.classList.remove("d2-quiet");
+    if (hover.chip) {
+      showTip(hover.chip, tipContent(data));
+      chips[p].setAttribute("aria-describedby", tip.id);
+    } else hideTip();
+  }
+
+  // ---- the T x T map of one step, fetched on request
+  function closeDetail() {
+    detail.hidden = true;
+    detailButton.setAttribute("aria-expanded", "false");
+    detailButton.textContent = "show this step's attention map";
+  }
+
+  on(detailButton, "click", () => {
+    if (!detail.hidden) return closeDetail();
+    detail.hidden = false;
+    detailButton.setAttribute("aria-expanded", "true");
+    detailButton.textContent = "hide the attention map";
+    loadDetail();
+  });
+
+  async function loadDetail() {
+    const asked = ++detailAsked, at = step, run = model.run;
+    detail.step = at;
+    detailNote.textContent = `Loading the map of step ${at + 1} …`;
+    let got = null, problem = "there is none for this step";
+    try { got = await onDetail(at); } catch (error) { problem = String(error && error.message || error); }
+    if (asked !== detailAsked || run !== model.run) return;     // the reader has moved on
+    detailBox.hidden = !got;
+    detailNote.textContent = got ? `Step ${at + 1}. Line i, column j: how much position i draws on position j, followed through all layers; lines part the prompt from the answer.` : `No map: ${problem}.`;
+    if (got) drawDetail(got);
+  }
+
+  function drawDetail({ n, map, prompt: P }) {
+    const bytes = decodePlane(map), lut = table((u) => colourAt("rollout", u / 255, dark)), image = new ImageData(n, n);
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];
+    detailCanvas.width = detailCanvas.height = n;
+    detailCanvas.getContext("2d").putImageData(image, 0, 0);
+    detailBox.style.setProperty("--d2-part", (n !== model.T && P === model.P ? P / model.T : P / n));   // a pooled map keeps the share
+    detailBox.style.setProperty("--d2-all", model.T);
+  }
+
+  // ---- surroundings: size and theme
+  const sizes = new ResizeObserver(() => {
+    const ratio = Math.min(2, global.devicePixelRatio || 1);
+    for (const m of maps) for (const c of [m.canvas, m.strip]) {
+      const w = Math.round(c.clientWidth * ratio), ht = Math.round(c.clientHeight * ratio);
+      if (c.width !== w || c.height !== ht) { c.width = w; c.height = ht; dirty = true; }
+    }
+    schedule();
+  });
+  sizes.observe(right);
+
+  const night = global.matchMedia("(prefers-color-scheme: dark)");
+  function readTheme() {
+    const hosted = root.closest("gradio-app, .gradio-container");       // Gradio decides by its class alone
+    const now = Boolean(root.closest(".dark")) || (!hosted && night.matches);
+    root.classList.toggle("d2-dark", now);
+    if (dark !== now) { dark = now; schedule(); }
+  }
+  const themes = new MutationObserver(readTheme);
+  for (const el of [document.documentElement, document.body]) themes.observe(el, { attributes: true, attributeFilter: ["class"] });
+  on(night, "change", readTheme);
+
+  // ---- the outside
+  const state = () => ({ run: model.run, received: model.received, painted, step, steps: model.recs.length, gaps: model.gaps, live, status: model.status });
+
+  function receive(text) {
+    if (text === lastText) return;          // the same message again, see addRecord
+    lastText = text;
+    const before = model;
+    model = applyText(model, text);
+    if (model !== before) reset();
+    schedule();
+  }
+
+  function reset() {
+    stop();
+    live = true;
+    hover = null;
+    step = -1;
+    drawn = painted = 0;
+    drawnFor = "";
+    countedUpTo = bitsSeen = 0;
+    marked = null;
+    closeDetail();
+    buildChips();
+  }
+
+  function destroy() {
+    off.abort();
+    sizes.disconnect();
+    themes.disconnect();
+    stop();
+    cancelAnimationFrame(frame);
+    clearTimeout(sayTimer);
+    clearTimeout(detailTimer);
+    root.remove();
+  }
+
+  readTheme();
+  schedule();
+  return { receive, destroy, state, goto: (to) => goto(to) };
+}
+
+global.D2Stage = { mount, pure: { REASONS, decodePlane, confidence, density, rolloutMass, massShade, reasonsIn, reasonOf, colourAt, hitRate, hitRateSoFar,
+  reasonCounts, visible, formatTotals, explain, explainWhy, emptyModel, applyEvent, applyText, writeAt, chipData, tooltipData, readout } };
+})(globalThis);

@@ -1,0 +1,183 @@
+"""python -m d2cache run | compare: decode from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import d2cache
+from d2cache.decoders import Decoder
+from d2cache.policies import CachePolicy
+from d2cache.registry import knobs
+from d2cache.trace import Recorder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 bad input (one line says what to do), 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = parse(argv)
+        return args.command(args)
+    except ValueError as error:
+        print(f"d2cache: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("d2cache: interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m d2cache", description="Decode with a cached diffusion language model."
+    )
+    commands = parser.add_subparsers(required=True, metavar="run|compare")
+    one = commands.add_parser("run", help="decode one prompt under one policy")
+    one.set_defaults(command=run)
+    one.add_argument("--policy", default="d2", help=f"one of {_names(CachePolicy)}")
+    one.add_argument("--trace", metavar="FILE", help="write the run to a trace file")
+    many = commands.add_parser("compare", help="decode one prompt under several policies")
+    many.set_defaults(command=compare, trace=None)
+    many.add_argument("--policies", default="none,d2", help=f"of {_names(CachePolicy)}, by commas")
+    for sub in (one, many):
+        sub.add_argument("prompt", help="the question, in quotes")
+        sub.add_argument("--model", default="tiny", help="tiny, a hub id, or a checkpoint folder")
+        sub.add_argument("--decoder", default="confidence", help=f"one of {_names(Decoder)}")
+        sub.add_argument("--gen-length", type=int, default=128, help="answer positions")
+        sub.add_argument("--block-length", type=int, default=None, help="default: one block")
+        sub.add_argument("--seed", type=int, default=0, help="for temperature > 0")
+        sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        sub.add_argument("--json", action="store_true", help="end with JSON, a line a run")
+        for cls in _everything():
+            _knob_flags(sub, cls)
+    return parser.parse_args(argv)
+
+
+def _names(base) -> str:
+    return ", ".join(sorted(base.registry))
+
+
+def _everything():
+    return [*CachePolicy.registry.values(), *Decoder.registry.values()]
+
+
+def _knob_flags(parser: argparse.ArgumentParser, cls) -> None:
+    """--knob sets it wherever it exists; --policy-knob and --decoder-knob set one side alone."""
+    for one in knobs(cls):
+        for side in ("", f"{cls.kind}-"):
+            flag = f"--{side}{one.name.replace('_', '-')}"
+            if flag in parser._option_string_actions:
+                continue
+            span = "" if one.low is None else f" ({one.low} to {one.high})"
+            text = f"{one.help}{span}; default {one.default}" if not side else argparse.SUPPRESS
+            switch = {"action": argparse.BooleanOptionalAction}
+            kind = switch if one.kind is bool else {"type": one.kind}
+            parser.add_argument(flag, default=None, help=text, **kind)
+
+
+def _make(args, kind: str, base, name: str):
+    """A policy or decoder with the knobs that were given."""
+    cls = base.registry.get(name)
+    given = {}
+    for one in knobs(cls) if cls else ():
+        for flag in (f"{kind}_{one.name}", one.name):
+            value = getattr(args, flag, None)
+            if value is not None:
+                given.setdefault(one.name, value)
+    make = d2cache.make_policy if kind == "policy" else d2cache.make_decoder
+    return make(name, **given)
+
+
+def _check_flags(args, policies: list[str]) -> None:
+    """Refuse a knob that none of the chosen policies and decoder has: it would do nothing."""
+    chosen = [CachePolicy.registry[p] for p in policies if p in CachePolicy.registry]
+    chosen += [Decoder.registry[args.decoder]] if args.decoder in Decoder.registry else []
+    known = {k.name for cls in chosen for k in knobs(cls)}
+    for cls in _everything():
+        for one in knobs(cls):
+            if getattr(args, one.name) is not None and one.name not in known:
+                flag = one.name.replace("_", "-")
+                raise ValueError(
+                    f"--{flag} is a knob of {cls.kind} {cls.key!r}, which is not chosen here; "
+                    "leave it out or choose that one"
+                )
+
+
+def _decode(args, model, policy: str):
+    if not args.prompt.strip():
+        raise ValueError("the prompt is empty; give a question in quotes")
+    recorder = Recorder()
+    steps = d2cache.generate(
+        model, model.encode(args.prompt), _make(args, "policy", CachePolicy, policy),
+        _make(args, "decoder", Decoder, args.decoder), gen_length=args.gen_length,
+        block_length=args.block_length, seed=args.seed,
+    )  # fmt: skip
+    try:
+        for step in steps:
+            recorder.add(step)
+    finally:  # an interrupted run still leaves its trace
+        if args.trace and recorder.first:
+            _save(recorder.trace(), args.trace)
+    return recorder.trace()
+
+
+def _save(trace, path: str) -> None:
+    try:
+        trace.save(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"cannot write the trace to {path!r}: {reason}") from error
+
+
+def _summary(model, trace) -> dict:
+    totals = trace.totals
+    keys = "answer_tokens steps seconds tokens_per_second hit_rate flops flops_vs_none".split()
+    run = trace.run
+    return {
+        "text": model.decode(trace.tokens[-1, trace.prompt_length :]).strip(),
+        **{k: totals[k] for k in keys},
+        **{k: run[k] for k in ("model", "policy", "decoder", "device")},
+    }  # fmt: skip
+
+
+def _card(summary: dict) -> str:
+    s = summary
+    return (
+        f"{s['text']}\n\n{s['policy']} + {s['decoder']}: {s['steps']} steps in "
+        f"{s['seconds']:.2f} s, {s['tokens_per_second']:.1f} answer tokens/s, "
+        f"{100 * s['hit_rate']:.1f} % of rows reused, "
+        f"{s['flops_vs_none']:.2f} of the FLOPs without a cache"
+    )
+
+
+def run(args) -> int:
+    _check_flags(args, [args.policy])
+    _make(args, "policy", CachePolicy, args.policy)  # complain before the model loads
+    _make(args, "decoder", Decoder, args.decoder)
+    model = d2cache.load(args.model, device=args.device)
+    summary = _summary(model, _decode(args, model, args.policy))
+    print(_card(summary))
+    if args.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def compare(args) -> int:
+    names = [n.strip() for n in args.policies.split(",") if n.strip()]
+    _check_flags(args, names)
+    for name in names:
+        _make(args, "policy", CachePolicy, name)
+    model = d2cache.load(args.model, device=args.device)
+    reference = _decode(args, model, "none")
+    for name in names:
+        trace = reference if name == "none" else _decode(args, model, name)
+        p = trace.prompt_length
+        same = float((trace.tokens[-1, p:] == reference.tokens[-1, p:]).mean())
+        summary = _summary(model, trace) | {"agreement_vs_none": same}
+        card = f"{_card(summary)}, {100 * same:.0f} % of the answer as without a cache\n"
+        print(json.dumps(summary) if args.json else card)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

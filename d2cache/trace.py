@@ -1,0 +1,352 @@
+"""Trace: a whole run as numpy arrays and one header. No torch inside, nothing that executes."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save_file
+
+from d2cache import ops
+from d2cache.canvas import Canvas, Step
+from d2cache.model import ModelConfig
+
+SCHEMA = "d2cache-trace/1"
+CANDIDATES = 5  # likeliest tokens kept for each written position
+LARGEST = 1 << 28  # bytes of a trace file that is still opened
+LONGEST = 1 << 16  # steps, positions
+
+# name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions, K candidates
+ARRAYS = {
+    "tokens": (np.int64, "CT"),
+    "step_of_token": (np.int32, "G"),
+    "confidence": (np.float32, "SG"),
+    "density": (np.float32, "SG"),
+    "rollout": (np.float32, "ST"),
+    "recomputed": (np.bool_, "ST"),
+    "why": (np.uint8, "ST"),
+    "predicted": (np.int32, "S"),
+    "seconds": (np.float64, "S"),
+    "candidates": (np.int64, "GK"),
+    "candidate_confidence": (np.float32, "GK"),
+}
+
+
+@dataclass
+class Trace:
+    """One run. Axes: S steps, T canvas positions, G answer positions; B = 1 has no batch axis,
+    B > 1 has it after the steps (tokens (S+1,B,T), step_of_token (B,G)).
+
+    tokens               (S+1,T) int64    the canvas before the first step and after each
+    step_of_token        (G,)    int32    step that wrote each position, -1 where none did
+    confidence           (S,G)   float32  of the candidate, -inf where none was predicted
+    density              (S,G)   float32  certainty density before the step's writes, in [0,1]
+    rollout              (S,T)   float32  attention-rollout column mass, sums to T; NaN if none
+    recomputed           (S,T)   bool     rows sent through the layers
+    why                  (S,T)   uint8    bit set of `d2cache.Why`, 0 where K,V were reused
+    predicted            (S,)    int32    rows sent through the LM head
+    seconds              (S,)    float64  host time of each step
+    candidates           (G,5)   int64    likeliest tokens at the step that wrote the position
+    candidate_confidence (G,5)   float32  their probabilities under the model
+    header: run configuration, environment, and the text of every token id that occurs.
+    """
+
+    tokens: np.ndarray
+    step_of_token: np.ndarray
+    confidence: np.ndarray
+    density: np.ndarray
+    rollout: np.ndarray
+    recomputed: np.ndarray
+    why: np.ndarray
+    predicted: np.ndarray
+    seconds: np.ndarray
+    candidates: np.ndarray
+    candidate_confidence: np.ndarray
+    header: dict
+
+    @staticmethod
+    def record(steps: Iterable[Step]) -> Trace:
+        """Run a generation to its end and keep all of it; ValueError when it makes no step."""
+        recorder = Recorder()
+        for step in steps:
+            recorder.add(step)
+        return recorder.trace()
+
+    @property
+    def run(self) -> dict:
+        return self.header["run"]
+
+    @property
+    def prompt_length(self) -> int:
+        return self.run["prompt_length"]
+
+    @property
+    def batch(self) -> int:
+        return self.tokens.shape[1] if self.tokens.ndim == 3 else 1
+
+    def row(self, b: int) -> Trace:
+        """Row b of a batch as a run of its own: its padding and the steps after its end cut."""
+        if self.batch == 1:
+            return self
+        start = self.header["start"][b]
+        steps = int(self.step_of_token[b].max()) + 1
+        cut = {}
+        for name, (_, axes) in ARRAYS.items():
+            value = getattr(self, name)
+            value = value[b] if axes[0] == "G" else value[:, b]
+            if axes[0] in "SC":
+                value = value[: steps + (axes[0] == "C")]
+            cut[name] = value[..., start:] if axes[-1] == "T" else value
+        run = self.run | {
+            "prompt_length": self.prompt_length - start, "seeds": [self.run["seeds"][b]],
+        }  # fmt: skip
+        return Trace(**cut, header=self.header | {"run": run, "start": [0]})
+
+    def text_of(self, token: int) -> str:
+        return self.header["texts"].get(str(token), f"<{token}>")
+
+    @property
+    def answer(self) -> np.ndarray:
+        """(n,) int64: answer ids before the first end-of-text token, masks left out."""
+        self._single("answer")
+        shape, ids = self.run["shape"], self.tokens[-1, self.prompt_length :]
+        ends = np.flatnonzero(ids == shape["eos_id"])
+        ids = ids[: ends[0]] if len(ends) else ids
+        return ids[ids != shape["mask_id"]]
+
+    @property
+    def totals(self) -> dict:
+        """Numbers of the whole run, defined here once.
+
+        answer_tokens: answer tokens before the first end-of-text token. tokens_per_second:
+        those over the seconds of all steps. hit_rate: share of rows, over all steps, whose
+        cached K,V were reused. flops: `ModelConfig.flops` of what was computed; flops_none: of
+        every row at every step; flops_vs_none: their ratio.
+        """
+        self._single("totals")
+        config = ModelConfig(**self.run["shape"])
+        steps, length = self.recomputed.shape
+        seconds, rows = float(self.seconds.sum()), self.recomputed.sum(1)
+        masked = (self.tokens[:-1, self.prompt_length :] == config.mask_id).sum(1)
+        flops = float(config.flops(rows, length, self.predicted).sum())
+        flops_none = float(config.flops(length, length, masked).sum())
+        answer = len(self.answer)
+        return {
+            "steps": steps, "seconds": seconds, "answer_tokens": answer,
+            "tokens_per_second": answer / seconds if seconds else 0.0,
+            "hit_rate": 1 - float(rows.sum()) / (steps * length),
+            "flops": flops, "flops_none": flops_none, "flops_vs_none": flops / flops_none,
+        }  # fmt: skip
+
+    def _single(self, what: str):
+        if self.batch > 1:
+            raise ValueError(f"{what} is defined for one row; take trace.row(b) of this batch")
+
+    def save(self, path) -> None:
+        """One safetensors file: the arrays, and the header as JSON in its metadata."""
+        self._single("save")
+        arrays = {n: np.ascontiguousarray(getattr(self, n)) for n in ARRAYS}
+        for name in ("tokens", "candidates"):  # ids are short; half the file
+            arrays[name] = arrays[name].astype(np.int32)
+        arrays["recomputed"] = arrays["recomputed"].astype(np.uint8)
+        save_file(arrays, path, metadata={"trace": json.dumps(self.header)})
+
+    @staticmethod
+    def load(path) -> Trace:
+        """A trace from its file; every size and value is checked.
+
+        Raises ValueError with one sentence that says what is wrong with the file.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size > LARGEST:
+                raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+            data = path.read_bytes()
+            arrays = load_safetensors(data)
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["trace"])
+            return _checked(arrays, header)
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no trace file {path.name}") from error
+        except (safetensors.SafetensorError, RecursionError, OSError) as error:
+            reason = (str(error) or "it is nested too deeply").splitlines()[0]
+            raise ValueError(f"{path.name} is not a trace file: {reason}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path.name} is not a valid trace: {reason}") from error
+
+
+class Recorder:
+    """Collects steps while somebody else drives the loop; `trace()` at any time.
+
+    Keeps small (B,T) tensors where they are and copies them to the host once, at the end. The
+    (B,Q,V) logits are reduced to the five likeliest candidates at once and not kept.
+    """
+
+    def __init__(self):
+        self.steps: list[tuple] = []
+        self.first: Step | None = None
+
+    def add(self, step: Step) -> None:
+        self.first = self.first or step
+        rows = step.rows
+        top = step.logits.topk(min(CANDIDATES, step.logits.shape[-1]), dim=-1)
+        wide = torch.promote_types(step.logits.dtype, torch.float32)
+        share = (top.values.to(wide) - step.logits.to(wide).logsumexp(-1, keepdim=True)).exp()
+        counts = torch.zeros_like(step.plan.why).scatter_add_(
+            1, rows.index, rows.valid.to(torch.uint8)
+        )
+        live = step.before.live
+        self.steps.append((
+            step.after.tokens, step.candidates.confidence, step.rollout, counts > 0,
+            step.plan.why * live[:, None], step.accepted, rows.target, top.indices, share,
+            (step.plan.predict.sum(1) * live), step.seconds,
+        ))  # fmt: skip
+
+    def trace(self) -> Trace:
+        """What was recorded so far; ValueError before the first step."""
+        if self.first is None:
+            raise ValueError("nothing was recorded: the run made no step")
+        columns = list(zip(*self.steps, strict=True))
+        after, confidence, rollout, recomputed, why, accepted, *_, predicted, seconds = columns
+        before, run = self.first.before, self.first.run
+        p = run.prompt_length
+        tokens = torch.stack([before.tokens, *after]).cpu()
+        written = torch.stack(accepted).cpu().numpy()[..., p:]
+        arrays = {
+            "tokens": tokens.numpy(),
+            "confidence": torch.stack(confidence).float().cpu().numpy()[..., p:],
+            "density": _densities(before, tokens, run)[..., p:],
+            "recomputed": torch.stack(recomputed).cpu().numpy(),
+            "why": torch.stack(why).cpu().numpy(),
+            "predicted": torch.stack(predicted).int().cpu().numpy(),
+            "seconds": np.array(seconds),
+            "step_of_token": _last_step(written),
+        }  # fmt: skip
+        arrays["rollout"] = (
+            np.full(arrays["why"].shape, np.nan, dtype=np.float32) if rollout[0] is None
+            else torch.stack(rollout).float().cpu().numpy()
+        )  # fmt: skip
+        arrays["candidates"], arrays["candidate_confidence"] = self._candidates(written, p)
+        start = before.start.tolist()
+        if len(start) == 1:
+            squeeze = {"step_of_token", "candidates", "candidate_confidence"}
+            arrays = {n: a[0] if n in squeeze else a for n, a in arrays.items()}
+            arrays |= {n: a[:, 0] for n, a in arrays.items() if n not in squeeze and a.ndim > 1}
+        return Trace(**arrays, header=_header(run, start, arrays))
+
+    def _candidates(self, written: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+        """(B,G,5) ids and probabilities at the step that last wrote each position."""
+        shape = (*written.shape[1:], CANDIDATES)
+        ids, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        for step, mask in zip(self.steps, written, strict=True):
+            target, index, share = (t.cpu().numpy() for t in step[6:9])
+            for b, q in zip(
+                *np.nonzero(np.take_along_axis(mask, np.maximum(target - p, 0), 1) & (target >= p)),
+                strict=True,
+            ):
+                count = index.shape[-1]
+                ids[b, target[b, q] - p, :count] = index[b, q]
+                shares[b, target[b, q] - p, :count] = share[b, q]
+        return ids, shares
+
+
+def _last_step(written: np.ndarray) -> np.ndarray:
+    """(S,B,G) bool -> (B,G) int32: the last step that wrote, -1 where none did."""
+    last = written.shape[0] - 1 - written[::-1].argmax(0)
+    return np.where(written.any(0), last, -1).astype(np.int32)
+
+
+def _densities(first: Canvas, tokens: torch.Tensor, run) -> np.ndarray:
+    """(S,B,T) float32: density before each step, for the sigma that the run used."""
+    as_shipped = bool(run.decoder_knobs.get("as_shipped") or run.policy_knobs.get("as_shipped"))
+    sigma = density_sigma(run.policy_knobs, run.decoder_knobs)
+    rows = []
+    for before in tokens[:-1]:
+        position = torch.arange(before.shape[1])
+        masked = (before == first.mask_id) & (position >= first.prompt_length)
+        known = ~masked & (position >= first.start.cpu()[:, None])
+        if as_shipped:
+            rows.append(ops.certainty_density_as_shipped(known, first.prompt_length, sigma))
+        else:
+            rows.append(ops.certainty_density(known, sigma))
+    return torch.stack(rows).numpy()
+
+
+def density_sigma(policy_knobs: dict, decoder_knobs: dict) -> float:
+    """Width of the density that is shown: the decoder's, else the policy's, else 10."""
+    return decoder_knobs.get("sigma") or policy_knobs.get("sigma") or 10.0
+
+
+def _header(run, start: list[int], arrays: dict) -> dict:
+    settings = {f.name: getattr(run, f.name) for f in fields(run) if f.name != "tokenizer"}
+    texts = {}
+    if run.tokenizer is not None:
+        ids = np.union1d(arrays["tokens"], arrays["candidates"])
+        texts = {str(i): run.tokenizer.decode([int(i)]) for i in ids}
+    environment = {
+        "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
+        "machine": torch.cuda.get_device_name() if run.device == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return {
+        "schema": SCHEMA, "run": settings | {"seeds": list(run.seeds)}, "start": start,
+        "environment": environment, "texts": texts,
+    }  # fmt: skip
+
+
+def _checked(arrays: dict[str, np.ndarray], header) -> Trace:
+    """A Trace from what a file held, or ValueError, KeyError, TypeError."""
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        found = header.get("schema") if isinstance(header, dict) else type(header).__name__
+        raise ValueError(f"its schema is {found!r}, this version reads {SCHEMA!r}")
+    run, texts = header["run"], header["texts"]
+    config = ModelConfig(**run["shape"])
+    for name in ("prompt_length", "gen_length", "block_length"):
+        if type(run[name]) is not int or not 1 <= run[name] <= LONGEST:
+            raise ValueError(f"{name} is {run[name]!r}, not a whole number from 1 to {LONGEST}")
+    for name in ("policy_knobs", "decoder_knobs"):
+        if not isinstance(run[name], dict):
+            raise ValueError(f"{name} is not an object")
+    for name in ("model", "policy", "decoder"):
+        if not isinstance(run[name], str) or len(run[name]) > 200:
+            raise ValueError(f"{name} is not a short text")
+    if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
+        raise ValueError("its token texts are not texts")
+    g = run["gen_length"]
+    sizes = {"T": run["prompt_length"] + g, "G": g, "K": CANDIDATES}
+    sizes["S"] = len(arrays["seconds"]) if arrays["seconds"].ndim == 1 else 0
+    sizes["C"] = sizes["S"] + 1
+    if not 1 <= sizes["S"] <= LONGEST:
+        raise ValueError(f"it has {sizes['S']} steps, 1 to {LONGEST} are allowed")
+    clean = {}
+    for name, (dtype, axes) in ARRAYS.items():
+        shape = tuple(sizes[a] for a in axes)
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, {shape} is needed")
+        if arrays[name].dtype.kind not in ("f" if np.dtype(dtype).kind == "f" else "iub"):
+            raise ValueError(f"{name} has type {arrays[name].dtype}, not {np.dtype(dtype)}")
+        clean[name] = arrays[name].astype(dtype)
+    steps = sizes["S"]
+    for name, low, high in (
+        ("tokens", 0, config.vocab - 1), ("candidates", 0, config.vocab - 1),
+        ("step_of_token", -1, steps - 1), ("density", 0, 1.001), ("seconds", 0, 1e6),
+        ("candidate_confidence", 0, 1.001), ("predicted", 0, sizes["T"]),
+    ):  # fmt: skip
+        # written so that a NaN fails too
+        if not ((arrays[name] >= low) & (arrays[name] <= high)).all():
+            raise ValueError(f"{name} has values outside {low} to {high}")
+    seen = clean["confidence"][~np.isneginf(clean["confidence"])]
+    if not ((seen >= 0) & (seen <= 1.001)).all():
+        raise ValueError("confidence has values that are neither -inf nor in 0 to 1")
+    mass = clean["rollout"][~np.isnan(clean["rollout"])]
+    if not ((mass >= -1e-3) & (mass <= 1.01 * sizes["T"])).all():
+        raise ValueError(f"rollout has values outside 0 to {sizes['T']}")
+    return Trace(**clean, header=header)
