@@ -131,7 +131,10 @@ def _save(trace, path: str) -> None:
 
 def _summary(model, trace) -> dict:
     totals = trace.totals
-    keys = "answer_tokens steps seconds tokens_per_second hit_rate flops flops_vs_none".split()
+    keys = [
+        "answer_tokens", "steps", "seconds", "tokens_per_second", "hit_rate", "flops",
+        "flops_vs_none",
+    ]  # fmt: skip
     run = trace.run
     return {
         "text": model.decode(trace.tokens[-1, trace.prompt_length :]).strip(),

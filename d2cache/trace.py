@@ -116,34 +116,17 @@ class Trace:
     def answer(self) -> np.ndarray:
         """(n,) int64: answer ids before the first end-of-text token, masks left out."""
         self._single("answer")
-        shape, ids = self.run["shape"], self.tokens[-1, self.prompt_length :]
-        ends = np.flatnonzero(ids == shape["eos_id"])
-        ids = ids[: ends[0]] if len(ends) else ids
-        return ids[ids != shape["mask_id"]]
+        return answer_ids(self.tokens[-1, self.prompt_length :], self.run["shape"])
 
     @property
     def totals(self) -> dict:
-        """Numbers of the whole run, defined here once.
-
-        answer_tokens: answer tokens before the first end-of-text token. tokens_per_second:
-        those over the seconds of all steps. hit_rate: share of rows, over all steps, whose
-        cached K,V were reused. flops: `ModelConfig.flops` of what was computed; flops_none: of
-        every row at every step; flops_vs_none: their ratio.
-        """
+        """Numbers of the whole run: see `Totals`."""
         self._single("totals")
         config = ModelConfig(**self.run["shape"])
-        steps, length = self.recomputed.shape
-        seconds, rows = float(self.seconds.sum()), self.recomputed.sum(1)
         masked = (self.tokens[:-1, self.prompt_length :] == config.mask_id).sum(1)
-        flops = float(config.flops(rows, length, self.predicted).sum())
-        flops_none = float(config.flops(length, length, masked).sum())
-        answer = len(self.answer)
-        return {
-            "steps": steps, "seconds": seconds, "answer_tokens": answer,
-            "tokens_per_second": answer / seconds if seconds else 0.0,
-            "hit_rate": 1 - float(rows.sum()) / (steps * length),
-            "flops": flops, "flops_none": flops_none, "flops_vs_none": flops / flops_none,
-        }  # fmt: skip
+        totals = Totals(config, self.tokens.shape[1])
+        totals.add(self.recomputed.sum(1), self.predicted, masked, self.seconds)
+        return totals.report(len(self.answer))
 
     def _single(self, what: str):
         if self.batch > 1:
@@ -181,6 +164,45 @@ class Trace:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path.name} is not a valid trace: {reason}") from error
+
+
+def answer_ids(ids: np.ndarray, shape: dict) -> np.ndarray:
+    """Answer ids (G,) before the first end-of-text token, masks left out."""
+    ends = np.flatnonzero(ids == shape["eos_id"])
+    ids = ids[: ends[0]] if len(ends) else ids
+    return ids[ids != shape["mask_id"]]
+
+
+class Totals:
+    """What a run cost so far; every number of a run is defined here.
+
+    answer_tokens: answer tokens before the first end-of-text token. tokens_per_second: those
+    over the seconds of all steps. hit_rate: share of rows, over all steps, whose cached K,V were
+    reused. flops: `ModelConfig.flops` of what was computed; flops_none: of every row at every
+    one of these steps; flops_vs_none: their ratio.
+    """
+
+    def __init__(self, config: ModelConfig, length: int):
+        self.config, self.length = config, length
+        self.steps = self.rows = 0
+        self.seconds = self.flops = self.flops_none = 0.0
+
+    def add(self, rows, predicted, masked, seconds) -> None:
+        """One step, or arrays (S,) of steps: recomputed rows, LM-head rows, masks, seconds."""
+        self.steps += np.size(seconds)
+        self.rows += int(np.sum(rows))
+        self.seconds += float(np.sum(seconds))
+        self.flops += float(np.sum(self.config.flops(rows, self.length, predicted)))
+        self.flops_none += float(np.sum(self.config.flops(self.length, self.length, masked)))
+
+    def report(self, answer_tokens: int) -> dict:
+        return {
+            "steps": self.steps, "seconds": self.seconds, "answer_tokens": answer_tokens,
+            "tokens_per_second": answer_tokens / self.seconds if self.seconds else 0.0,
+            "hit_rate": 1 - self.rows / (self.steps * self.length),
+            "flops": self.flops, "flops_none": self.flops_none,
+            "flops_vs_none": self.flops / self.flops_none,
+        }  # fmt: skip
 
 
 class Recorder:

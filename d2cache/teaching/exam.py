@@ -37,7 +37,8 @@ def exam(
             gen_length=tasks.ANSWER_LENGTH[family], stop_at_eos=True,
         ):  # fmt: skip
             steps += 1
-        answers = step.after.tokens[:, step.after.prompt_length :].cpu()
+            last = step
+        answers = last.after.tokens[:, last.after.prompt_length :].cpu()
         for i, ids in zip(part, answers, strict=True):
             text = model.decode(ids).strip()
             if not tasks.correct(problems[i], text):

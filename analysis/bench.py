@@ -1,0 +1,139 @@
+"""Speed on this machine: python -m analysis.bench [--policies none,d2] [--json]
+
+Prints the limits first (measured here, now), then one line a policy: median milliseconds a step,
+steps a second with the recording of a trace included, and the ratio to the first policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+
+import torch
+
+import d2cache
+from d2cache.teaching import tasks
+from d2cache.trace import Recorder
+
+
+def limits(device: torch.device, dtype: torch.dtype) -> dict:
+    """Copy bandwidth in GB/s (read + written) and matrix rate in GFLOP/s, best of five."""
+    size = 1 << (28 if device.type == "cuda" else 24)
+    source, n = torch.rand(size, device=device), 8192 if device.type == "cuda" else 1024
+    target = torch.empty_like(source)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    copy = min(_timed(lambda: target.copy_(source), device) for _ in range(5))
+    product = min(_timed(lambda: a @ b, device) for _ in range(5))
+    return {"copy_gb_s": 2 * source.nbytes / copy / 1e9, "matrix_gflop_s": 2 * n**3 / product / 1e9}
+
+
+def _timed(work, device) -> float:
+    _sync(device)
+    begin = time.perf_counter()
+    work()
+    _sync(device)
+    return time.perf_counter() - begin
+
+
+def _sync(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(model, policy: str, prompt: torch.Tensor, gen_length: int, repeats: int) -> dict:
+    """Whole generations, recorded; the best of `repeats` after one that warms up."""
+    runs = []
+    for repeat in range(repeats + 1):
+        recorder, marks = Recorder(), []
+        _sync(model.device)
+        begin = time.perf_counter()
+        for step in d2cache.generate(model, prompt, policy, gen_length=gen_length):
+            recorder.add(step)
+            marks.append(time.perf_counter())
+        trace = recorder.trace()
+        whole = time.perf_counter() - begin
+        if repeat:
+            gaps = [1e3 * (b - a) for a, b in zip([begin, *marks], marks, strict=False)][1:]
+            runs.append((whole, statistics.median(gaps), trace))
+    whole, median, trace = min(runs, key=lambda run: run[0])
+    totals = trace.totals
+    return {
+        "policy": policy, "steps": totals["steps"], "median_ms": median,
+        "steps_per_second": totals["steps"] / whole, "hit_rate": totals["hit_rate"],
+        "rows": float(trace.recomputed.sum(1)[1:].mean()),
+        "flops_vs_none": totals["flops_vs_none"], "spread": max(r[0] for r in runs) / whole,
+    }  # fmt: skip
+
+
+def prompt_of(model, length: int) -> torch.Tensor:
+    """(length,) ids of real text: fact problems, joined and cut."""
+    rng, ids = random.Random(0), []
+    while len(ids) < length:
+        ids += model.encode(tasks.draw("facts", rng, held_out=True).prompt).tolist()
+    return torch.tensor(ids[:length])
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.bench", description=__doc__)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--policies", default=",".join(p["name"] for p in d2cache.policies()))
+    parser.add_argument("--prompt-length", type=int, default=96)
+    parser.add_argument("--gen-length", type=int, default=96)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args(argv)
+    try:
+        names = [n for n in args.policies.split(",") if n]
+        for name in names:
+            d2cache.make_policy(name)
+        dtype = getattr(torch, args.dtype) if args.dtype else None
+        model = d2cache.load(args.model, args.device, dtype)
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    names.sort(key=lambda n: n != "none")  # the reference first
+    found = limits(model.device, model.dtype)
+    weights = sum(p.nbytes for p in model.parameters())
+    floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)
+    length = args.prompt_length + args.gen_length
+    full = model.config.flops(length, length, args.gen_length)
+    machine = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine()
+    print(
+        f"{model.config.name}, {str(model.dtype)[6:]}, {machine}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"measured limits: copy {found['copy_gb_s']:.1f} GB/s, "
+        f"matrix product {found['matrix_gflop_s']:.0f} GFLOP/s\n"
+        f"weights {weights / 1e6:.1f} MB, read once in {floor:.2f} ms; a full pass of "
+        f"{length} positions is {full / 1e9:.2f} GFLOP, "
+        f"{1e3 * full / found['matrix_gflop_s'] / 1e9:.1f} ms at that rate\n"
+    )
+    results = []
+    print("policy        ms/step   steps/s   ratio   hit rate   rows/step   FLOPs vs none   spread")
+    for name in names:
+        r = measure(
+            model, name, prompt_of(model, args.prompt_length), args.gen_length, args.repeats
+        )
+        r["ratio"] = r["steps_per_second"] / (results[0] if results else r)["steps_per_second"]
+        results.append(r)
+        print(
+            f"{name:12} {r['median_ms']:8.2f} {r['steps_per_second']:9.1f} {r['ratio']:7.2f} "
+            f"{100 * r['hit_rate']:8.1f} % {r['rows']:11.1f} {r['flops_vs_none']:15.2f} "
+            f"{r['spread']:8.2f}"
+        )
+    if args.json:
+        print(json.dumps({
+            "model": model.config.name, "dtype": str(model.dtype)[6:], "machine": machine,
+            "length": length, **found, "weights_bytes": weights, "policies": results,
+        }))  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Trace -> tidy DataFrames with documented columns and units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from d2cache import ModelConfig, Trace, Why
+
+
+def steps(trace: Trace) -> pd.DataFrame:
+    """One line a denoising step (a run of one row).
+
+    step (from 0), milliseconds (host time), rows (recomputed), hit_rate (share of the canvas
+    whose K,V were reused, 0 to 1), written (tokens), predicted (rows through the LM head),
+    gflops (`ModelConfig.flops` / 1e9), and a column per reason, named as in `d2cache.Why` in
+    lower case: rows recomputed for it (a row may have several).
+    """
+    config = ModelConfig(**trace.run["shape"])
+    rows, length = trace.recomputed.sum(1), trace.tokens.shape[1]
+    frame = pd.DataFrame({
+        "step": np.arange(len(rows)), "milliseconds": 1e3 * trace.seconds, "rows": rows,
+        "hit_rate": 1 - rows / length,
+        "written": (trace.tokens[1:] != trace.tokens[:-1]).sum(1), "predicted": trace.predicted,
+        "gflops": config.flops(rows, length, trace.predicted) / 1e9,
+    })  # fmt: skip
+    for reason in Why:
+        frame[reason.name.lower()] = ((trace.why & int(reason)) > 0).sum(1)
+    return frame
+
+
+def tokens(trace: Trace) -> pd.DataFrame:
+    """One line an answer position that was written, in the order of writing.
+
+    position (from 0 in the answer), token (text), step (that wrote it), confidence and density
+    (of that step, 0 to 1), recomputed (steps that recomputed it, so far as the run went),
+    distance (positions from the token written before; NaN for the first).
+    """
+    at = np.flatnonzero(trace.step_of_token >= 0)
+    at = at[np.lexsort((at, trace.step_of_token[at]))]
+    step = trace.step_of_token[at]
+    ids = trace.tokens[-1, trace.prompt_length + at]
+    frame = pd.DataFrame({
+        "position": at, "token": [trace.text_of(int(i)) for i in ids], "step": step,
+        "confidence": trace.confidence[step, at], "density": trace.density[step, at],
+        "recomputed": trace.recomputed[:, trace.prompt_length + at].sum(0),
+    })  # fmt: skip
+    frame["distance"] = frame["position"].diff().abs()
+    return frame

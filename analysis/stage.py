@@ -1,0 +1,171 @@
+"""Steps and traces -> the compact events that the page's stage draws. One format for both."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+
+import numpy as np
+
+from d2cache import ModelConfig, Step, Trace
+from d2cache.canvas import Run
+from d2cache.trace import CANDIDATES, Totals, answer_ids, density_sigma
+
+LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is sent
+
+
+def message(events: list[dict]) -> str:
+    """What the stage receives: one line of JSON."""
+    return json.dumps({"events": events}, separators=(",", ":"))
+
+
+class Events:
+    """The events of one run, step by step: start, then rec and totals for each step, then end.
+
+    Planes are base64 of uint8: confidence c (G), 0 where nothing was predicted, else
+    1 + 254 p; density d (G), 255 D; rollout r (T), mass = 2 ** (u / 16 - 8); why y (T), bits of
+    `d2cache.Why`. About 4/3 (2 G + 2 T) bytes a step.
+    """
+
+    def __init__(self, key: str, run: dict, text: Callable[[int], str]):
+        self.key, self.run, self.text, self.seq = key, run, text, 0
+        self.length = run["prompt_length"] + run["gen_length"]
+        self.totals = Totals(ModelConfig(**run["shape"]), self.length)
+
+    def start(self, prompt: np.ndarray, rollout: bool, stored: bool = False, steps: int = 0):
+        run = self.run
+        return {
+            "k": "start", "run": self.key, "T": self.length, "P": run["prompt_length"],
+            "G": run["gen_length"], "model": run["model"], "policy": run["policy"],
+            "decoder": run["decoder"], "block_length": run["block_length"],
+            "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
+            "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
+            "prompt": [self.text(int(i)) for i in prompt], "rollout": rollout, "stored": stored,
+            "eos": [self.text(run["shape"]["eos_id"])], "steps": steps,
+        }  # fmt: skip
+
+    def step(
+        self, index: int, after: np.ndarray, masked: np.ndarray, written: list,
+        confidence: np.ndarray, density: np.ndarray, rollout: np.ndarray | None, why: np.ndarray,
+        rows: int, predicted: int, seconds: float,
+    ) -> list[dict]:  # fmt: skip
+        """rec and totals of one step. after (T,) ids; masked (G,) bool before the step; written:
+        (answer position, id, confidence, candidate ids, their probabilities) each."""
+        p, shape = self.run["prompt_length"], self.run["shape"]
+        self.totals.add(rows, predicted, int(masked.sum()), seconds)
+        totals = self.totals.report(len(answer_ids(after[p:], shape)))
+        seen = np.isfinite(confidence)
+        planes = {
+            "c": np.where(seen, 1 + 254 * np.where(seen, confidence, 0), 0), "d": 255 * density,
+            "r": None if rollout is None else 16 * (np.log2(np.maximum(rollout, 2**-8)) + 8),
+            "y": why,
+        }  # fmt: skip
+        writes = [
+            [p + g, self.text(int(i)), _short(share),
+             [[self.text(int(t)), _short(s)] for t, s in zip(top, shares, strict=True) if s > 0]]
+            for g, i, share, top, shares in written
+        ]  # fmt: skip
+        record = {
+            "k": "rec", "run": self.key, "seq": self.seq, "s": index,
+            "ms": round(1e3 * seconds, 2), "rows": rows, "w": writes,
+            **{name: _plane(values) for name, values in planes.items()},
+        }  # fmt: skip
+        self.seq += 1
+        return [record, {
+            "k": "totals", "run": self.key, "s": index, "tokens": totals["answer_tokens"],
+            "seconds": round(totals["seconds"], 4), "tps": _short(totals["tokens_per_second"]),
+            "hit_rate": _short(totals["hit_rate"]), "flops": totals["flops"],
+            "flops_none": totals["flops_none"],
+        }]  # fmt: skip
+
+    def end(self, status: str, note: str = "") -> dict:
+        return {"k": "end", "run": self.key, "status": status, "note": note}
+
+
+def _plane(values) -> str | None:
+    if values is None:
+        return None
+    whole = np.clip(np.round(values), 0, 255).astype(np.uint8)
+    return base64.b64encode(whole.tobytes()).decode()
+
+
+def _short(value) -> float:
+    """Four significant digits: shorter than a float's full text, finer than a screen shows."""
+    return float(f"{float(value):.4g}")
+
+
+def trace_events(trace: Trace, key: str, stored: bool = False) -> list[dict]:
+    """Every event of a finished run of one row."""
+    p, mask_id = trace.prompt_length, trace.run["shape"]["mask_id"]
+    events = Events(key, trace.run, trace.text_of)
+    has_rollout = not np.isnan(trace.rollout).all()
+    out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
+    for s in range(len(trace.seconds)):
+        written = [
+            (g, trace.tokens[s + 1, p + g], trace.confidence[s, g], trace.candidates[g],
+             trace.candidate_confidence[g])
+            for g in np.flatnonzero(trace.step_of_token == s)
+        ]  # fmt: skip
+        out += events.step(
+            s, trace.tokens[s + 1], trace.tokens[s, p:] == mask_id, written, trace.confidence[s],
+            trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s],
+            int(trace.recomputed[s].sum()), int(trace.predicted[s]), float(trace.seconds[s]),
+        )  # fmt: skip
+    masks = int((trace.tokens[-1, p:] == mask_id).sum())
+    note = f"{masks} positions were never written" if masks else ""
+    return [*out, events.end("stopped" if masks else "done", note)]
+
+
+class LiveEvents:
+    """Events of a run while it is made, one row; texts through the run's own tokenizer."""
+
+    def __init__(self, key: str, step: Step):
+        self.run: Run = step.run
+        settings = {f: getattr(step.run, f) for f in step.run.__dataclass_fields__}
+        settings.pop("tokenizer")
+        self.texts: dict[int, str] = {}
+        self.events = Events(key, settings, self.text)
+        self.first = step
+
+    def text(self, token: int) -> str:
+        if token not in self.texts:
+            tokenizer = self.run.tokenizer
+            self.texts[token] = tokenizer.decode([token]) if tokenizer else f"<{token}>"
+        return self.texts[token]
+
+    def start(self) -> dict:
+        prompt = self.first.before.tokens[0, : self.run.prompt_length].cpu().numpy()
+        return self.events.start(prompt, self.first.rollout is not None)
+
+    def step(self, step: Step, density: np.ndarray) -> list[dict]:
+        """density (G,) of the canvas before the step."""
+        p = self.run.prompt_length
+        confidence = step.candidates.confidence[0, p:].float().cpu().numpy()
+        accepted = step.accepted[0].cpu().numpy()
+        at = {int(t): q for q, t in enumerate(step.rows.target[0].tolist())}
+        written = []
+        for position in np.flatnonzero(accepted):
+            ids, shares = np.zeros(0, int), np.zeros(0)
+            if int(position) in at:
+                prob = step.logits[0, at[int(position)]].float().softmax(-1).topk(CANDIDATES)
+                ids, shares = prob.indices.cpu().numpy(), prob.values.cpu().numpy()
+            token = int(step.after.tokens[0, position])
+            written.append((int(position) - p, token, confidence[position - p], ids, shares))
+        rollout = None if step.rollout is None else step.rollout[0].float().cpu().numpy()
+        return self.events.step(
+            step.index, step.after.tokens[0].cpu().numpy(),
+            step.before.masked[0, p:].cpu().numpy(), written, confidence, density, rollout,
+            step.plan.why[0].cpu().numpy(), int(step.rows.valid.sum()),
+            int(step.plan.predict.sum()), step.seconds,
+        )  # fmt: skip
+
+
+def map_payload(rollout: np.ndarray, prompt_length: int) -> dict:
+    """A T x T map for the stage: averaged down to n x n, each row scaled to its own maximum."""
+    n = min(len(rollout), LARGEST_MAP)
+    edges = np.linspace(0, len(rollout), n + 1).astype(int)[:-1]
+    pooled = np.add.reduceat(np.add.reduceat(rollout, edges, 0), edges, 1)
+    # the diagonal holds what a row keeps of itself and would drown the rest
+    scale = np.sqrt(pooled / pooled.max(initial=1e-9))
+    return {"n": n, "map": _plane(255 * scale), "prompt": prompt_length}
