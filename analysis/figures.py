@@ -11,7 +11,7 @@ BLUE, ORANGE, GREEN = "#0072b2", "#e69f00", "#009e73"  # Okabe-Ito, told apart w
 INK = "#7a828e"  # one grey that reads on white and on black: the page may be either
 
 LABELS = {
-    "step": "denoising step", "milliseconds": "milliseconds", "hit_rate": "hit rate",
+    "step": "denoising step, from 1", "milliseconds": "milliseconds", "hit_rate": "hit rate",
     "position": "answer position", "confidence": "confidence", "density": "certainty density",
     "distance": "distance to the token written before, in positions",
 }  # fmt: skip
@@ -41,10 +41,10 @@ def work_per_step(steps: pd.DataFrame) -> go.Figure:
     """Hit rate (left axis, 0 to 1) and milliseconds (right axis) over the steps."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     figure.add_scatter(
-        x=steps["step"], y=steps["hit_rate"], name=LABELS["hit_rate"], line_color=BLUE
+        x=steps["step"] + 1, y=steps["hit_rate"], name=LABELS["hit_rate"], line_color=BLUE
     )
     figure.add_scatter(
-        x=steps["step"], y=steps["milliseconds"], name=LABELS["milliseconds"],
+        x=steps["step"] + 1, y=steps["milliseconds"], name=LABELS["milliseconds"],
         line={"color": ORANGE, "dash": "dot"}, secondary_y=True,
     )  # fmt: skip
     figure.update_yaxes(range=[0, 1.02], secondary_y=False)
@@ -62,7 +62,7 @@ def decode_order(tokens: pd.DataFrame) -> go.Figure:
     }  # fmt: skip
     figure = go.Figure(
         go.Scatter(
-            x=tokens["step"], y=tokens["position"], mode="markers", marker=marker,
+            x=tokens["step"] + 1, y=tokens["position"], mode="markers", marker=marker,
             customdata=np.stack([tokens["token"], tokens["confidence"]], axis=-1),
             hovertemplate="step %{x}, position %{y}<br>%{customdata[0]} (%{customdata[1]:.3f})"
             "<extra></extra>",
@@ -93,7 +93,7 @@ def confidence_over_time(tokens: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for column, colour in (("confidence", BLUE), ("density", ORANGE)):
         figure.add_scatter(
-            x=tokens["step"], y=tokens[column], mode="markers+lines", name=LABELS[column],
+            x=tokens["step"] + 1, y=tokens[column], mode="markers+lines", name=LABELS[column],
             marker={"size": 5}, line={"color": colour, "width": 1}, text=tokens["token"],
         )  # fmt: skip
     figure.update_yaxes(range=[0, 1.02])

@@ -10,7 +10,7 @@ import numpy as np
 
 from d2cache import ModelConfig, Step, Trace
 from d2cache.canvas import Run
-from d2cache.trace import CANDIDATES, Totals, answer_ids, density_sigma
+from d2cache.trace import CANDIDATES, Totals, answer_ids, density_of, density_sigma
 
 LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is sent
 
@@ -112,9 +112,19 @@ def trace_events(trace: Trace, key: str, stored: bool = False) -> list[dict]:
             trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s],
             int(trace.recomputed[s].sum()), int(trace.predicted[s]), float(trace.seconds[s]),
         )  # fmt: skip
-    masks = int((trace.tokens[-1, p:] == mask_id).sum())
-    note = f"{masks} positions were never written" if masks else ""
-    return [*out, events.end("stopped" if masks else "done", note)]
+    return [*out, events.end(*ending(trace))]
+
+
+def ending(trace: Trace) -> tuple[str, str]:
+    """Status and note for the end of a run of one row."""
+    ids, shape = trace.tokens[-1, trace.prompt_length :], trace.run["shape"]
+    masks = int((ids == shape["mask_id"]).sum())
+    if not masks:
+        return "done", ""
+    ends = np.flatnonzero(ids == shape["eos_id"])
+    if trace.run["stop_at_eos"] and len(ends) and (ids[: ends[0]] != shape["mask_id"]).all():
+        return "done", f"The end token is reached: the {masks} masks after it were not needed."
+    return "stopped", f"{masks} masks are left."
 
 
 class LiveEvents:
@@ -138,9 +148,9 @@ class LiveEvents:
         prompt = self.first.before.tokens[0, : self.run.prompt_length].cpu().numpy()
         return self.events.start(prompt, self.first.rollout is not None)
 
-    def step(self, step: Step, density: np.ndarray) -> list[dict]:
-        """density (G,) of the canvas before the step."""
+    def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
+        density = density_of(step)[0, p:].cpu().numpy()
         confidence = step.candidates.confidence[0, p:].float().cpu().numpy()
         accepted = step.accepted[0].cpu().numpy()
         at = {int(t): q for q, t in enumerate(step.rows.target[0].tolist())}
@@ -159,6 +169,9 @@ class LiveEvents:
             step.plan.why[0].cpu().numpy(), int(step.rows.valid.sum()),
             int(step.plan.predict.sum()), step.seconds,
         )  # fmt: skip
+
+    def end(self, status: str, note: str) -> dict:
+        return self.events.end(status, note)
 
 
 def map_payload(rollout: np.ndarray, prompt_length: int) -> dict:

@@ -687,6 +687,7 @@ function mount(element, { onDetail, onState } = {}) {
   function paintNote() {
     const lines = [];
     if (model.start.stored) lines.push("A stored run; press Run for a live one.");
+    if (model.status === "done" && model.note) lines.push(model.note);
     if (model.status === "stopped") lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
     if (model.status === "failed") lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
     if (model.gaps) lines.push(`${plural(model.gaps, "record")} lost on the way; their rows are blank.`);
@@ -753,7 +754,7 @@ function mount(element, { onDetail, onState } = {}) {
     try { got = await onDetail(at); } catch (error) { problem = String(error && error.message || error); }
     if (asked !== detailAsked || run !== model.run) return;     // the reader has moved on
     detailBox.hidden = !got;
-    detailNote.textContent = got ? `Step ${at + 1}. Line i, column j: how much position i draws on position j, followed through all layers; lines part the prompt from the answer.` : `No map: ${problem}.`;
+    detailNote.textContent = got ? `Step ${at + 1}. Line i, column j: how much position i draws on position j, followed through all layers; lines part the prompt from the answer. Darker is more: the shade grows with the square root of the share, up to the largest on this map.` : `No map: ${problem}.`;
     if (got) drawDetail(got);
   }
 

@@ -114,10 +114,12 @@ def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
         else:
             whole = torch.as_tensor(prompt_ids)
             prompts = list(whole) if whole.dim() == 2 else [whole]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
         raise ValueError(
             f"prompt_ids is {type(prompt_ids).__name__}; it must be token ids (P,) or (B,P)"
         ) from error
+    if not prompts:
+        raise ValueError("the prompt is empty; it needs at least one token")
     for p in prompts:
         if p.dim() != 1 or p.is_floating_point() or p.is_complex() or p.dtype == torch.bool:
             raise ValueError(
@@ -139,8 +141,8 @@ def _is_number(value) -> bool:
 
 
 def _row_seeds(seed, batch: int) -> tuple[int, ...]:
-    seeds = (seed,) * batch if isinstance(seed, int) else tuple(seed)
-    if len(seeds) != batch or not all(isinstance(s, int) and 0 <= s < 2**63 for s in seeds):
+    seeds = tuple(seed) if isinstance(seed, (Sequence, range)) else (seed,) * batch
+    if len(seeds) != batch or not all(type(s) is int and 0 <= s < 2**63 for s in seeds):
         raise ValueError(
             f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or one a row"
         )

@@ -88,7 +88,7 @@ def fill_gaps(selected: Tensor, width: int) -> Tensor:
     if width <= 1:
         return selected
     at = torch.arange(selected.shape[1], device=selected.device).expand_as(selected)
-    far = 2 * selected.shape[1]
+    far = selected.shape[1] + width  # beyond the ends there is nothing to join
     left = at.masked_fill(~selected, -far).cummax(1).values
     right = at.masked_fill(~selected, far).flip(1).cummin(1).values.flip(1)
     return selected | (right - left <= width)

@@ -15,7 +15,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
 from d2cache import ops
-from d2cache.canvas import Canvas, Step
+from d2cache.canvas import Step
 from d2cache.model import ModelConfig
 
 SCHEMA = "d2cache-trace/1"
@@ -213,63 +213,67 @@ class Recorder:
     """
 
     def __init__(self):
-        self.steps: list[tuple] = []
         self.first: Step | None = None
+        self.columns: dict[str, list] = {}
 
     def add(self, step: Step) -> None:
         self.first = self.first or step
-        rows = step.rows
+        rows, live = step.rows, step.before.live
         top = step.logits.topk(min(CANDIDATES, step.logits.shape[-1]), dim=-1)
         wide = torch.promote_types(step.logits.dtype, torch.float32)
         share = (top.values.to(wide) - step.logits.to(wide).logsumexp(-1, keepdim=True)).exp()
-        counts = torch.zeros_like(step.plan.why).scatter_add_(
-            1, rows.index, rows.valid.to(torch.uint8)
-        )
-        live = step.before.live
-        self.steps.append((
-            step.after.tokens, step.candidates.confidence, step.rollout, counts > 0,
-            step.plan.why * live[:, None], step.accepted, rows.target, top.indices, share,
-            (step.plan.predict.sum(1) * live), step.seconds,
-        ))  # fmt: skip
+        once = rows.valid.to(torch.uint8)
+        kept = {
+            "tokens": step.after.tokens, "confidence": step.candidates.confidence,
+            "density": density_of(step), "rollout": step.rollout,
+            "recomputed": torch.zeros_like(step.plan.why).scatter_add_(1, rows.index, once) > 0,
+            "why": step.plan.why * live[:, None], "predicted": step.plan.predict.sum(1) * live,
+            "seconds": step.seconds, "accepted": step.accepted,
+            "target": rows.target, "top": top.indices, "share": share,
+        }  # fmt: skip
+        for name, value in kept.items():
+            self.columns.setdefault(name, []).append(value)
 
     def trace(self) -> Trace:
         """What was recorded so far; ValueError before the first step."""
         if self.first is None:
             raise ValueError("nothing was recorded: the run made no step")
-        columns = list(zip(*self.steps, strict=True))
-        after, confidence, rollout, recomputed, why, accepted, *_, predicted, seconds = columns
-        before, run = self.first.before, self.first.run
+        canvas, run, columns = self.first.before, self.first.run, self.columns
         p = run.prompt_length
-        tokens = torch.stack([before.tokens, *after]).cpu()
-        written = torch.stack(accepted).cpu().numpy()[..., p:]
-        arrays = {
-            "tokens": tokens.numpy(),
-            "confidence": torch.stack(confidence).float().cpu().numpy()[..., p:],
-            "density": _densities(before, tokens, run)[..., p:],
-            "recomputed": torch.stack(recomputed).cpu().numpy(),
-            "why": torch.stack(why).cpu().numpy(),
-            "predicted": torch.stack(predicted).int().cpu().numpy(),
-            "seconds": np.array(seconds),
-            "step_of_token": _last_step(written),
-        }  # fmt: skip
+
+        def stacked(name: str) -> np.ndarray:
+            return torch.stack(columns[name]).cpu().numpy()
+
+        arrays = {name: stacked(name) for name in ("recomputed", "why")}
+        arrays["tokens"] = torch.stack([canvas.tokens, *columns["tokens"]]).cpu().numpy()
+        arrays["predicted"] = stacked("predicted").astype(np.int32)
+        arrays["seconds"] = np.array(columns["seconds"])
+        for name in ("confidence", "density"):
+            arrays[name] = stacked(name)[..., p:].astype(np.float32)
         arrays["rollout"] = (
-            np.full(arrays["why"].shape, np.nan, dtype=np.float32) if rollout[0] is None
-            else torch.stack(rollout).float().cpu().numpy()
+            np.full(arrays["why"].shape, np.nan, np.float32) if columns["rollout"][0] is None
+            else stacked("rollout").astype(np.float32)
         )  # fmt: skip
+        written = stacked("accepted")[..., p:]
+        arrays["step_of_token"] = _last_step(written)
         arrays["candidates"], arrays["candidate_confidence"] = self._candidates(written, p)
-        start = before.start.tolist()
+        start = canvas.start.tolist()
         if len(start) == 1:
-            squeeze = {"step_of_token", "candidates", "candidate_confidence"}
-            arrays = {n: a[0] if n in squeeze else a for n, a in arrays.items()}
-            arrays |= {n: a[:, 0] for n, a in arrays.items() if n not in squeeze and a.ndim > 1}
+            for name, (_, axes) in ARRAYS.items():
+                whole = arrays[name]
+                if axes[0] == "G":
+                    arrays[name] = whole[0]
+                elif name != "seconds":
+                    arrays[name] = whole[:, 0]
         return Trace(**arrays, header=_header(run, start, arrays))
 
     def _candidates(self, written: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
         """(B,G,5) ids and probabilities at the step that last wrote each position."""
         shape = (*written.shape[1:], CANDIDATES)
         ids, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-        for step, mask in zip(self.steps, written, strict=True):
-            target, index, share = (t.cpu().numpy() for t in step[6:9])
+        columns = (self.columns[name] for name in ("target", "top", "share"))
+        for mask, *parts in zip(written, *columns, strict=True):
+            target, index, share = (t.cpu().numpy() for t in parts)
             for b, q in zip(
                 *np.nonzero(np.take_along_axis(mask, np.maximum(target - p, 0), 1) & (target >= p)),
                 strict=True,
@@ -286,25 +290,20 @@ def _last_step(written: np.ndarray) -> np.ndarray:
     return np.where(written.any(0), last, -1).astype(np.int32)
 
 
-def _densities(first: Canvas, tokens: torch.Tensor, run) -> np.ndarray:
-    """(S,B,T) float32: density before each step, for the sigma that the run used."""
-    as_shipped = bool(run.decoder_knobs.get("as_shipped") or run.policy_knobs.get("as_shipped"))
-    sigma = density_sigma(run.policy_knobs, run.decoder_knobs)
-    rows = []
-    for before in tokens[:-1]:
-        position = torch.arange(before.shape[1])
-        masked = (before == first.mask_id) & (position >= first.prompt_length)
-        known = ~masked & (position >= first.start.cpu()[:, None])
-        if as_shipped:
-            rows.append(ops.certainty_density_as_shipped(known, first.prompt_length, sigma))
-        else:
-            rows.append(ops.certainty_density(known, sigma))
-    return torch.stack(rows).numpy()
-
-
 def density_sigma(policy_knobs: dict, decoder_knobs: dict) -> float:
     """Width of the density that is shown: the decoder's, else the policy's, else 10."""
     return decoder_knobs.get("sigma") or policy_knobs.get("sigma") or 10.0
+
+
+def density_of(step: Step) -> torch.Tensor:
+    """(B,T) float32: certainty density before a step; what the decoder used, if it used any."""
+    if step.candidates.density is not None:
+        return step.candidates.density
+    run, canvas = step.run, step.before
+    sigma = density_sigma(run.policy_knobs, run.decoder_knobs)
+    if run.policy_knobs.get("as_shipped"):
+        return ops.certainty_density_as_shipped(canvas.known, canvas.prompt_length, sigma)
+    return ops.certainty_density(canvas.known, sigma)
 
 
 def _header(run, start: list[int], arrays: dict) -> dict:

@@ -71,7 +71,7 @@ class D2Cache(CachePolicy, key="d2"):
         inside, size = bounds.block, canvas.block_length
         if self.as_shipped:
             inside = bounds.block & bounds.masked
-            size = inside.sum(1, keepdim=True)
+            size = inside.sum(1, keepdim=True).clamp_min(1)  # a finished row has none left
         # the window ends with the block that holds the k-th mask, or with the canvas
         at = canvas.position - canvas.prompt_length
         full = canvas.masked.cumsum(1) >= self.current_k

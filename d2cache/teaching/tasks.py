@@ -27,10 +27,10 @@ class Problem:
 # Length, in tokens of the package's tokenizer, of the canvas on which an answer is decoded.  It has
 # room for the longest answer, the end-of-text token and a little more.
 ANSWER_LENGTH: dict[str, int] = {
-    "word": 96,
-    "arithmetic": 96,
+    "word": 64,
+    "arithmetic": 64,
     "code": 64,
-    "facts": 64,
+    "facts": 32,
     "lists": 64,
     "stories": 96,
 }

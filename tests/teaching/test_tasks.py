@@ -207,7 +207,7 @@ def test_both_hops_of_facts_stand_in_the_prompt():
         for hop in hops:
             assert any(said + "." in problem.prompt for said in ways_to_say(hop))
         sentences = problem.prompt.split(". ")
-        assert 10 <= len(sentences) - 1 <= 30
+        assert 20 <= len(sentences) - 1 <= 60
         assert len(set(sentences)) == len(sentences)
         assert not correct(problem, problem.answer.replace(answer, "nobody"))
 

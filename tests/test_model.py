@@ -1,0 +1,234 @@
+"""The transformer: public reference code's numbers, and a second forward written in the tests."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lab import (
+    SMALL,
+    Reference,
+    assert_same_confidence,
+    confidence_of,
+    confidences,
+    random_prompt,
+    run,
+    small_model,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import d2cache
+from d2cache.canvas import Canvas, Rows
+from d2cache.model import CONFIGS, Model, ModelConfig
+from d2cache.weights import parameter_names
+
+GOLDEN = Path(__file__).parent / "goldens" / "llada-12.safetensors"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """Settings, tensors, and the model of the golden file."""
+    with safe_open(GOLDEN, "pt") as file:
+        meta = json.loads(file.metadata()["golden"])
+    tensors = load_file(GOLDEN)
+    same = "layers width heads kv_heads mlp vocab rope_theta mask_id eos_id".split()
+    model = Model(ModelConfig(**{k: meta[k] for k in same}, norm_eps=meta["rms_norm_eps"]))
+    names = parameter_names(model.config)
+    model.load_state_dict(
+        {o: torch.cat([tensors[f"weights/{n}"] for n in ns]) for o, ns in names.items()}
+    )
+    return meta, tensors, model.requires_grad_(False)
+
+
+def full_pass(model, tokens):
+    """Logits (B,T,V) of every position of tokens (B,T)."""
+    batch, length = tokens.shape
+    every = torch.arange(length).expand(batch, -1)
+    canvas = Canvas(tokens, torch.zeros(batch), 1, length, model.config.mask_id, 0)
+    policy = d2cache.make_policy("none")
+    policy.begin(model, canvas)
+    rows = Rows(every, torch.ones_like(every).bool(), every, every, every, keys=None, full=True)
+    return model(tokens, rows, policy)
+
+
+@pytest.mark.parametrize("which", ["all_masked", "mixed"])
+def test_logits_are_those_of_the_public_llada_code(golden, which):
+    meta, tensors, model = golden
+    logits = full_pass(model, tensors[f"forward/{which}/tokens"])
+    want = tensors[f"forward/{which}/logits"]
+    kept = torch.arange(meta["vocab"]) != meta["mask_id"]
+    torch.testing.assert_close(logits[..., kept], want[..., kept], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold",
+        "d2_as_shipped", "d2_as_shipped_inflate4",
+    ],
+)  # fmt: skip
+def test_runs_are_those_of_the_public_d2cache_code(golden, name):
+    meta, tensors, model = golden
+    want, p = meta["runs"][name], meta["prompt_length"]
+    knobs = dict(sigma=want.get("sigma", 0.0), as_shipped=want["cache"] == "none")
+    if "threshold" in want:
+        decoder = d2cache.make_decoder("threshold", threshold=want["threshold"], **knobs)
+    else:
+        written = want.get("num_transfer_tokens", 1)
+        decoder = d2cache.make_decoder("confidence", tokens_per_step=written, **knobs)
+    policy = d2cache.make_policy("none")
+    if want["cache"] == "d2":
+        policy = d2cache.make_policy(
+            "d2", current_k=want["current_k"], rollout_p=want["rollout_p"],
+            sigma=want["cache_sigma"], inflate_w=want["inflate_w"], as_shipped=True,
+        )  # fmt: skip
+    prompt = tensors["forward/all_masked/tokens"][0, :p]
+    trace = d2cache.Trace.record(
+        d2cache.generate(
+            model, prompt, policy, decoder, gen_length=meta["gen_length"],
+            block_length=want["block_len"],
+        )
+    )  # fmt: skip
+    saved = {k.split("/")[-1]: t for k, t in tensors.items() if k.startswith(f"runs/{name}/")}
+    assert trace.tokens[-1, p:].tolist() == saved["tokens"].tolist()
+    assert trace.step_of_token.tolist() == saved["step_of_token"].tolist()
+    assert torch.equal(torch.from_numpy(trace.recomputed), saved["recomputed"])
+    assert_same_confidence(torch.from_numpy(trace.confidence), saved["confidence"], 1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"kv_heads": 1}, {"width": 48}])
+@pytest.mark.parametrize("block_length", [None, 5])
+def test_no_cache_is_the_plain_forward_at_every_step(changes, block_length):
+    model, p, gen = small_model(1, **changes), 7, 14
+    canvas = torch.cat((random_prompt(p, 1), torch.full((gen,), SMALL.mask_id)))
+    steps = run(
+        model, canvas[:p], decoder=("confidence", {"sigma": 0.0}), gen_length=gen,
+        block_length=block_length,
+    )  # fmt: skip
+    assert len(steps) == gen
+    for step in steps:
+        masked = canvas == SMALL.mask_id
+        logits, _ = Reference(model, len(canvas)).forward(canvas, torch.arange(len(canvas)))
+        token, share = confidence_of(logits, SMALL.mask_id)
+        share[~masked] = -torch.inf
+        assert_same_confidence(step.candidates.confidence[0], share, 1e-10)
+        first = int(masked.nonzero()[0]) - p
+        size = block_length or gen
+        end = p + (first // size + 1) * size
+        best = int(share[:end].argmax())
+        canvas[best] = token[best]
+        assert torch.equal(step.after.tokens[0], canvas)
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}])
+@pytest.mark.parametrize(
+    "policy",
+    [p for p in d2cache.policies() if p["name"] in ("none", "d2")],
+    ids=lambda p: p["name"],
+)
+def test_each_row_of_a_padded_batch_is_the_plain_forward_over_its_own_cache(changes, policy):
+    """Rotation by own position, keys without padding, values refreshed, head rows aligned."""
+    model = small_model(2, **changes)
+    prompts = [random_prompt(n, n) for n in (4, 9, 6)]
+    knobs = dict(current_k=3, rollout_p=0.2, inflate_w=3) if policy["name"] == "d2" else {}
+    made = d2cache.make_policy(policy["name"], **knobs)
+    length = 9 + 12
+    caches = [Reference(model, length) for _ in prompts]
+    for step in d2cache.generate(model, prompts, made, gen_length=12, block_length=6):
+        for b, cache in enumerate(caches):
+            start = 9 - len(prompts[b])
+            rows = step.rows.index[b][step.rows.valid[b]]
+            assert len(set(rows.tolist())) == len(rows) and rows.min() >= start
+            logits, maps = cache.forward(step.before.tokens[b], rows, start)
+            _, share = confidence_of(logits, SMALL.mask_id)
+            want = torch.full((length,), -torch.inf, dtype=torch.float64)
+            want[rows] = share
+            want[step.before.tokens[b] != SMALL.mask_id] = -torch.inf
+            assert_same_confidence(step.candidates.confidence[b], want, 1e-10)
+            ours = (t[:, b].transpose(1, 2)[:, start:] for t in (made.kv.k, made.kv.v))
+            for mine, other in zip(ours, (cache.k, cache.v), strict=True):
+                torch.testing.assert_close(mine, other[:, start:], rtol=0, atol=1e-10)
+            if step.rollout is not None:
+                mass = torch.eye(length, dtype=torch.float64)
+                for weights in maps:
+                    layer = torch.eye(length, dtype=torch.float64)
+                    layer[rows] = (weights + layer[rows]) / 2
+                    mass = layer @ mass
+                torch.testing.assert_close(step.rollout[b], mass.sum(0), rtol=0, atol=1e-10)
+
+
+def test_a_shifted_model_predicts_from_the_row_before():
+    model = small_model(3, shift=1)
+    prompt = random_prompt(5)
+    for step in run(model, prompt, gen_length=8):
+        tokens = step.before.tokens[0]
+        logits, _ = Reference(model, 13).forward(tokens, torch.arange(13))
+        token, share = confidence_of(logits, SMALL.mask_id)
+        masked = tokens == SMALL.mask_id
+        want = torch.where(masked, share.roll(1), -torch.inf)
+        assert_same_confidence(step.candidates.confidence[0], want, 1e-10)
+        assert torch.equal(step.candidates.tokens[0][masked], token.roll(1)[masked])
+
+
+def test_rotation_keeps_far_positions_apart_in_bfloat16():
+    exact = small_model(0, rope_theta=10000.0)
+    coarse = small_model(0, dtype=torch.bfloat16, rope_theta=10000.0)
+    position = torch.arange(3000, 3010)[None]
+    for want, got in zip(exact.rotary(position), coarse.rotary(position), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (want - got.double()).abs().max() < 0.01
+
+
+def test_attention_sees_both_directions():
+    model = small_model(4)
+    tokens = random_prompt(10)[None]
+    before = full_pass(model, tokens)
+    changed = tokens.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % 50
+    assert (full_pass(model, changed) - before)[0, 0].abs().max() > 1e-3
+
+
+def test_flops_count_every_matrix_product():
+    """Against a count made layer by layer: two operations a multiply-add."""
+    c = replace(SMALL, layers=2, width=8, heads=2, kv_heads=1, mlp=12, vocab=60)
+    rows, length, predicted = 5, 11, 3
+    one = 2 * rows * 8 * (8 + 4 + 4) + 2 * rows * 8 * 8  # q, k, v; out
+    one += 2 * 2 * 2 * rows * length * 4  # scores and sums, 2 heads of width 4
+    one += 3 * 2 * rows * 8 * 12  # gate, up, down
+    assert c.flops(rows, length, predicted) == 2 * one + 2 * predicted * 8 * 60
+    full = CONFIGS["llada-8b"].flops(1, 1, 0) / 2
+    assert math.isclose(full, 6.98e9, rel_tol=0.01), "weights of LLaDA's layers, about 7 billion"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layers": 0}, "layers is 0; it must be at least 1"),
+        ({"vocab": -3}, "vocab is -3; it must be at least 1"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"width": 30}, "width 30 does not split into 4 heads of even width"),
+        ({"width": 12}, "width 12 does not split into 4 heads of even width"),
+        ({"kv_heads": 3}, "4 heads cannot share 3 key/value heads"),
+        ({"mask_id": 60}, "mask_id is 60; the vocabulary has ids 0 to 59"),
+        ({"eos_id": -1}, "eos_id is -1; the vocabulary has ids 0 to 59"),
+    ],
+)
+def test_an_impossible_shape_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        replace(SMALL, **changes)
+
+
+def test_a_model_without_tokenizer_says_so():
+    for call in (lambda m: m.encode("hello"), lambda m: m.decode([1, 2])):
+        with pytest.raises(ValueError, match=r"no tokenizer; put tokenizer\.json beside"):
+            call(small_model())
+
+
+def test_large_weights_make_confidences_that_differ():
+    """Guard of the other tests: an even model would hide every fault."""
+    seen = confidences(run(small_model(1), random_prompt(7, 1), gen_length=14))
+    seen = seen[~torch.isneginf(seen)]
+    assert seen.std() > 0.05 and seen.min() < 0.3 < seen.max() < 0.999

@@ -1,0 +1,239 @@
+"""Each rule against a restatement by loops or by brute force."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from lab import naive_density
+
+from d2cache import ops
+
+
+def random_mask(shape, seed: int, share: float = 0.5):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def random_mass(shape, seed: int):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 10.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_density_is_the_double_loop_of_the_paper(sigma, seed):
+    known = random_mask((2, 23), seed, 0.4)
+    density = ops.certainty_density(known, sigma)
+    for b in range(2):
+        want = torch.tensor(naive_density(known[b].tolist(), sigma))
+        torch.testing.assert_close(density[b], want, rtol=0, atol=1e-6)
+
+
+def test_density_is_a_share_and_edges_count_as_unknown():
+    everything = ops.certainty_density(torch.ones(1, 200, dtype=torch.bool), 4.0)[0]
+    assert (everything <= 1).all() and everything[100] > 1 - 1e-6
+    assert abs(everything[0] - 0.55) < 0.01, "half the window, and the position itself"
+    assert (ops.certainty_density(torch.zeros(1, 50, dtype=torch.bool), 4.0) == 0).all()
+
+
+def test_shipped_density_imagines_a_known_left_and_repeats_the_last_position():
+    known = torch.tensor([[True] * 3 + [False] * 39 + [True]])  # 3 prompt, 40 answer positions
+    got = ops.certainty_density_as_shipped(known, 3, 10.0)[0]
+    answer = known[0, 3:].tolist()
+    want = naive_density([True] * 40 + answer + [answer[-1]] * 40, 10.0)[40:80]
+    assert got[:3].tolist() == [1, 1, 1]
+    torch.testing.assert_close(got[3:], torch.tensor(want), rtol=0, atol=1e-6)
+    empty = torch.tensor([[True] * 3 + [False] * 64])
+    published = torch.tensor([0.480, 0.440, 0.401, 0.363])
+    first = ops.certainty_density_as_shipped(empty, 3, 10.0)[0, 3:7]
+    torch.testing.assert_close(first, published, rtol=0, atol=6e-4)
+
+
+def test_top_k_takes_the_highest_and_ties_go_left():
+    score = torch.tensor([[0.5, 1.0, 1.0, 0.2, 1.0, 1.0], [0.1, 0.9, 0.3, 0.9, 0.9, 0.0]])
+    allowed = torch.tensor([[True, False, True, True, True, True], [True] * 6])
+    two = ops.top_k_mask(score, allowed, 2)
+    assert two.nonzero().tolist() == [[0, 2], [0, 4], [1, 1], [1, 3]]
+    assert torch.equal(ops.top_k_mask(score, allowed, 50), allowed)
+
+
+@pytest.mark.parametrize("size", [17, 300])
+def test_many_equal_scores_are_taken_from_the_left(size):
+    picked = ops.top_k_mask(torch.ones(1, size), torch.ones(1, size, dtype=torch.bool), 5)
+    assert picked[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_top_k_never_takes_minus_infinity():
+    score = torch.tensor([[-torch.inf, 0.3, -torch.inf]])
+    assert ops.top_k_mask(score, torch.ones(1, 3, dtype=torch.bool), 2).tolist() == [
+        [False, True, False]
+    ]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("seed", range(6))
+def test_nucleus_is_the_smallest_set_beyond_p(p, seed):
+    """Brute force over all sets: none smaller holds more than p, and it is the heaviest of its
+    size."""
+    mass, candidates = random_mass((2, 9), seed) ** 3, random_mask((2, 9), seed + 50, 0.8)
+    chosen = ops.nucleus(mass, candidates, p)
+    for b in range(2):
+        share = {int(i): float(mass[b, i]) for i in candidates[b].nonzero()}
+        limit = p * sum(share.values())
+        sets = (s for n in range(1, 10) for s in combinations(share, n))
+        reach = [s for s in sets if sum(share[i] for i in s) > limit]
+        fewest = min(map(len, reach))
+        best = max((s for s in reach if len(s) == fewest), key=lambda s: sum(share[i] for i in s))
+        assert chosen[b].nonzero().flatten().tolist() == sorted(best)
+
+
+def test_nucleus_at_exactly_p_takes_one_more():
+    mass, every = torch.tensor([[0.5, 0.25, 0.25]]), torch.ones(1, 3, dtype=torch.bool)
+    assert ops.nucleus(mass, every, 0.5).tolist() == [[True, True, False]]
+    assert ops.nucleus_within(mass, every, 0.5).tolist() == [[True, False, False]]
+    assert ops.nucleus_within(mass, every, 0.75).tolist() == [[True, True, False]]
+
+
+def test_nucleus_at_its_ends():
+    mass, some = random_mass((1, 6), 0), torch.tensor([[True, False, True, True, False, True]])
+    assert not ops.nucleus(mass, some, 0.0).any()
+    assert torch.equal(ops.nucleus(mass, some, 1.0), some)
+    assert not ops.nucleus(mass, torch.zeros_like(some), 0.5).any()
+    assert not ops.nucleus_within(mass, torch.zeros_like(some), 0.5).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shipped_nucleus_is_the_longest_prefix_within_p_and_at_least_one(seed):
+    mass, candidates = random_mass((2, 9), seed), random_mask((2, 9), seed + 9, 0.8)
+    for p in (0.01, 0.3, 0.7):
+        chosen = ops.nucleus_within(mass, candidates, p)
+        for b in range(2):
+            order = sorted(candidates[b].nonzero().flatten().tolist(), key=lambda i: -mass[b, i])
+            whole, used, want = float(mass[b, order].sum()), 0.0, order[:1]
+            for n, i in enumerate(order, 1):
+                used += float(mass[b, i]) / whole
+                if used <= p:
+                    want = order[:n]
+            assert chosen[b].nonzero().flatten().tolist() == sorted(want)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 5, 64])
+@pytest.mark.parametrize("seed", range(4))
+def test_gaps_are_filled_up_to_the_width_and_never_beyond_the_ends(width, seed):
+    selected = random_mask((3, 24), seed, 0.2)
+    filled = ops.fill_gaps(selected, width)
+    for b in range(3):
+        at = selected[b].nonzero().flatten().tolist()
+        want = set(at)
+        for left, right in zip(at, at[1:], strict=False):
+            if right - left <= width:
+                want |= set(range(left, right))
+        assert set(filled[b].nonzero().flatten().tolist()) == want
+
+
+def test_attention_map_is_softmax_attention_with_its_mean_over_heads():
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, h, n, 6, generator=rng, dtype=torch.float64)
+        for h, n in ((4, 3), (2, 7), (2, 7))
+    )
+    keys = torch.ones(2, 7, dtype=torch.bool)
+    keys[1, :2] = False
+    out, mean = ops.attention_map(q, k, v, keys)
+    for b in range(2):
+        total = 0
+        for h in range(4):
+            score = q[b, h] @ k[b, h // 2].T / 6**0.5
+            score[:, ~keys[b]] = -torch.inf
+            share = score.exp() / score.exp().sum(-1, keepdim=True)
+            torch.testing.assert_close(out[b, h], share @ v[b, h // 2], rtol=0, atol=1e-12)
+            total = total + share / 4
+        torch.testing.assert_close(mean[b], total, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rollout_is_the_dense_product_with_repeats_counted_once(seed):
+    """Ragged rows: each batch row recomputes another number of positions and repeats its first."""
+    length, layers, counts = 12, 4, [5, 1, 8]
+    rng = torch.Generator().manual_seed(seed)
+    index = torch.zeros(3, 8, dtype=torch.int64)
+    valid = torch.zeros(3, 8, dtype=torch.bool)
+    for b, n in enumerate(counts):
+        index[b, :n] = torch.randperm(length, generator=rng)[:n].sort().values
+        index[b, n:], valid[b, :n] = index[b, 0], True
+    maps = [
+        (3 * torch.randn(3, 8, length, generator=rng, dtype=torch.float64)).softmax(-1)
+        for _ in range(layers)
+    ]
+    mass = ops.rollout_mass(maps, index, valid, length)
+    eye = torch.eye(length, dtype=torch.float64)
+    for b, n in enumerate(counts):
+        product = eye
+        for weights in maps:
+            layer = eye.clone()
+            layer[index[b, :n]] = (weights[b, :n] + eye[index[b, :n]]) / 2
+            product = layer @ product
+        torch.testing.assert_close(mass[b], product.sum(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        mass.sum(1), torch.full((3,), float(length), dtype=torch.float64), rtol=0, atol=1e-12
+    )
+
+
+def test_greedy_choice_is_the_likeliest_token_and_its_probability():
+    logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    token, share = ops.choose_tokens(logits, 0.0, 1.0, None)
+    whole = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    assert torch.equal(token, whole.argmax(-1))
+    torch.testing.assert_close(share, whole.max(-1).values, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("top_p", [0.2, 0.5, 0.8, 0.95])
+def test_top_p_keeps_the_smallest_set_with_that_mass_and_shares_it_anew(top_p):
+    """An even grid of uniforms meets every kept token as often as its new probability says."""
+    logits = 2 * torch.randn(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole, n = logits.softmax(-1), 4000
+    order = sorted(range(8), key=lambda i: -whole[i])
+    count = next(c for c in range(1, 9) if sum(whole[i] for i in order[:c]) >= top_p)
+    kept = order[:count]
+    uniform = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[None]
+    token, share = ops.choose_tokens(logits.expand(1, n, 8), 1.0, top_p, uniform)
+    assert set(token[0].tolist()) <= set(kept)
+    mass = sum(whole[i] for i in kept)
+    for i in kept:
+        assert abs((token == i).double().mean() - whole[i] / mass) < 2 / n
+        assert (share[token == i] - whole[i] / mass).abs().max() < 1e-12
+    _, greedy = ops.choose_tokens(logits[None, None], 0.0, top_p, None)
+    assert abs(greedy.item() - whole.max() / mass) < 1e-12
+
+
+def test_top_p_at_exactly_the_mass_takes_no_more():
+    logits = torch.tensor([[[0.5, 0.25, 0.125, 0.125]]], dtype=torch.float64).log()
+    _, share = ops.choose_tokens(logits, 0.0, 0.5, None)
+    assert abs(share.item() - 1.0) < 1e-12
+    _, share = ops.choose_tokens(logits, 0.0, 0.51, None)
+    assert abs(share.item() - 2 / 3) < 1e-12
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampling_follows_the_tempered_distribution(temperature):
+    rng = torch.Generator().manual_seed(3)
+    logits, n = torch.randn(6, generator=rng, dtype=torch.float64), 20000
+    uniform = torch.rand(1, n, generator=rng, dtype=torch.float64)
+    token, share = ops.choose_tokens(logits.expand(1, n, 6), temperature, 1.0, uniform)
+    want = (logits / temperature).exp() / (logits / temperature).exp().sum()
+    count = torch.bincount(token[0], minlength=6).double()
+    chi_square = ((count - n * want) ** 2 / (n * want)).sum()
+    assert chi_square < 20.5, "0.1 % level of 5 degrees of freedom"
+    torch.testing.assert_close(share[0], want[token[0]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_a_token_of_no_probability_is_never_sampled(uniform):
+    logits = torch.tensor([[[-torch.inf, 0.0, -torch.inf, 0.1, -torch.inf]]])
+    token, share = ops.choose_tokens(logits, 1.0, 1.0, torch.tensor([[uniform]]))
+    assert token.item() in (1, 3) and share.item() > 0
+
+
+def test_choices_are_made_in_float32_when_the_model_is_coarser():
+    logits = torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    _, share = ops.choose_tokens(logits, 0.0, 1.0, None)
+    want = logits.double().softmax(-1).max()
+    assert share.dtype == torch.float32 and abs(share.item() / want - 1) < 1e-5
