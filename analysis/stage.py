@@ -62,7 +62,7 @@ class Events:
             "y": why,
         }  # fmt: skip
         writes = [
-            [p + g, self.text(int(i)), _short(share),
+            [p + int(g), self.text(int(i)), _short(share),
              [[self.text(int(t)), _short(s)] for t, s in zip(top, shares, strict=True) if s > 0]]
             for g, i, share, top, shares in written
         ]  # fmt: skip

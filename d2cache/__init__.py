@@ -1,5 +1,12 @@
 """Caches for diffusion language models: one engine, many policies, every step observable."""
 
+import os
+
+# Small models spend their time in short parallel regions. Threads that spin at each one's end, the
+# default of OpenMP, slow a step up to 40 times when a browser or another process shares the cores.
+# Read when torch is first imported; a value that is already set wins.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from d2cache.canvas import Canvas, Plan, Step, Why
 from d2cache.decoders import Decoder, decoders, make_decoder
 from d2cache.generate import generate

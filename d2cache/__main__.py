@@ -46,6 +46,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--gen-length", type=int, default=128, help="answer positions")
         sub.add_argument("--block-length", type=int, default=None, help="default: one block")
         sub.add_argument("--seed", type=int, default=0, help="for temperature > 0")
+        sub.add_argument("--stop-at-eos", action="store_true", help="leave the padding masked")
         sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
         sub.add_argument("--json", action="store_true", help="end with JSON, a line a run")
         for cls in _everything():
@@ -110,7 +111,7 @@ def _decode(args, model, policy: str):
     steps = d2cache.generate(
         model, model.encode(args.prompt), _make(args, "policy", CachePolicy, policy),
         _make(args, "decoder", Decoder, args.decoder), gen_length=args.gen_length,
-        block_length=args.block_length, seed=args.seed,
+        block_length=args.block_length, seed=args.seed, stop_at_eos=args.stop_at_eos,
     )  # fmt: skip
     try:
         for step in steps:

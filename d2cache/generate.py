@@ -137,11 +137,11 @@ def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int) or getattr(value, "ndim", None) == 0
+    return isinstance(value, (int, float, complex)) or getattr(value, "ndim", None) == 0
 
 
 def _row_seeds(seed, batch: int) -> tuple[int, ...]:
-    seeds = tuple(seed) if isinstance(seed, (Sequence, range)) else (seed,) * batch
+    seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,) * batch
     if len(seeds) != batch or not all(type(s) is int and 0 <= s < 2**63 for s in seeds):
         raise ValueError(
             f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or one a row"

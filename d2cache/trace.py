@@ -100,7 +100,8 @@ class Trace:
         cut = {}
         for name, (_, axes) in ARRAYS.items():
             value = getattr(self, name)
-            value = value[b] if axes[0] == "G" else value[:, b]
+            if name != "seconds":  # one clock for the batch
+                value = value[b] if axes[0] == "G" else value[:, b]
             if axes[0] in "SC":
                 value = value[: steps + (axes[0] == "C")]
             cut[name] = value[..., start:] if axes[-1] == "T" else value

@@ -90,8 +90,9 @@ class Reference:
         self.weight = dict(model.named_parameters())
         self.head_width = c.width // c.heads
         shape = (c.layers, length, c.kv_heads, self.head_width)
-        self.k, self.v = torch.zeros(shape, dtype=torch.float64), torch.zeros(
-            shape, dtype=torch.float64
+        self.k, self.v = (
+            torch.zeros(shape, dtype=torch.float64),
+            torch.zeros(shape, dtype=torch.float64),
         )
 
     def norm(self, x, name):

@@ -122,7 +122,9 @@ def test_a_row_that_has_ended_is_left_alone(name):
 def test_an_unknown_density_of_zero_does_not_let_an_uncomputed_position_win():
     """-inf times 0 is not a number, and -inf times a negative density would be +inf."""
     canvas, candidates = scene(4)
-    zero = Candidates(candidates.tokens, candidates.confidence, torch.zeros_like(candidates.density))
+    zero = Candidates(
+        candidates.tokens, candidates.confidence, torch.zeros_like(candidates.density)
+    )
     for name in DECODERS:
         accepted = d2cache.make_decoder(name).accept(canvas, zero)
         for b in range(3):

@@ -1,0 +1,81 @@
+"""A Chromium to drive and a server to drive it against; used by the tests and by targets.py."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+NEEDED = (
+    "the page tests need a Chromium: install Debian's package (apt-get install chromium), "
+    "or run python -m playwright install chromium"
+)
+
+
+@functools.cache
+def chromium() -> str:
+    """Path of a Chromium: one that is installed, else one installed now; RuntimeError if none."""
+    found = _installed()
+    if found:
+        return found
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "chromium"]):
+            subprocess.run(command, capture_output=True, timeout=900)
+    if not _installed():
+        install = [sys.executable, "-m", "playwright", "install", "chromium"]
+        subprocess.run(install, capture_output=True, timeout=900)
+    found = _installed()
+    if not found:
+        raise RuntimeError(NEEDED)
+    return found
+
+
+def _installed() -> str | None:
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if shutil.which(name):
+            return shutil.which(name)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+@contextlib.contextmanager
+def server(log: Path):
+    """`python app.py` on a free port; yields its address and the moment it was started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    env = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    with log.open("w") as out:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            while True:
+                with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                    urllib.request.urlopen(address + "/config", timeout=5)
+                    break
+                if process.poll() is not None or time.perf_counter() - started > 120:
+                    raise RuntimeError(f"app.py did not come up:\n{log.read_text()[-2000:]}")
+                time.sleep(0.05)
+            yield address, started
+        finally:
+            process.terminate()
+            process.wait(timeout=30)

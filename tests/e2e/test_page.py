@@ -1,0 +1,308 @@
+"""The real page on the bundled model in a real Chromium: what a visitor does and sees."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import d2cache
+
+QUESTION = "Tom has 5 apples. He buys 3 bags of 4 apples. How many apples does Tom have?"
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+
+
+def state(tab) -> dict:
+    return tab.evaluate("d2stage.state()")
+
+
+def ask(tab, text: str = QUESTION):
+    tab.locator("#prompt textarea").fill(text)
+
+
+def run_to_end(tab, text: str = QUESTION):
+    before = state(tab)["run"]
+    ask(tab, text)
+    tab.click("#run")
+    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
+    tab.wait_for_function("d2stage.state().status !== 'running'")
+
+
+def said(tab) -> str:
+    return tab.inner_text("#said").strip()
+
+
+def wait_said(tab, pattern: str):
+    tab.wait_for_function(
+        "p => new RegExp(p).test(document.querySelector('#said').innerText)", arg=pattern
+    )
+
+
+def answer_on_stage(tab) -> str:
+    """The text of the written answer chips before the first end token."""
+    chips = tab.evaluate(
+        "[...document.querySelectorAll('.d2-chips:not(.d2-prompt) .d2-chip')]"
+        ".map(c => [c.className, c.textContent])"
+    )
+    words = []
+    for name, text in chips:
+        if "d2-eos" in name or "d2-masked" in name:
+            break
+        words.append(text)
+    return "".join(words).strip()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return d2cache.load("tiny", device="cpu")
+
+
+def decoded(model, **knobs) -> d2cache.Trace:
+    return d2cache.Trace.record(
+        d2cache.generate(
+            model, model.encode(QUESTION), d2cache.make_policy("d2"),
+            d2cache.make_decoder("confidence", **knobs), gen_length=64, stop_at_eos=True,
+        )
+    )  # fmt: skip
+
+
+def test_a_stored_run_is_there_at_once(tab):
+    seen = state(tab)
+    assert seen["run"] == "stored" and seen["steps"] > 20 and seen["status"] == "done"
+    assert len(answer_on_stage(tab)) > 20
+
+
+def test_a_live_run_paints_every_step_and_gives_the_engines_answer(tab, model):
+    run_to_end(tab)
+    trace, seen = decoded(model), state(tab)
+    assert seen["gaps"] == 0 and seen["received"] == seen["painted"] == len(trace.seconds)
+    assert answer_on_stage(tab) == model.decode(trace.tokens[-1, trace.prompt_length :]).strip()
+    assert "12" in answer_on_stage(tab)
+
+
+def test_the_loop_waits_while_paused_and_steps_one_at_a_time(tab):
+    ask(tab)
+    before = state(tab)["run"]
+    tab.click("#step")
+    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
+    wait_said(tab, "Paused")
+    for expected in (2, 3):
+        tab.click("#step")
+        tab.wait_for_function("n => d2stage.state().received === n", arg=expected)
+    tab.wait_for_timeout(400)
+    assert state(tab)["received"] == 3 and state(tab)["status"] == "running"
+    tab.wait_for_function("document.querySelector('#pause').innerText === 'Resume'")
+    tab.click("#pause")
+    tab.wait_for_function("d2stage.state().status === 'done'")
+    assert state(tab)["gaps"] == 0
+    wait_said(tab, "Done")
+
+
+def test_stop_ends_a_paused_run_and_keeps_what_was_made(tab):
+    ask(tab)
+    for n in (1, 2):
+        tab.click("#step")
+        tab.wait_for_function("n => d2stage.state().received === n", arg=n)
+    wait_said(tab, "Paused")
+    tab.click("#stop")
+    tab.wait_for_function("d2stage.state().status === 'stopped'")
+    with tab.expect_download() as got:
+        tab.get_by_role("button", name="Download trace").click()
+    assert len(d2cache.Trace.load(got.value.path()).seconds) == 2
+
+
+def test_a_downloaded_trace_is_the_run_and_loads_back(tab, model, tmp_path):
+    run_to_end(tab)
+    wait_said(tab, "Done")
+    with tab.expect_download() as got:
+        tab.get_by_role("button", name="Download trace").click()
+    path = tmp_path / "run.safetensors"
+    got.value.save_as(path)
+    trace, live = d2cache.Trace.load(path), decoded(model)
+    assert np.array_equal(trace.tokens, live.tokens) and np.array_equal(trace.why, live.why)
+    shown = answer_on_stage(tab)
+    tab.click("#step")  # something else on the stage
+    tab.wait_for_function("d2stage.state().received === 1")
+    tab.locator("input[type=file]").set_input_files(path)
+    tab.wait_for_function("n => d2stage.state().received === n", arg=len(trace.seconds))
+    assert answer_on_stage(tab) == shown
+
+
+@pytest.mark.parametrize("content", [b"", b"not a trace", b"\xff" * 64])
+def test_a_bad_trace_is_refused_in_one_line_and_the_stage_stays(tab, tmp_path, content):
+    path = tmp_path / f"{HOSTILE.replace('/', '')}.safetensors"
+    path.write_bytes(content)
+    before = state(tab)
+    tab.locator("input[type=file]").set_input_files(path)
+    wait_said(tab, "not a (valid )?trace")
+    assert "\n" not in said(tab) and state(tab)["run"] == before["run"]
+    assert tab.evaluate("window.hacked") is None
+
+
+def test_token_text_is_shown_never_run(tab, tmp_path):
+    run_to_end(tab, HOSTILE)
+    tab.locator(".d2-summary").click()
+    shown = "".join(tab.locator(".d2-prompt .d2-chip").all_inner_texts())
+    assert "onerror" in re.sub(r"\s", "", shown)
+    with tab.expect_download() as got:
+        tab.get_by_role("button", name="Download trace").click()
+    trace = d2cache.Trace.load(got.value.path())
+    trace.header["texts"] = dict.fromkeys(trace.header["texts"], HOSTILE)
+    trace.header["run"] |= {"model": HOSTILE, "policy": HOSTILE, "decoder": HOSTILE}
+    trace.save(tmp_path / "hostile.safetensors")
+    tab.locator("input[type=file]").set_input_files(tmp_path / "hostile.safetensors")
+    wait_said(tab, "Loaded a run")
+    assert HOSTILE in tab.inner_text("#said")
+    tab.locator(".d2-chips:not(.d2-prompt) .d2-chip").first.hover()
+    tab.wait_for_selector(".d2-tip:not([hidden])")
+    assert HOSTILE in tab.inner_text(".d2-tip")
+    assert tab.locator("#stage img, #said img").count() == 0
+    assert tab.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("text, sentence", [("", "empty"), ("   \n ", "empty")])
+def test_an_empty_prompt_is_refused_and_the_page_goes_on(tab, text, sentence):
+    ask(tab, text)
+    tab.click("#run")
+    wait_said(tab, sentence)
+    run_to_end(tab)
+    assert state(tab)["status"] == "done"
+
+
+def test_a_prompt_too_long_for_the_model_is_refused(tab):
+    ask(tab, "7 " * 1900)
+    tab.click("#run")
+    wait_said(tab, "room for 1024")
+
+
+def test_every_registered_policy_and_decoder_is_offered_with_its_knobs(tab):
+    for name, kind in (("policy", d2cache.policies()), ("decoder", d2cache.decoders())):
+        tab.locator(f"#{name} input").click()
+        offered = tab.locator("ul.options li").all_inner_texts()
+        assert sorted(o.strip().removeprefix("✓").strip() for o in offered) == sorted(
+            entry["name"] for entry in kind
+        )
+        tab.keyboard.press("Escape")
+    assert tab.get_by_label("number input for current k").is_visible()
+    tab.locator("#policy input").click()
+    tab.locator("ul.options li", has_text="none").click()
+    tab.get_by_label("number input for current k").wait_for(state="hidden")
+
+
+def test_without_a_cache_nothing_is_reused_and_rollout_says_why_it_is_absent(tab):
+    tab.locator("#policy input").click()
+    tab.locator("ul.options li", has_text="none").click()
+    run_to_end(tab)
+    assert "0" in tab.locator(".d2-value").nth(2).inner_text()
+    assert tab.locator(".d2-map-rollout .d2-absent").is_visible()
+
+
+def test_a_new_problem_is_solved_and_judged(tab):
+    tab.get_by_role("button", name="New problem").click()
+    tab.wait_for_function("t => document.querySelector('#prompt textarea').value !== t", arg="")
+    tab.wait_for_timeout(500)
+    tab.click("#run")
+    wait_said(tab, "answer is (right|wrong)")
+
+
+def test_scrubbing_and_keys_move_the_clock_without_the_server(tab):
+    requests = []
+    tab.on("request", lambda r: requests.append(r.url))
+    tab.locator(".d2-stage").focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_function("d2stage.state().step === 0")
+    for _ in range(3):
+        tab.keyboard.press("ArrowRight")
+    tab.wait_for_function("d2stage.state().step === 3")
+    tab.locator(".d2-range").fill("7")
+    tab.wait_for_function("d2stage.state().step === 7")
+    tab.keyboard.press("End")
+    tab.wait_for_function("d2stage.state().step === d2stage.state().steps - 1")
+    assert [r for r in requests if "/queue/" in r or "/call" in r] == []
+
+
+def test_pointing_at_a_position_marks_it_everywhere(tab):
+    tab.evaluate("d2stage.goto(5)")
+    chip = tab.locator(".d2-chips:not(.d2-prompt) .d2-chip").nth(3)
+    chip.hover()
+    tab.wait_for_selector(".d2-tip:not([hidden])")
+    places = tab.evaluate(
+        "[...document.querySelectorAll('.d2-map .d2-plane > .d2-hair')]"
+        ".map(h => [getComputedStyle(h).display, Math.round(h.getBoundingClientRect().left)])"
+    )
+    assert len(places) == 4 and len({json.dumps(p) for p in places}) == 1
+    assert places[0][0] != "none"
+
+
+def test_the_attention_map_of_one_step_is_made_on_request(tab):
+    run_to_end(tab)
+    tab.get_by_text("show this step's attention map").click()
+    tab.wait_for_function(
+        "document.querySelector('.d2-detail').innerText.includes('how much position i draws')"
+    )
+    size = tab.evaluate("document.querySelector('.d2-detail-canvas').width")
+    assert size == tab.evaluate(
+        "d2stage.state().run && document.querySelectorAll('.d2-chip[data-p]').length"
+    )
+
+
+def test_figures_of_the_run(tab):
+    run_to_end(tab)
+    tab.get_by_role("tab", name="Figures").click()
+    tab.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 4")
+    titles = tab.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.layout.title.text)"
+    )
+    assert "Decode order" in titles
+    assert tab.evaluate("document.querySelectorAll('.js-plotly-plot')[1].data[0].x.length") != 0
+
+
+def test_a_closed_tab_frees_its_run(chrome, address):
+    first, second = chrome.new_context().new_page(), chrome.new_context().new_page()
+    for page in (first, second):
+        page.goto(address)
+        page.wait_for_function("window.d2stage !== undefined")
+    first.locator("#policy input").click()
+    first.locator("ul.options li", has_text="none").click()
+    ask(first, "Tell a story about a brave fox named Max who finds a key in the forest.")
+    first.get_by_text("Canvas", exact=True).click()
+    first.get_by_label("number input for answer length").fill("256")
+    first.get_by_label("stop at the end token").uncheck()
+    first.click("#run")
+    first.wait_for_function("d2stage.state().status === 'running'")
+    first.context.close()
+    run_to_end(second)  # the queue holds one run at a time: it would wait for the first
+    assert state(second)["status"] == "done"
+    second.context.close()
+
+
+@pytest.mark.parametrize("width, dark", [(360, False), (360, True), (1400, True)])
+def test_phone_width_and_dark_mode(chrome, address, width, dark):
+    context = chrome.new_context(
+        viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light"
+    )
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_function("window.d2stage !== undefined")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    colour = page.evaluate("getComputedStyle(document.querySelector('.d2-stage')).color")
+    lightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+    assert (lightness > 150) == dark
+    context.close()
+
+
+def test_controls_are_named_for_a_screen_reader(tab):
+    unnamed = tab.evaluate(
+        """[...document.querySelectorAll('#stage button, #stage input, #stage select')]
+        .filter(e => !(e.getAttribute('aria-label') || e.innerText || e.title)).length"""
+    )
+    assert unnamed == 0
+    assert tab.locator("#stage [aria-live=polite]").count() >= 1
+
+
+def test_a_trace_with_values_out_of_bounds_is_refused(tab, tmp_path):
+    path = tmp_path / "huge.safetensors"
+    save_file({"tokens": np.zeros((2, 2), np.int32)}, path, metadata={"trace": "{}"})
+    tab.locator("input[type=file]").set_input_files(path)
+    wait_said(tab, "not a valid trace")
