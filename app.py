@@ -223,6 +223,7 @@ PAGE_CSS = """
 .page-error {border-left-color: #d55e00} .page-wrong {border-left-color: #e69f00}
 .page-right {border-left-color: #009e73}
 #intro p {margin: 0 0 .25rem} #intro h1 {margin: 0 0 .25rem; font-size: 1.5rem}
+#said, #said * {max-width: none} #said {padding: 0 !important} #said .prose {padding: 0}
 .stage-wrap {padding: 0 !important; overflow: visible !important}
 .gradio-container {max-width: 1700px !important}
 @media (max-width: 640px) {.gradio-container {padding: .5rem !important}}
@@ -319,7 +320,7 @@ def build() -> gr.Blocks:
                     board = gr.HTML(
                         stored, html_template='<div class="stage-host"></div>',
                         js_on_load=STAGE_JS, server_functions=[rollout_map], elem_id="stage",
-                        elem_classes="stage-wrap", apply_default_css=False,
+                        elem_classes="stage-wrap", padding=False, apply_default_css=False,
                     )  # fmt: skip
                 with gr.Tab("Figures") as figures_tab:
                     gr.Markdown("Figures of the finished run; hover for values, drag to zoom.")

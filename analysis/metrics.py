@@ -13,8 +13,8 @@ def steps(trace: Trace) -> pd.DataFrame:
 
     step (from 0), milliseconds (host time), rows (recomputed), hit_rate (share of the canvas
     whose K,V were reused, 0 to 1), written (tokens), predicted (rows through the LM head),
-    gflops (`ModelConfig.flops` / 1e9), and a column per reason, named as in `d2cache.Why` in
-    lower case: rows recomputed for it (a row may have several).
+    gflops (`ModelConfig.flops` / 1e9), and a column why_NAME per reason of
+    `d2cache.Why`: rows recomputed for it (a row may have several).
     """
     config = ModelConfig(**trace.run["shape"])
     rows, length = trace.recomputed.sum(1), trace.tokens.shape[1]
@@ -25,7 +25,7 @@ def steps(trace: Trace) -> pd.DataFrame:
         "gflops": config.flops(rows, length, trace.predicted) / 1e9,
     })  # fmt: skip
     for reason in Why:
-        frame[reason.name.lower()] = ((trace.why & int(reason)) > 0).sum(1)
+        frame[f"why_{reason.name.lower()}"] = ((trace.why & int(reason)) > 0).sum(1)
     return frame
 
 

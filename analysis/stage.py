@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -16,8 +17,9 @@ LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is
 
 
 def message(events: list[dict]) -> str:
-    """What the stage receives: one line of JSON."""
-    return json.dumps({"events": events}, separators=(",", ":"))
+    """What the stage receives: one line of JSON, with the moment it was made (ms, Unix time)."""
+    stamp = round(1e3 * time.time(), 1)
+    return json.dumps({"at": stamp, "events": events}, separators=(",", ":"))
 
 
 class Events:

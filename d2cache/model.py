@@ -6,6 +6,7 @@ H heads, D head width, d model width, V vocabulary, L layers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,17 @@ class ModelConfig:
     name: str = "llada"
 
     def __post_init__(self):
-        sizes = ("layers", "width", "heads", "kv_heads", "mlp", "vocab", "max_length")
-        for field in sizes:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        # bounds far beyond any real model: a broken or hostile config must not fill the memory
+        sizes = dict.fromkeys(("width", "heads", "kv_heads", "mlp", "vocab", "max_length"), 1 << 20)
+        for field, most in {"layers": 1 << 10, **sizes}.items():
+            value = getattr(self, field)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(
+                    f"{field} is {value!r}; it must be a whole number from 1 to {most}"
+                )
+        for field in ("rope_theta", "norm_eps"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be above 0")
         if self.width % self.heads or self.head_width % 2:
             raise ValueError(
                 f"width {self.width} does not split into {self.heads} heads of even width"

@@ -33,7 +33,7 @@ class Knob:
                 return value
             raise ValueError(f"{owner}: {self.name} is {value!r}; it must be True or False")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        whole = self.kind is float or (number and float(value).is_integer())
+        whole = self.kind is float or (number and value % 1 == 0)
         # `not (low <= value <= high)` also refuses a NaN
         if not number or not whole or not (self.low <= value <= self.high):
             sort = "a whole number" if self.kind is int else "a number"

@@ -360,7 +360,8 @@ def _checked(arrays: dict[str, np.ndarray], header) -> Trace:
     for name, low, high in (
         ("tokens", 0, config.vocab - 1), ("candidates", 0, config.vocab - 1),
         ("step_of_token", -1, steps - 1), ("density", 0, 1.001), ("seconds", 0, 1e6),
-        ("candidate_confidence", 0, 1.001), ("predicted", 0, sizes["T"]),
+        ("candidate_confidence", 0, 1.001), ("predicted", 0, sizes["T"]), ("why", 0, 255),
+        ("recomputed", 0, 1),
     ):  # fmt: skip
         # written so that a NaN fails too
         if not ((arrays[name] >= low) & (arrays[name] <= high)).all():

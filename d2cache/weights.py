@@ -39,9 +39,12 @@ def load(name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = N
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda") from error
+        known = torch.device(device).type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda")
+    device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here; use --device cpu or auto")
     if dtype is None:
@@ -91,14 +94,14 @@ def read_config(folder: Path) -> ModelConfig:
             kv_heads=_whole(raw, "n_kv_heads") if raw.get("n_kv_heads") else _whole(raw, "n_heads"),
             mlp=_whole(raw, "mlp_hidden_size"),
             vocab=_whole(raw, "embedding_size" if raw.get("embedding_size") else "vocab_size"),
-            rope_theta=float(raw["rope_theta"]), norm_eps=float(raw["rms_norm_eps"]),
+            rope_theta=_number(raw, "rope_theta"), norm_eps=_number(raw, "rms_norm_eps"),
             mask_id=_whole(raw, "mask_token_id"), eos_id=_whole(raw, "eos_token_id"),
             max_length=_whole(raw, "max_sequence_length"),
             name="tiny" if folder == TINY else folder.name,
         )  # fmt: skip
     except KeyError as error:
         raise ValueError(f"{path} lacks {error.args[0]!r}; it must have LLaDA's keys") from error
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"{path} has a value of the wrong type: {error}") from error
 
 
@@ -107,6 +110,13 @@ def _whole(raw: dict, key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{key} is {value!r}, not a whole number")
     return value
+
+
+def _number(raw: dict, key: str) -> float:
+    value = raw[key]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{key} is {value!r}, not a number")
+    return float(value)
 
 
 def _read_json(path: Path) -> dict:

@@ -23,13 +23,12 @@ MASK = SMALL.mask_id
 
 @pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}])
 @pytest.mark.parametrize("block_length", [None, 4])
-@pytest.mark.parametrize("as_shipped", [False, True])
-def test_selecting_everything_is_no_cache(changes, block_length, as_shipped):
+def test_selecting_everything_is_no_cache(changes, block_length):
     """Both stages wide open: the same logits at every step as without a cache."""
     model, prompts = small_model(20, **changes), [random_prompt(n, n) for n in (5, 8)]
-    everything = ("d2", dict(current_k=64, rollout_p=1.0, as_shipped=as_shipped))
+    everything = ("d2", dict(current_k=64, rollout_p=1.0))
     settings = dict(gen_length=12, block_length=block_length)
-    prior = dict(sigma=4.0, as_shipped=as_shipped)
+    prior = dict(sigma=4.0)
     cached = run(model, prompts, everything, ("confidence", prior), **settings)
     plain = run(model, prompts, "none", ("confidence", prior), **settings)
     assert len(cached) == len(plain)
@@ -42,7 +41,7 @@ def test_selecting_everything_is_no_cache(changes, block_length, as_shipped):
 
 @pytest.mark.parametrize("knobs", [
     dict(current_k=3, rollout_p=0.1), dict(current_k=3, rollout_p=0.1, as_shipped=True),
-    dict(current_k=64, rollout_p=0.0), dict(current_k=1, rollout_p=1.0),
+    dict(current_k=64, rollout_p=0.0),
 ])  # fmt: skip
 def test_small_knobs_are_a_cache(knobs):
     """Guard of the tests above and of every comparison with no cache."""
@@ -50,8 +49,7 @@ def test_small_knobs_are_a_cache(knobs):
     cached = run(model, prompt, ("d2", knobs), gen_length=14)
     plain = run(model, prompt, "none", gen_length=14)
     rows = [int(s.rows.valid.sum()) for s in cached]
-    fewest = 24 if knobs["rollout_p"] == 1 else 8
-    assert rows[0] == 24 and min(rows) <= fewest
+    assert rows[0] == 24 and all(r < 24 for r in rows[1:]) and min(rows) <= 8
     gap = 0.0
     for a, b in zip(cached, plain, strict=True):
         if not torch.equal(a.before.tokens, b.before.tokens):

@@ -42,8 +42,8 @@ PAIRS = [(p, "confidence", m) for p in POLICIES for m in MODES] + [
 def test_batch_mates_and_padding_change_nothing(policy, decoder, mode):
     """Every step of every row, against the row alone; and the row's trace against its own."""
     knobs = dict(DECODER_KNOBS.get(decoder, {}), sigma=3.0)
-    gen, settings, seeds = 10, {}, [5, 6]
-    lengths = (4, 7)
+    gen, settings, seeds = 10, {}, [5, 6, 7]
+    lengths = (4, 7, 5)
     prompts = [random_prompt(n, n) for n in lengths]
     model = small_model(3, kv_heads=2 if mode == "grouped" else 4)
     if mode == "sampled":

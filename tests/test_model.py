@@ -206,9 +206,15 @@ def test_flops_count_every_matrix_product():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"layers": 0}, "layers is 0; it must be at least 1"),
-        ({"vocab": -3}, "vocab is -3; it must be at least 1"),
+        ({"layers": 0}, "layers is 0; it must be a whole number from 1 to 1024"),
+        ({"vocab": -3}, "vocab is -3; it must be a whole number from 1 to 1048576"),
         ({"max_length": 0}, "max_length is 0"),
+        ({"layers": 1025}, "layers is 1025; it must be a whole number from 1 to 1024"),
+        ({"mlp": 10**400}, "mlp is 1000"),
+        ({"heads": 4.0}, "heads is 4.0; it must be a whole number"),
+        ({"layers": True}, "layers is True; it must be a whole number"),
+        ({"rope_theta": 0.0}, "rope_theta is 0.0; it must be above 0"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan; it must be above 0"),
         ({"width": 30}, "width 30 does not split into 4 heads of even width"),
         ({"width": 12}, "width 12 does not split into 4 heads of even width"),
         ({"kv_heads": 3}, "4 heads cannot share 3 key/value heads"),

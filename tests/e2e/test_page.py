@@ -179,20 +179,21 @@ def test_a_prompt_too_long_for_the_model_is_refused(tab):
 def test_every_registered_policy_and_decoder_is_offered_with_its_knobs(tab):
     for name, kind in (("policy", d2cache.policies()), ("decoder", d2cache.decoders())):
         tab.locator(f"#{name} input").click()
-        offered = tab.locator("ul.options li").all_inner_texts()
+        offered = tab.locator("[data-testid=dropdown-option]").all_inner_texts()
         assert sorted(o.strip().removeprefix("✓").strip() for o in offered) == sorted(
             entry["name"] for entry in kind
         )
-        tab.keyboard.press("Escape")
+        tab.keyboard.press("Tab")
+        tab.locator("[data-testid=dropdown-option]").first.wait_for(state="detached")
     assert tab.get_by_label("number input for current k").is_visible()
     tab.locator("#policy input").click()
-    tab.locator("ul.options li", has_text="none").click()
+    tab.locator("[data-testid=dropdown-option]", has_text="none").click()
     tab.get_by_label("number input for current k").wait_for(state="hidden")
 
 
 def test_without_a_cache_nothing_is_reused_and_rollout_says_why_it_is_absent(tab):
     tab.locator("#policy input").click()
-    tab.locator("ul.options li", has_text="none").click()
+    tab.locator("[data-testid=dropdown-option]", has_text="none").click()
     run_to_end(tab)
     assert "0" in tab.locator(".d2-value").nth(2).inner_text()
     assert tab.locator(".d2-map-rollout .d2-absent").is_visible()
@@ -264,7 +265,7 @@ def test_a_closed_tab_frees_its_run(chrome, address):
         page.goto(address)
         page.wait_for_function("window.d2stage !== undefined")
     first.locator("#policy input").click()
-    first.locator("ul.options li", has_text="none").click()
+    first.locator("[data-testid=dropdown-option]", has_text="none").click()
     ask(first, "Tell a story about a brave fox named Max who finds a key in the forest.")
     first.get_by_text("Canvas", exact=True).click()
     first.get_by_label("number input for answer length").fill("256")

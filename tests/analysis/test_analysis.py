@@ -1,0 +1,176 @@
+"""Traces into tables, figures and stage events: what they say must be what the run did."""
+
+import base64
+import json
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+
+import d2cache
+from analysis import bench, figures, metrics, probes, stage, study
+from d2cache.trace import Recorder
+
+
+@pytest.fixture(scope="module")
+def model():
+    return d2cache.load("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def live(model):
+    """The events of a run while it is made, and its trace."""
+    recorder, events, out = Recorder(), None, []
+    ids = model.encode("Tom has 5 apples. He buys 3 bags of 4 apples. How many does Tom have?")
+    for step in d2cache.generate(model, ids, "d2", gen_length=64, stop_at_eos=True):
+        recorder.add(step)
+        if events is None:
+            events = stage.LiveEvents("key", step)
+            out.append(events.start())
+        out += events.step(step)
+    trace = recorder.trace()
+    return [*out, events.end(*stage.ending(trace))], trace
+
+
+def plane(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8).astype(float)
+
+
+def test_live_and_replayed_events_are_the_same(live):
+    events, trace = live
+    again = stage.trace_events(trace, "key")
+    assert len(again) == len(events) == 2 * len(trace.seconds) + 2
+    for a, b in zip(events[1:], again[1:], strict=True):
+        assert a == b
+    for name in ("stored", "steps"):
+        again[0].pop(name), events[0].pop(name)
+    assert events[0] == json.loads(json.dumps(again[0]))
+
+
+def test_planes_give_the_values_back(live):
+    events, trace = live
+    for record in (e for e in events if e["k"] == "rec"):
+        s, c = record["s"], plane(record["c"])
+        seen = np.isfinite(trace.confidence[s])
+        assert np.array_equal(c > 0, seen)
+        assert np.allclose((c[seen] - 1) / 254, trace.confidence[s][seen], atol=1 / 400)
+        assert np.allclose(plane(record["d"]) / 255, trace.density[s], atol=1 / 400)
+        mass = 2 ** (plane(record["r"]) / 16 - 8)
+        assert np.allclose(mass, np.maximum(trace.rollout[s], 2**-8), rtol=0.03)
+        assert np.array_equal(plane(record["y"]), trace.why[s])
+        assert record["rows"] == trace.recomputed[s].sum()
+        assert [w[0] - trace.prompt_length for w in record["w"]] == list(
+            np.flatnonzero(trace.step_of_token == s)
+        )
+
+
+def test_the_last_totals_are_those_of_the_trace(live):
+    events, trace = live
+    last, totals = [e for e in events if e["k"] == "totals"][-1], trace.totals
+    assert last["tokens"] == totals["answer_tokens"] > 10
+    assert last["hit_rate"] == pytest.approx(totals["hit_rate"], rel=1e-3)
+    assert last["flops"] / last["flops_none"] == pytest.approx(totals["flops_vs_none"])
+
+
+def test_a_run_cut_short_says_so_and_a_finished_one_does_not(live, model):
+    events, trace = live
+    assert events[-1]["status"] == "done" and "not needed" in events[-1]["note"]
+    steps = d2cache.generate(model, model.encode("Compute 3 + 4."), "none", gen_length=32)
+    recorder = Recorder()
+    for step in steps:
+        recorder.add(step)
+        if step.index == 4:
+            assert stage.ending(recorder.trace())[0] == "stopped"
+    assert stage.ending(recorder.trace()) == ("done", "")
+
+
+def test_a_step_of_512_positions_fits_4_kilobytes(model):
+    ids = torch.cat([model.encode("Kate has a red hat. " * 60)[:256]])
+    recorder = Recorder()
+    for step in d2cache.generate(model, ids, "d2", gen_length=256):
+        recorder.add(step)
+        if step.index == 8:
+            break
+    events = stage.trace_events(recorder.trace(), "0123456789abcdef")
+    sizes = [len(stage.message(events[i : i + 2])) for i in range(1, 19, 2)]
+    assert 2048 < max(sizes) <= 4096
+
+
+def test_step_table_counts_what_the_trace_says(live):
+    trace = live[1]
+    frame = metrics.steps(trace)
+    assert frame["rows"].tolist() == trace.recomputed.sum(1).tolist()
+    assert np.allclose(frame["hit_rate"], 1 - frame["rows"] / trace.tokens.shape[1])
+    assert frame["why_full"].tolist() == [trace.tokens.shape[1]] + [0] * (len(frame) - 1)
+    assert frame["written"].sum() == (trace.step_of_token >= 0).sum()
+    # what one step writes is what the next one recomputes for that reason
+    assert frame["written"].iloc[:-1].tolist() == frame["why_written"].iloc[1:].tolist()
+    assert frame["gflops"].sum() * 1e9 == pytest.approx(trace.totals["flops"])
+
+
+def test_token_table_is_in_the_order_of_writing(live):
+    trace = live[1]
+    frame = metrics.tokens(trace)
+    assert frame["step"].is_monotonic_increasing
+    assert sorted(frame["position"]) == list(np.flatnonzero(trace.step_of_token >= 0))
+    one = frame.iloc[3]
+    assert one["distance"] == abs(one["position"] - frame.iloc[2]["position"])
+    ids = trace.tokens[-1, trace.prompt_length + frame["position"].to_numpy()]
+    assert frame["token"].tolist() == [trace.text_of(int(i)) for i in ids]
+
+
+def test_figures_draw_the_tables(live):
+    steps, tokens = metrics.steps(live[1]), metrics.tokens(live[1])
+    work = figures.work_per_step(steps)
+    assert list(work.data[0].y) == list(steps["hit_rate"])
+    assert list(work.data[1].y) == list(steps["milliseconds"]) and work.data[1].yaxis == "y2"
+    order = figures.decode_order(tokens)
+    assert list(order.data[0].y) == list(tokens["position"])
+    distance = figures.write_distance(tokens)
+    assert len(distance.data[0].x) == len(tokens) - 1 and max(distance.data[1].y) == 1
+    over_time = figures.confidence_over_time(tokens)
+    assert list(over_time.data[0].y) == list(tokens["confidence"])
+    for figure in (work, order, distance, over_time):
+        assert isinstance(figure, go.Figure) and figure.layout.xaxis.title.text
+        assert figure.layout.yaxis.title.text and figure.layout.title.text
+
+
+def test_rollout_map_of_the_full_pass_has_the_runs_column_sums(live, model):
+    trace = live[1]
+    dense = probes.rollout_map(model, trace, 0)
+    assert np.allclose(dense.sum(1), 1, atol=1e-4)
+    assert np.allclose(dense.sum(0), trace.rollout[0], atol=1e-3)  # step 0 of d2 is a full pass
+    with pytest.raises(IndexError, match="steps 0 to"):
+        probes.rollout_map(model, trace, len(trace.seconds))
+
+
+def test_a_large_map_is_averaged_down_and_keeps_its_shape():
+    rollout = np.zeros((600, 600), np.float32)
+    rollout[:300, 150] = 1
+    sent = stage.map_payload(rollout, 100)
+    grid = plane(sent["map"]).reshape(sent["n"], sent["n"])
+    assert sent["n"] == stage.LARGEST_MAP and grid[: sent["n"] // 2 - 1].max(1).min() > 150
+    assert grid[sent["n"] // 2 + 1 :].max() == 0
+    assert abs(grid[0].argmax() / sent["n"] - 0.25) < 0.01
+
+
+def test_bench_prints_limits_and_ratios(capsys):
+    arguments = "--policies d2,none --prompt-length 24 --gen-length 8 --repeats 1 --json".split()
+    assert bench.main(arguments) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [r["policy"] for r in last["policies"]] == ["none", "d2"]
+    none, d2 = last["policies"]
+    assert none["ratio"] == 1 and none["hit_rate"] == 0 and d2["hit_rate"] > 0
+    assert d2["ratio"] == pytest.approx(d2["steps_per_second"] / none["steps_per_second"])
+
+
+def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys):
+    arguments = ["--problems", "2", "--families", "lists", "--policies", "none,d2", "--json"]
+    assert study.main(arguments) == 0
+    out = capsys.readouterr().out
+    results = json.loads(out.strip().splitlines()[-1])["results"]
+    assert {r["policy"] for r in results} == {"none", "d2"}
+    assert all(0 <= r["accuracy"] <= 1 and r["problems"] == 2 for r in results)
+    assert study.main(["--families", "poems"]) == 2
+    assert "poems" in capsys.readouterr().err

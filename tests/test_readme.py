@@ -1,0 +1,65 @@
+"""What the README says must be so."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import d2cache
+from d2cache.__main__ import parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example(tmp_path):
+    """The README's policy, imported from a file of its own as a newcomer would add it."""
+    code = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "key=" in b)
+    path = tmp_path / "masks_from_readme.py"
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield "masks"
+    del d2cache.CachePolicy.registry["masks"], sys.modules[path.stem]
+
+
+def test_the_example_policy_is_a_cache_known_everywhere(example):
+    assert example in [p["name"] for p in d2cache.policies()]
+    assert parse(["run", "x", "--policy", "masks", "--refresh-every", "4"]).refresh_every == 4
+    model = d2cache.load("tiny", device="cpu")
+    ids = model.encode("Compute 3 + 4 * 5.")
+
+    def record(policy):
+        return d2cache.Trace.record(d2cache.generate(model, ids, policy, gen_length=32))
+
+    exact, none = record(d2cache.make_policy("masks", refresh_every=1)), record("none")
+    assert np.array_equal(exact.confidence, none.confidence)
+    cached = record("masks")
+    assert 0 < cached.totals["hit_rate"] and not np.allclose(cached.confidence, none.confidence)
+
+
+@pytest.mark.parametrize("entries", [d2cache.policies(), d2cache.decoders()])
+def test_every_policy_and_decoder_is_in_the_tables(entries):
+    for entry in entries:
+        line = next(x for x in README.splitlines() if x.startswith(f"| `{entry['name']}`"))
+        assert re.search(r"\d{4}\.\d{5}", entry["paper"] + line)
+    d2 = next(x for x in README.splitlines() if x.startswith("| `d2`"))
+    for one in next(p for p in d2cache.policies() if p["name"] == "d2")["knobs"]:
+        assert f"`{one.name}`" in d2
+
+
+def test_requirements_are_pinned_inside_the_ranges_of_the_package():
+    project = (ROOT / "pyproject.toml").read_text()
+    for line in (ROOT / "requirements.txt").read_text().split():
+        name, version = line.split("==")
+        low = re.search(rf'"{name}>=([\d.]+)', project)
+        assert low and tuple(map(int, version.split("."))) >= tuple(map(int, low[1].split(".")))
+    assert (
+        f"sdk_version: {re.search(r'gradio==([0-9.]+)', (ROOT / 'requirements.txt').read_text())[1]}"
+        in README
+    )
