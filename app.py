@@ -55,6 +55,7 @@ class Run:
     trace: d2cache.Trace | None = None
     paused: bool = False
     stopped: bool = False
+    driver: threading.Lock = field(default_factory=threading.Lock)  # one hand on the loop at a time
 
 
 class Runs:
@@ -81,6 +82,7 @@ class Runs:
 
 
 RUNS = Runs()
+DRAWN: OrderedDict[str, tasks.Problem] = OrderedDict()  # recent example problems by their prompt
 
 
 def notice(text: str, kind: str = "info") -> str:
@@ -122,6 +124,11 @@ def _whole(name: str, value) -> int:
 
 def advance(run: Run, most: int | None = None):
     """Messages of the next steps, until the run ends, is paused, or `most` steps were made."""
+    with run.driver:
+        yield from _advance(run, most)
+
+
+def _advance(run: Run, most: int | None):
     run.paused, made, waiting, sent = False, 0, [], 0.0
     try:
         while not (run.stopped or run.paused or made == most):
@@ -167,18 +174,19 @@ def save_trace(trace: d2cache.Trace, key: str) -> str:
     return str(path)
 
 
-def verdict(run: Run, prompt: str, problem: dict | None) -> str:
+def verdict(run: Run, prompt: str) -> str:
     """What to say when a run has ended: whether a generated problem was solved."""
     if run.trace is None:
         return notice("The run stopped before its first step.", "error")
-    if not problem or problem["prompt"] != prompt.strip() or run.stopped:
+    problem = DRAWN.get(prompt.strip())
+    if problem is None or run.stopped:
         return notice("Done. Scrub through the steps, or open Figures.")
     text = model().decode(run.trace.tokens[-1, run.trace.prompt_length :]).strip()
-    if tasks.correct(tasks.Problem(**problem), text):
+    if tasks.correct(problem, text):
         return notice("Done, and the answer is right.", "right")
-    if problem["family"] == "stories":
+    if problem.family == "stories":
         return notice("Done, but the story leaves the grammar it was learnt from.", "wrong")
-    return notice(f"Done, but the answer is wrong. Wanted: {problem['answer']}", "wrong")
+    return notice(f"Done, but the answer is wrong. Wanted: {problem.answer}", "wrong")
 
 
 def rollout_map(asked: str) -> dict:
@@ -263,7 +271,7 @@ def knob_groups(kind: str, entries: list[dict], chosen: str) -> tuple[dict, dict
 def build() -> gr.Blocks:
     stored = load_stored()
     with gr.Blocks(title="d2Cache explorer", fill_width=True, delete_cache=(3600, 3600)) as page:
-        run_key, problem = gr.State(None), gr.State(None)
+        run_key = gr.State(None)
         gr.Markdown(INTRO, elem_id="intro")
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
@@ -333,16 +341,16 @@ def build() -> gr.Blocks:
                 api_visibility="private",
             )  # fmt: skip
         fresh.click(
-            new_problem, family, [prompt, problem, gen_length], queue=False,
+            new_problem, family, [prompt, gen_length], queue=False,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
 
         outputs = [board, run_key, said, pause, download]
-        base = [problem, prompt, policy, decoder, gen_length, block_length, seed, to_the_end]
+        base = [prompt, policy, decoder, gen_length, block_length, seed, to_the_end]
         names = list(controls)
         inputs = [run_key, *base, *controls.values()]
 
-        def show(run: Run, typed: str, given: dict | None, most: int | None = None):
+        def show(run: Run, typed: str, most: int | None = None):
             """Stream a run into the page's outputs, from where it stands."""
             first = {run_key: run.key, pause: gr.Button("Pause")}
             for text in advance(run, most):
@@ -352,15 +360,15 @@ def build() -> gr.Blocks:
             if run.paused:
                 last[said] = notice("Paused. Step, or Resume.")
             elif RUNS.get(run.key):
-                last[said] = verdict(run, typed, given)
+                last[said] = verdict(run, typed)
                 if run.trace:
                     last[download] = gr.DownloadButton(
                         value=save_trace(run.trace, run.key), interactive=True
                     )
             yield last
 
-        def begin(request: gr.Request, given, typed, *values, most=None):
-            head, knob_values = values[: len(base) - 2], values[len(base) - 2 :]
+        def begin(request: gr.Request, typed, *values, most=None):
+            head, knob_values = values[: len(base) - 1], values[len(base) - 1 :]
             settings = {}
             for (kind, name, knob), value in zip(names, knob_values, strict=True):
                 settings.setdefault((kind, name), {})[knob] = value
@@ -370,22 +378,22 @@ def build() -> gr.Blocks:
                 yield {said: notice(str(error), "error")}
                 return
             yield {said: notice("Running."), download: gr.DownloadButton(interactive=False)}
-            yield from show(run, typed, given, most)
+            yield from show(run, typed, most)
 
         def on_run(request: gr.Request, key, *values):
             yield from begin(request, *values)
 
-        def on_step(request: gr.Request, key, given, typed, *values):
+        def on_step(request: gr.Request, key, typed, *values):
             run = RUNS.get(key)
             if run and run.steps is not None and not run.stopped:
-                yield from show(run, typed, given, most=1)
+                yield from show(run, typed, most=1)
             else:
-                yield from begin(request, given, typed, *values, most=1)
+                yield from begin(request, typed, *values, most=1)
 
-        def on_resume(label, key, given, typed):
+        def on_resume(label, key, typed):
             run = RUNS.get(key)
             if label == "Resume" and run and run.steps is not None:
-                yield from show(run, typed, given)
+                yield from show(run, typed)
             else:
                 yield {said: gr.skip()}
 
@@ -434,7 +442,7 @@ def build() -> gr.Blocks:
         single.click(on_pause, [pause, run_key], None, **instant)
         single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
         pause.click(on_pause, [pause, run_key], None, **instant)
-        pause.click(on_resume, [pause, run_key, problem, prompt], outputs, **queued)
+        pause.click(on_resume, [pause, run_key, prompt], outputs, **queued)
         stop.click(on_stop, run_key, outputs, **instant)
         upload.upload(on_upload, upload, outputs, **queued)
         figures_tab.select(draw_figures, run_key, plots, **instant)
@@ -460,13 +468,18 @@ def draw_figures(key: str | None) -> list:
 
 
 def new_problem(family: str):
-    """A held-out problem of a family: its prompt, the problem, and a fitting answer length."""
+    """A held-out problem of a family: its prompt, and an answer length that fits."""
     drawn = tasks.draw(family, random.Random(secrets.randbits(64)), held_out=True)
-    return drawn.prompt, vars(drawn), tasks.ANSWER_LENGTH[family]
+    DRAWN[drawn.prompt] = drawn
+    while len(DRAWN) > 1000:
+        DRAWN.popitem(last=False)
+    return drawn.prompt, tasks.ANSWER_LENGTH[family]
 
 
 def _first_prompt() -> str:
-    return tasks.draw("word", random.Random(7), held_out=True).prompt
+    first = tasks.draw("word", random.Random(129), held_out=True)
+    DRAWN[first.prompt] = first
+    return first.prompt
 
 
 def load_stored() -> str:

@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 
+from safetensors import SafetensorError
+
 import d2cache
 from d2cache.decoders import Decoder
 from d2cache.policies import CachePolicy
@@ -27,8 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """Complains like everything else here: one line, exit code 2."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m d2cache", description="Decode with a cached diffusion language model."
     )
     commands = parser.add_subparsers(required=True, metavar="run|compare")
@@ -93,15 +102,17 @@ def _check_flags(args, policies: list[str]) -> None:
     """Refuse a knob that none of the chosen policies and decoder has: it would do nothing."""
     chosen = [CachePolicy.registry[p] for p in policies if p in CachePolicy.registry]
     chosen += [Decoder.registry[args.decoder]] if args.decoder in Decoder.registry else []
-    known = {k.name for cls in chosen for k in knobs(cls)}
     for cls in _everything():
         for one in knobs(cls):
-            if getattr(args, one.name) is not None and one.name not in known:
-                flag = one.name.replace("_", "-")
-                raise ValueError(
-                    f"--{flag} is a knob of {cls.kind} {cls.key!r}, which is not chosen here; "
-                    "leave it out or choose that one"
-                )
+            for name, kinds in (
+                (one.name, ("policy", "decoder")), (f"{cls.kind}_{one.name}", (cls.kind,)),
+            ):  # fmt: skip
+                known = {k.name for c in chosen if c.kind in kinds for k in knobs(c)}
+                if getattr(args, name) is not None and one.name not in known:
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} is a knob of {cls.kind} {cls.key!r}, which "
+                        "is not chosen here; leave it out or choose that one"
+                    )
 
 
 def _decode(args, model, policy: str):
@@ -125,8 +136,8 @@ def _decode(args, model, policy: str):
 def _save(trace, path: str) -> None:
     try:
         trace.save(path)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(f"cannot write the trace to {path!r}: {reason}") from error
 
 
@@ -168,6 +179,8 @@ def run(args) -> int:
 
 def compare(args) -> int:
     names = [n.strip() for n in args.policies.split(",") if n.strip()]
+    if not names:
+        raise ValueError(f"--policies names none; give some of {_names(CachePolicy)}, by commas")
     _check_flags(args, names)
     for name in names:
         _make(args, "policy", CachePolicy, name)

@@ -268,7 +268,7 @@ def test_the_open_block_is_computed_even_when_it_is_the_least_certain():
 
 
 def test_stale_rows_are_what_differs_from_no_cache():
-    """At one step: the reference over d2's own rows gives d2's numbers, over all rows no cache's."""
+    """The reference over d2's own rows gives d2's numbers; over all rows it gives others."""
     model, prompt = small_model(26), random_prompt(8)
     cache, length = Reference(model, 20), 20
     stale = 0.0

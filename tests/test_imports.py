@@ -47,7 +47,7 @@ def test_nothing_executes_what_a_file_brings(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert isinstance(node.value, ast.Constant) and node.value.value is False
-        if isinstance(node, ast.keyword) or isinstance(node, ast.arg):
+        if isinstance(node, (ast.keyword, ast.arg)):
             assert node.arg != "trust_remote_code"
         if isinstance(node, ast.Constant):
             assert node.value != "trust_remote_code"
@@ -58,7 +58,9 @@ def test_nothing_executes_what_a_file_brings(path):
 
 @pytest.mark.parametrize("kind", ["policies", "decoders"])
 def test_each_policy_and_decoder_is_one_small_file_that_names_its_paper(kind):
-    files = [p for p in (ROOT / "d2cache" / kind).glob("*.py") if p.stem not in ("__init__", "base")]
+    files = [
+        p for p in (ROOT / "d2cache" / kind).glob("*.py") if p.stem not in ("__init__", "base")
+    ]
     assert files
     for path in files:
         source = path.read_text(encoding="utf-8")

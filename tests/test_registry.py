@@ -21,7 +21,9 @@ def label(x):
 
 
 def test_the_papers_names_of_knobs_are_kept():
-    d2 = {k.name: k.default for k in next(p for p in d2cache.policies() if p["name"] == "d2")["knobs"]}
+    d2 = {
+        k.name: k.default for k in next(p for p in d2cache.policies() if p["name"] == "d2")["knobs"]
+    }
     assert d2 == dict(current_k=32, rollout_p=0.1, sigma=10.0, inflate_w=0, as_shipped=False)
     every = {d["name"]: {k.name: k.default for k in d["knobs"]} for d in d2cache.decoders()}
     common = dict(tokens_per_step=1, temperature=0.0, top_p=1.0, sigma=10.0)
@@ -29,7 +31,9 @@ def test_the_papers_names_of_knobs_are_kept():
     assert every["threshold"]["threshold"] == 0.9
 
 
-@pytest.mark.parametrize(("make", "entry"), ALL, ids=lambda x: x["name"] if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    ("make", "entry"), ALL, ids=lambda x: x["name"] if isinstance(x, dict) else ""
+)
 def test_an_entry_says_what_a_front_end_needs(make, entry):
     assert "arXiv" in entry["paper"] and entry["help"]
     assert make(entry["name"]).settings() == {k.name: k.default for k in entry["knobs"]}

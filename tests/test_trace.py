@@ -60,7 +60,9 @@ def test_watching_changes_nothing(policy):
     made.block = probe
     probed = run(model, PROMPT, made, **settings)
     recorder = Recorder()
-    for step in d2cache.generate(model, PROMPT, d2cache.make_policy(policy[0], **policy[1]), **settings):
+    for step in d2cache.generate(
+        model, PROMPT, d2cache.make_policy(policy[0], **policy[1]), **settings
+    ):
         recorder.add(step)
         recorder.trace()  # at any time
     trace = recorder.trace()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import browser  # noqa: E402
+import browser
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,229 @@
+"""The command line: exit codes, one line of complaint, JSON at the end, knobs as flags."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lab import small_model
+
+import d2cache
+from d2cache import weights
+from d2cache.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+KEYS = {
+    "text", "answer_tokens", "steps", "seconds", "tokens_per_second", "hit_rate", "flops",
+    "flops_vs_none", "model", "policy", "decoder", "device",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small random checkpoint with a tokenizer of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("cli") / "small"
+    weights.save(small_model(60), folder, torch.float32)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(60)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+@pytest.fixture
+def cli(model, capsys, monkeypatch):
+    """Runs main and gives exit code, lines of stdout, stderr; `cli.runs` are its Run objects."""
+    runs, generate = [], d2cache.generate
+
+    def watched(*args, **kwargs):
+        for step in generate(*args, **kwargs):
+            if step.index == 0:
+                runs.append(step.run)
+            yield step
+
+    def call(command, *args, prompt="w1 w2 w3", folder=model):
+        where = ["--model", folder] if folder else []
+        capsys.readouterr()
+        code = main([command, prompt, "--gen-length", "8", "--device", "cpu", *where, *args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out.splitlines(), err
+
+    monkeypatch.setattr(d2cache, "generate", watched)
+    call.runs = runs
+    return call
+
+
+def test_run_ends_with_one_line_of_json(cli):
+    code, lines, err = cli("run", "--policy", "d2", "--current-k", "2", "--json")
+    got = json.loads(lines[-1])
+    assert code == 0 and err == "" and set(got) == KEYS
+    assert got["steps"] == 8 and got["policy"] == "d2" and got["decoder"] == "confidence"
+    assert got["model"] == "small" and got["device"] == "cpu"
+    assert 0 < got["hit_rate"] < 1 and 0 < got["flops_vs_none"] < 1
+    assert got["answer_tokens"] <= 8 and got["flops"] > 0 and got["seconds"] > 0
+    assert abs(got["tokens_per_second"] - got["answer_tokens"] / got["seconds"]) < 1e-6
+    assert lines[0] == got["text"] and all(w[0] == "w" for w in got["text"].split())
+
+
+def test_run_without_json_ends_with_a_sentence(cli):
+    code, lines, _ = cli("run", "--policy", "none")
+    assert code == 0 and lines[-1].startswith("none + confidence: 8 steps in ")
+    assert "0.0 % of rows reused" in lines[-1] and "1.00 of the FLOPs" in lines[-1]
+
+
+def test_compare_gives_a_line_a_policy(cli):
+    code, lines, err = cli("compare", "--policies", "none, d2", "--current-k", "2", "--json")
+    got = [json.loads(line) for line in lines]
+    assert code == 0 and err == "" and [g["policy"] for g in got] == ["none", "d2"]
+    assert all(set(g) == KEYS | {"agreement_vs_none"} for g in got)
+    assert got[0]["agreement_vs_none"] == 1.0 and 0 <= got[1]["agreement_vs_none"] <= 1
+    assert got[0]["hit_rate"] == 0 < got[1]["hit_rate"]
+    code, lines, _ = cli("compare", "--policies", "d2", "--current-k", "1024", "--rollout-p", "1")
+    assert code == 0 and "100 % of the answer as without a cache" in lines[-2]
+
+
+def test_a_trace_is_written_and_loads(cli, tmp_path):
+    file = tmp_path / "run.safetensors"
+    code, lines, _ = cli("run", "--trace", str(file), "--json", "--block-length", "4")
+    trace, got = d2cache.Trace.load(file), json.loads(lines[-1])
+    assert code == 0 and trace.run["gen_length"] == 8 and trace.run["block_length"] == 4
+    assert trace.prompt_length == 3 and trace.tokens[0, :3].tolist() == [1, 2, 3]
+    for key in ("steps", "hit_rate", "flops", "answer_tokens"):
+        assert trace.totals[key] == got[key]
+    assert trace.text_of(5) in ("w5", "<5>")
+
+
+def test_an_interrupted_run_leaves_its_trace_and_exit_code_130(cli, tmp_path, monkeypatch):
+    file, whole = tmp_path / "part.safetensors", d2cache.generate
+
+    def interrupted(*args, **kwargs):
+        for step in whole(*args, **kwargs):
+            yield step
+            if step.index == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(d2cache, "generate", interrupted)
+    code, _, err = cli("run", "--trace", str(file))
+    assert code == 130 and err == "d2cache: interrupted\n"
+    assert d2cache.Trace.load(file).totals["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy", "decoder"),
+    [
+        (["--sigma", "4"], {"sigma": 4.0}, {"sigma": 4.0}),
+        (["--policy-sigma", "4"], {"sigma": 4.0}, {"sigma": 10.0}),
+        (["--decoder-sigma", "0"], {"sigma": 10.0}, {"sigma": 0.0}),
+        (["--sigma", "4", "--decoder-sigma", "2"], {"sigma": 4.0}, {"sigma": 2.0}),
+        (["--as-shipped"], {"as_shipped": True}, {"as_shipped": True}),
+        (["--policy-as-shipped"], {"as_shipped": True}, {"as_shipped": False}),
+        (["--as-shipped", "--no-decoder-as-shipped"], {"as_shipped": True}, {"as_shipped": False}),
+        (["--current-k", "7", "--rollout-p", "0"], {"current_k": 7, "rollout_p": 0.0}, {}),
+        (["--temperature", "0.5", "--top-p", "0.9"], {}, {"temperature": 0.5, "top_p": 0.9}),
+        (["--decoder", "threshold", "--threshold", "0.2"], {}, {"threshold": 0.2}),
+        (["--tokens-per-step", "3"], {}, {"tokens_per_step": 3}),
+    ],
+)
+def test_every_knob_is_a_flag_and_shared_ones_can_be_told_apart(cli, flags, policy, decoder):
+    code, _, err = cli("run", *flags)
+    assert (code, err) == (0, "")
+    (run,) = cli.runs
+    assert policy.items() <= run.policy_knobs.items()
+    assert decoder.items() <= run.decoder_knobs.items()
+
+
+def test_length_blocks_seed_and_end_reach_the_loop(cli):
+    code, _, _ = cli("run", "--block-length", "4", "--seed", "9", "--stop-at-eos")
+    (run,) = cli.runs
+    assert code == 0 and (run.gen_length, run.block_length) == (8, 4)
+    assert run.seeds == (9,) and run.stop_at_eos is True
+
+
+BAD = {
+    "unknown policy": (["run", "--policy", "d3"], "unknown policy 'd3'; choose one of"),
+    "unknown decoder": (["run", "--decoder", "x"], "unknown decoder 'x'; choose one of"),
+    "one unknown of two": (["compare", "--policies", "none,d3"], "unknown policy 'd3'"),
+    "unknown decoder compared": (["compare", "--decoder", "x"], "unknown decoder 'x'"),
+    "out of bounds": (["run", "--current-k", "0"], "current_k is 0; it must be a whole number"),
+    "not a number": (["run", "--rollout-p", "nan"], "rollout_p is nan; it must be a number"),
+    "knob of another policy": (
+        ["run", "--policy", "none", "--current-k", "3"],
+        "--current-k is a knob of policy 'd2', which is not chosen here",
+    ),
+    "shared knob of another policy": (
+        ["run", "--policy", "none", "--policy-sigma", "3"],
+        "--policy-sigma is a knob of policy 'd2', which is not chosen here",
+    ),
+    "knob of another decoder": (
+        ["run", "--threshold", "0.5"],
+        "--threshold is a knob of decoder 'threshold', which is not chosen here",
+    ),
+    "knob of no compared policy": (["compare", "--policies", "none", "--current-k", "3"], "'d2'"),
+    "no answer": (["run", "--gen-length", "0"], "gen_length is 0; it must be a whole number"),
+    "no block": (["run", "--block-length", "0"], "block_length is 0"),
+    "too long": (["run", "--gen-length", "9999"], "small has room for 256: shorten one of them"),
+    "seed below 0": (["run", "--seed", "-1"], "seed is -1; it must be a whole number"),
+    "device": (["run", "--device", "tpu"], "unknown device 'tpu'; use auto, cpu or cuda"),
+    "trace nowhere": (["run", "--trace", "/nowhere/x/y"], "cannot write the trace to '/nowhere"),
+    "trace a folder": (["run", "--trace", "/"], "cannot write the trace to '/'"),
+    "no policies": (["compare", "--policies", ","], "--policies"),
+    "letters for a number": (["run", "--gen-length", "many"], "invalid int value: 'many'"),
+    "unknown flag": (["run", "--speed", "9"], "--speed"),
+    "switch with a value": (["run", "--as-shipped=3"], "--as-shipped"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(cli, kind):
+    (command, *args), says = BAD[kind]
+    code, _, err = cli(command, *args)
+    assert code == 2 and says in err
+    assert err.startswith("d2cache: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n "])
+def test_an_empty_prompt_is_refused(cli, prompt):
+    code, _, err = cli("run", prompt=prompt)
+    assert code == 2 and err == "d2cache: the prompt is empty; give a question in quotes\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["walk"], ["run"], ["--json"]])
+def test_a_command_line_that_is_none_is_refused(argv, capsys):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("d2cache: ") and err.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_refused(cli, tmp_path):
+    code, _, err = cli("run", folder=str(tmp_path / "none"))
+    assert code == 2 and "no model folder at" in err and err.count("\n") == 1
+    code, _, err = cli("run", folder=str(tmp_path))
+    assert code == 2 and "has no config.json" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_help_lists_every_knob(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for entry in [*d2cache.policies(), *d2cache.decoders()]:
+        assert entry["name"] in text
+        for one in entry["knobs"]:
+            assert f"--{one.name.replace('_', '-')}" in text
+
+
+def test_the_module_runs_as_a_program_with_the_model_in_the_box():
+    done = subprocess.run(
+        [sys.executable, "-m", "d2cache", "run", "What is 2 + 3?", "--gen-length", "8", "--json",
+         "--device", "cpu"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    got = json.loads(done.stdout.splitlines()[-1])
+    assert set(got) == KEYS and got["model"] == "tiny" and got["steps"] == 8
