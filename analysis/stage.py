@@ -153,7 +153,7 @@ class LiveEvents:
     def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
         density = density_of(step)[0, p:].cpu().numpy()
-        confidence = step.candidates.confidence[0, p:].float().cpu().numpy()
+        confidence = step.confidence[0, p:].float().cpu().numpy()
         accepted = step.accepted[0].cpu().numpy()
         at = {int(t): q for q, t in enumerate(step.rows.target[0].tolist())}
         written = []
@@ -162,13 +162,13 @@ class LiveEvents:
             if int(position) in at:
                 prob = step.logits[0, at[int(position)]].float().softmax(-1).topk(CANDIDATES)
                 ids, shares = prob.indices.cpu().numpy(), prob.values.cpu().numpy()
-            token = int(step.after.tokens[0, position])
+            token = int(step.tokens[0, position])
             written.append((int(position) - p, token, confidence[position - p], ids, shares))
         rollout = None if step.rollout is None else step.rollout[0].float().cpu().numpy()
         return self.events.step(
-            step.index, step.after.tokens[0].cpu().numpy(),
+            step.index, step.tokens[0].cpu().numpy(),
             step.before.masked[0, p:].cpu().numpy(), written, confidence, density, rollout,
-            step.plan.why[0].cpu().numpy(), int(step.rows.valid.sum()),
+            step.why[0].cpu().numpy(), int(step.valid.sum()),
             int(step.plan.predict.sum()), step.seconds,
         )  # fmt: skip
 

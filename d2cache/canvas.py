@@ -167,3 +167,23 @@ class Step:
     accepted: Tensor  # (B,T) bool
     rollout: Tensor | None
     seconds: float
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B,T) int64: the canvas after the step."""
+        return self.after.tokens
+
+    @property
+    def confidence(self) -> Tensor:
+        """(B,T): of each candidate, -inf where none was predicted."""
+        return self.candidates.confidence
+
+    @property
+    def why(self) -> Tensor:
+        """(B,T) uint8 of `Why`."""
+        return self.plan.why
+
+    @property
+    def valid(self) -> Tensor:
+        """(B,R) bool: first copy of each recomputed row."""
+        return self.rows.valid

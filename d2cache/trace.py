@@ -223,12 +223,12 @@ class Recorder:
         top = step.logits.topk(min(CANDIDATES, step.logits.shape[-1]), dim=-1)
         wide = torch.promote_types(step.logits.dtype, torch.float32)
         share = (top.values.to(wide) - step.logits.to(wide).logsumexp(-1, keepdim=True)).exp()
-        once = rows.valid.to(torch.uint8)
+        once = step.valid.to(torch.uint8)
         kept = {
-            "tokens": step.after.tokens, "confidence": step.candidates.confidence,
+            "tokens": step.tokens, "confidence": step.confidence,
             "density": density_of(step), "rollout": step.rollout,
-            "recomputed": torch.zeros_like(step.plan.why).scatter_add_(1, rows.index, once) > 0,
-            "why": step.plan.why * live[:, None], "predicted": step.plan.predict.sum(1) * live,
+            "recomputed": torch.zeros_like(step.why).scatter_add_(1, rows.index, once) > 0,
+            "why": step.why * live[:, None], "predicted": step.plan.predict.sum(1) * live,
             "seconds": step.seconds, "accepted": step.accepted,
             "target": rows.target, "top": top.indices, "share": share,
         }  # fmt: skip
