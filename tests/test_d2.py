@@ -148,24 +148,30 @@ class Retold:
 ])  # fmt: skip
 @pytest.mark.parametrize("block_length", [16, 5])
 @pytest.mark.parametrize("seed", range(2))
-def test_each_plan_follows_the_rules(knobs, block_length, seed):
-    """A batch of three with padding: reasons, refreshed rows and predictions of every step."""
+@pytest.mark.parametrize("decoder", ["confidence", "threshold"])
+def test_each_plan_follows_the_rules(knobs, block_length, seed, decoder):
+    """A batch of three with padding: reasons, refreshed rows and predictions of every step.
+
+    The threshold lets the rows advance at different speeds.
+    """
     model, lengths = small_model(30 + seed), (4, 9, 7)
     prompts = [random_prompt(n, n + seed) for n in lengths]
     told = [Retold(9, 16, block_length, knobs) for _ in prompts]
+    pace = dict(tokens_per_step=2) if decoder == "confidence" else dict(threshold=0.35)
     steps = run(
-        model, prompts, ("d2", knobs), ("confidence", dict(sigma=3.0, tokens_per_step=2)),
+        model, prompts, ("d2", knobs), (decoder, dict(sigma=3.0, **pace)),
         gen_length=16, block_length=block_length,
     )  # fmt: skip
     for step, following in zip(steps, steps[1:], strict=False):
         for b in range(3):
+            if not following.before.live[b]:
+                continue
             want = told[b].next_reasons(step, b, 9 - lengths[b])
             got = {
                 j: int(following.plan.why[b, j])
                 for j in following.plan.why[b].nonzero().flatten().tolist()
             }
-            if following.before.live[b]:
-                assert got == want, f"step {following.index}, row {b}"
+            assert got == want, f"step {following.index}, row {b}"
             masked = {j for j in want if following.before.tokens[b, j] == MASK}
             assert set(following.plan.predict[b].nonzero().flatten().tolist()) == masked
             assert set(following.plan.refresh[b].nonzero().flatten().tolist()) == set(want)

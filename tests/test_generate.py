@@ -91,11 +91,16 @@ def test_rows_of_a_batch_that_end_early_do_not_disturb_the_others(policy):
     model, prompts = small_model(8), [random_prompt(5, s) for s in range(4)]
     decoder = ("threshold", {"threshold": 0.3, "sigma": 3.0})
     together = run(model, prompts, policy, decoder, gen_length=10)
+    trace = d2cache.Trace.record(iter(together))
     lengths = set()
     for b, prompt in enumerate(prompts):
         alone = run(model, prompt, policy, decoder, gen_length=10)
         lengths.add(len(alone))
         assert torch.equal(together[-1].after.tokens[b], alone[-1].after.tokens[0])
+        for step in together[len(alone) :]:
+            assert not step.rows.valid[b].any(), "a row that has ended is computed no more"
+        for rows in (trace.recomputed, trace.why, trace.predicted):
+            assert rows[: len(alone), b].any() and not rows[len(alone) :, b].any()
     assert len(lengths) > 1, "guard: the rows must end at different steps"
 
 
@@ -126,6 +131,14 @@ def test_a_run_stops_when_all_before_its_first_end_is_written_and_not_later(poli
     assert len(short) == expected
     if policy[0] == "none":
         assert expected < len(full), "guard: the run must have something to leave out"
+
+
+def test_an_end_of_text_token_in_the_prompt_ends_nothing():
+    model = small_model(9)
+    prompt = [3, model.config.eos_id, 4]
+    plain = run(model, prompt, "none", gen_length=6)
+    assert model.config.eos_id not in plain[-1].after.tokens[0, 3:], "guard"
+    assert len(run(model, prompt, "none", gen_length=6, stop_at_eos=True)) == 6
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)

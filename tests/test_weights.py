@@ -77,6 +77,14 @@ def test_names_are_those_of_llada_checkpoints(folder):
     listed = json.loads((folder / INDEX).read_text())["weight_map"]
     for part in ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"):
         assert f"{BLOCK}{part}.weight" in listed
+    state = small_model(50, kv_heads=2).state_dict()
+    whole, gates = (state[f"blocks.1.{n}.weight"] for n in ("qkv_proj", "gate_up_proj"))
+    for part, want in (
+        ("q_proj", whole[:32]), ("k_proj", whole[32:48]), ("v_proj", whole[48:]),
+        ("ff_proj", gates[:48]), ("up_proj", gates[48:]),
+    ):  # fmt: skip
+        name = f"{BLOCK}{part}.weight"
+        assert torch.equal(load_file(folder / listed[name])[name], want)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "llada" and config["n_kv_heads"] == 2
     assert config["mask_token_id"] == 59 and config["embedding_size"] == 60
