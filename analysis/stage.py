@@ -11,7 +11,7 @@ import numpy as np
 
 from d2cache import ModelConfig, Step, Trace
 from d2cache.canvas import Run
-from d2cache.trace import CANDIDATES, Totals, answer_ids, density_of, density_sigma
+from d2cache.trace import Totals, answer_ids, density_of, density_sigma, likeliest
 
 LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is sent
 
@@ -19,7 +19,7 @@ LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is
 def message(events: list[dict]) -> str:
     """What the stage receives: one line of JSON, with the moment it was made (ms, Unix time)."""
     stamp = round(1e3 * time.time(), 1)
-    return json.dumps({"at": stamp, "events": events}, separators=(",", ":"))
+    return json.dumps({"at": stamp, "events": events}, separators=(",", ":"), allow_nan=False)
 
 
 class Events:
@@ -134,11 +134,9 @@ class LiveEvents:
 
     def __init__(self, key: str, step: Step):
         self.run: Run = step.run
-        settings = {f: getattr(step.run, f) for f in step.run.__dataclass_fields__}
-        settings.pop("tokenizer")
         self.texts: dict[int, str] = {}
-        self.events = Events(key, settings, self.text)
-        self.first = step
+        self.events = Events(key, step.run.settings(), self.text)
+        self.canvas, self.has_rollout = step.before, step.rollout is not None
 
     def text(self, token: int) -> str:
         if token not in self.texts:
@@ -147,23 +145,23 @@ class LiveEvents:
         return self.texts[token]
 
     def start(self) -> dict:
-        prompt = self.first.before.tokens[0, : self.run.prompt_length].cpu().numpy()
-        return self.events.start(prompt, self.first.rollout is not None)
+        prompt = self.canvas.tokens[0, : self.run.prompt_length].cpu().numpy()
+        return self.events.start(prompt, self.has_rollout)
 
     def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
         density = density_of(step)[0, p:].cpu().numpy()
         confidence = step.confidence[0, p:].float().cpu().numpy()
-        accepted = step.accepted[0].cpu().numpy()
-        at = {int(t): q for q, t in enumerate(step.rows.target[0].tolist())}
+        target, (top, share) = step.rows.target[0].cpu(), likeliest(step)
+        row_of = {int(t): q for q, t in enumerate(target)}
         written = []
-        for position in np.flatnonzero(accepted):
-            ids, shares = np.zeros(0, int), np.zeros(0)
-            if int(position) in at:
-                prob = step.logits[0, at[int(position)]].float().softmax(-1).topk(CANDIDATES)
-                ids, shares = prob.indices.cpu().numpy(), prob.values.cpu().numpy()
-            token = int(step.tokens[0, position])
-            written.append((int(position) - p, token, confidence[position - p], ids, shares))
+        for position in np.flatnonzero(step.accepted[0].cpu().numpy()):
+            q = row_of.get(int(position))  # none: written without having been computed
+            ids, shares = (top[0, q], share[0, q]) if q is not None else (target[:0], target[:0])
+            written.append((
+                int(position) - p, int(step.tokens[0, position]), confidence[position - p],
+                ids.cpu().numpy(), shares.cpu().numpy(),
+            ))  # fmt: skip
         rollout = None if step.rollout is None else step.rollout[0].float().cpu().numpy()
         return self.events.step(
             step.index, step.tokens[0].cpu().numpy(),

@@ -128,7 +128,7 @@ def _decode(args, model, policy: str):
         for step in steps:
             recorder.add(step)
     finally:  # an interrupted run still leaves its trace
-        if args.trace and recorder.first:
+        if args.trace and recorder.run:
             _save(recorder.trace(), args.trace)
     return recorder.trace()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntFlag
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from d2cache import ops
 
 
 class Why(IntFlag):
@@ -41,6 +43,11 @@ class Run:
     dtype: str
     shape: dict  # the ModelConfig
     tokenizer: object = None  # gives a trace its token texts; not part of the configuration
+
+    def settings(self) -> dict:
+        """The configuration as plain values, for a trace's header."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
+        return plain | {"seeds": list(self.seeds)}
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,12 @@ class Canvas:
         ends = (self.tokens == self.eos_id) & (self.position >= self.prompt_length)
         return (self.masked & (ends.cumsum(1) == 0)).any(1)
 
+    def density(self, sigma: float, as_shipped: bool = False) -> Tensor:
+        """Certainty density (B,T) float32 on this canvas; as_shipped: the public code's padding."""
+        if as_shipped:
+            return ops.certainty_density_as_shipped(self.known, self.prompt_length, sigma)
+        return ops.certainty_density(self.known, sigma)
+
     @cached_property
     def eligible(self) -> Tensor:
         """(B,T) bool: positions a step may write."""
@@ -106,14 +119,15 @@ class Canvas:
 class Plan:
     """What a step shall compute; masks (B,T) bool, why (B,T) uint8 of `Why`.
 
-    predict: a token is wanted here. refresh: K,V are recomputed here. `unseen` is the confidence
-    read at masked positions without a prediction: -inf keeps them from being written.
+    predict: a token is wanted here. refresh: K,V are recomputed here. as_shipped: treat this step
+    as d2Cache's public code does: density with its padding, and masked positions without a
+    prediction read confidence 1/V and token 0 instead of -inf, so that they can be written.
     """
 
     predict: Tensor
     refresh: Tensor
     why: Tensor
-    unseen: float = float("-inf")
+    as_shipped: bool = False
 
 
 @dataclass(frozen=True)

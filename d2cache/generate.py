@@ -32,7 +32,7 @@ def generate(
     (shorter ones are padded on the left; neither padding nor batch mates change a row's result).
     block_length: semi-autoregressive blocks of this many positions, default the whole answer.
     seed: one for all rows or one a row; used only with temperature > 0. stop_at_eos: a row ends
-    when everything before its first end-of-text token is written; what follows stays masked.
+    when everything before its first end-of-text token is written; what is masked by then stays so.
 
     Each step, numbered as below: 1 the policy plans rows; 2 rows become indices, with the one
     host sync; 3 the model runs on them; 4 the decoder accepts candidates; 5 the policy observes.
@@ -41,6 +41,12 @@ def generate(
     """
     policy = make_policy(policy) if isinstance(policy, str) else policy
     decoder = make_decoder(decoder) if isinstance(decoder, str) else decoder
+    for given, base in ((policy, CachePolicy), (decoder, Decoder)):
+        if not isinstance(given, base):
+            raise ValueError(
+                f"the {base.kind} is {given!r}; it must be a registered name or an object made "
+                f"by make_{base.kind}"
+            )
     canvas = open_canvas(model, prompt_ids, gen_length, block_length, stop_at_eos)
     seeds = _row_seeds(seed, canvas.tokens.shape[0])
     run = Run(
@@ -56,6 +62,16 @@ def generate(
 
 @torch.inference_mode()
 def _steps(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
+    if policy.running:
+        raise ValueError("this policy object is in another run; make a second one")
+    policy.running = True
+    try:
+        yield from _loop(model, canvas, policy, decoder, seeds, run)
+    finally:
+        policy.running = False
+
+
+def _loop(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     stuck = torch.zeros((), dtype=torch.bool, device=model.device)
     policy.begin(model, canvas)
@@ -67,7 +83,7 @@ def _steps(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
             return
         logits = model(canvas.tokens, rows, policy)  # 3
         logits[..., model.config.mask_id] = -torch.inf  # a model may predict [MASK], for ever
-        candidates = _candidates(canvas, plan, rows, logits, policy, decoder, randoms)
+        candidates = _candidates(canvas, plan, rows, logits, decoder, randoms)
         accepted = decoder.accept(canvas, candidates)  # 4
         stuck = (canvas.live & ~accepted.any(1)).any()
         after = replace(
@@ -128,6 +144,7 @@ def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
             )
         if not len(p):
             raise ValueError("the prompt is empty; it needs at least one token")
+        p = p.to(torch.int64)  # the narrow unsigned types have no minimum
         if p.min() < 0 or p.max() >= vocab:
             raise ValueError(
                 f"prompt_ids has values from {p.min()} to {p.max()}; "
@@ -183,7 +200,7 @@ def _indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.where(valid, order, order[:, :1]), valid
 
 
-def _candidates(canvas, plan, rows, logits, policy, decoder, randoms) -> Candidates:
+def _candidates(canvas, plan, rows, logits, decoder, randoms) -> Candidates:
     """Logits of the predicting rows -> candidates on the canvas (B,T)."""
     uniform = None
     if decoder.temperature > 0:
@@ -191,15 +208,16 @@ def _candidates(canvas, plan, rows, logits, policy, decoder, randoms) -> Candida
         gen = canvas.tokens.shape[1] - canvas.prompt_length
         drawn = torch.stack([torch.rand(gen, generator=g) for g in randoms])
         at = (rows.target - canvas.prompt_length).clamp_min(0)
-        uniform = drawn.to(logits.device).gather(1, at)
+        uniform = drawn.to(logits.device, non_blocking=True).gather(1, at)
     tokens, confidence = ops.choose_tokens(logits, decoder.temperature, decoder.top_p, uniform)
     computed = plan.predict & canvas.live[:, None]
     blank = torch.zeros_like(canvas.tokens, dtype=confidence.dtype)
     confidence = blank.scatter(1, rows.target, confidence)
     confidence = torch.where(computed, confidence, -torch.inf)
-    confidence = confidence.masked_fill(canvas.masked & ~computed, plan.unseen)
+    if plan.as_shipped:
+        confidence = confidence.masked_fill(canvas.masked & ~computed, 1 / logits.shape[-1])
     tokens = torch.zeros_like(canvas.tokens).scatter(1, rows.target, tokens)
     density = None
     if decoder.sigma > 0:
-        density = policy.density(canvas, decoder.sigma, decoder.as_shipped)
+        density = canvas.density(decoder.sigma, decoder.as_shipped or plan.as_shipped)
     return Candidates(tokens, confidence, density)

@@ -47,8 +47,9 @@ class ModelConfig:
                     f"{field} is {value!r}; it must be a whole number from 1 to {most}"
                 )
         for field in ("rope_theta", "norm_eps"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be above 0")
+            value = getattr(self, field)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{field} is {value!r}; it must be a number above 0")
         if self.width % self.heads or self.head_width % 2:
             raise ValueError(
                 f"width {self.width} does not split into {self.heads} heads of even width"
@@ -56,11 +57,15 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads")
         for field in ("mask_id", "eos_id"):
-            if not 0 <= getattr(self, field) < self.vocab:
+            value = getattr(self, field)
+            if type(value) is not int or not 0 <= value < self.vocab:
                 raise ValueError(
-                    f"{field} is {getattr(self, field)}; the vocabulary has ids 0 to "
-                    f"{self.vocab - 1}"
+                    f"{field} is {value!r}; the vocabulary has ids 0 to {self.vocab - 1}"
                 )
+        if type(self.shift) is not int or self.shift not in (0, 1):
+            raise ValueError(f"shift is {self.shift!r}; it must be 0 or 1")
+        if not isinstance(self.name, str) or len(self.name) > 200:
+            raise ValueError(f"name is {str(self.name)[:20]!r}; it must be a short text")
 
     @property
     def head_width(self) -> int:
@@ -172,23 +177,47 @@ class Model(nn.Module):
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
     def encode(self, text: str) -> Tensor:
-        """Prompt text -> token ids (P,) int64, wrapped in the checkpoint's chat template."""
-        self._needs_tokenizer()
-        if self.tokenizer.chat_template:
+        """Prompt text -> token ids (P,) int64, wrapped in the checkpoint's chat template.
+
+        Raises ValueError for text that is not valid Unicode or holds a special token's own text,
+        which would otherwise act as that token.
+        """
+        tokenizer = self._needs_tokenizer()
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the prompt holds {text[error.start]!r}, which is not a character; remove it"
+            ) from error
+        for special in tokenizer.get_added_vocab():
+            if special in text:
+                raise ValueError(
+                    f"the prompt holds the special token {special!r}; write it in another way"
+                )
+        if tokenizer.chat_template:
             chat = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True
-            )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            try:
+                text = tokenizer.apply_chat_template(
+                    chat, tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # a template may raise anything that Jinja knows
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise ValueError(f"the checkpoint's chat template fails: {reason}") from error
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.int64)
 
     def decode(self, ids) -> str:
         """Answer ids (G,) -> text up to the first end-of-text token, masks left out."""
-        self._needs_tokenizer()
+        tokenizer = self._needs_tokenizer()
         ids = torch.as_tensor(ids).tolist()
+        if ids and not 0 <= min(ids) <= max(ids) < self.config.vocab:
+            raise ValueError(
+                f"ids go from {min(ids)} to {max(ids)}; the vocabulary has ids 0 to "
+                f"{self.config.vocab - 1}"
+            )
         ids = ids[: ids.index(self.config.eos_id)] if self.config.eos_id in ids else ids
         kept = [i for i in ids if i != self.config.mask_id]
-        return self.tokenizer.decode(kept, skip_special_tokens=True)
+        return tokenizer.decode(kept, skip_special_tokens=True)
 
     def _needs_tokenizer(self):
         if self.tokenizer is None:
@@ -196,6 +225,7 @@ class Model(nn.Module):
                 "this model has no tokenizer; put tokenizer.json beside config.json, "
                 "or pass token ids"
             )
+        return self.tokenizer
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

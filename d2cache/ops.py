@@ -48,6 +48,19 @@ def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     return picked & (score > float("-inf"))
 
 
+def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:
+    """(B,T) bool: masked positions from the open block's start to the end of the block that holds
+    the k-th mask (of the last block if there are fewer).
+
+    masked, inside (the open block): (B,T) bool; at (T,) positions counted from the answer's start;
+    size: block length, a number or (B,1). The public code's bound on d2Cache's stage 1.
+    """
+    last = torch.where(masked.cumsum(1) >= k, at, at[-1]).amin(1, keepdim=True)
+    end = (last.div(size, rounding_mode="floor") + 1) * size
+    start = torch.where(inside, at, at[-1]).amin(1, keepdim=True)
+    return masked & (at >= start) & (at < end)
+
+
 def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
     """Smallest set of candidates that holds more than a share p of the candidates' mass.
 

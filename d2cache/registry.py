@@ -91,7 +91,7 @@ def describe(registry: dict[str, type]) -> list[dict]:
 
 def make(registry: dict[str, type], kind: str, name, settings: dict):
     """An object from its registered name and knobs; ValueError names what is allowed."""
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         allowed = ", ".join(sorted(registry))
         raise ValueError(f"unknown {kind} {name!r}; choose one of {allowed}")
     cls = registry[name]

@@ -1,11 +1,11 @@
-"""Trace: a whole run as numpy arrays and one header. No torch inside, nothing that executes."""
+"""Trace: a whole run as numpy arrays and one header; a file of it holds nothing that executes."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,14 @@ import torch
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
-from d2cache import ops
-from d2cache.canvas import Step
+from d2cache.canvas import Canvas, Run, Step
 from d2cache.model import ModelConfig
 
 SCHEMA = "d2cache-trace/1"
 CANDIDATES = 5  # likeliest tokens kept for each written position
-LARGEST = 1 << 28  # bytes of a trace file that is still opened
-LONGEST = 1 << 16  # steps, positions
+LARGEST = 1 << 26  # bytes of a trace file that is still opened
+MOST_CELLS = 1 << 22  # steps x positions that are still opened
+LONGEST_TEXT = 256  # characters of a token
 
 # name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions, K candidates
 ARRAYS = {
@@ -148,7 +148,10 @@ class Trace:
 
         Raises ValueError with one sentence that says what is wrong with the file.
         """
-        path = Path(path)
+        try:
+            path = Path(path)
+        except TypeError as error:
+            raise ValueError(f"the trace is {path!r}; give the path of a file") from error
         try:
             if path.stat().st_size > LARGEST:
                 raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
@@ -209,20 +212,20 @@ class Totals:
 class Recorder:
     """Collects steps while somebody else drives the loop; `trace()` at any time.
 
-    Keeps small (B,T) tensors where they are and copies them to the host once, at the end. The
-    (B,Q,V) logits are reduced to the five likeliest candidates at once and not kept.
+    Keeps small (B,T) tensors where they are and copies them to the host at the end. The (B,Q,V)
+    logits are reduced to the five likeliest candidates at once and not kept.
     """
 
     def __init__(self):
-        self.first: Step | None = None
+        self.run: Run | None = None
+        self.canvas: Canvas | None = None  # before the first step
         self.columns: dict[str, list] = {}
 
     def add(self, step: Step) -> None:
-        self.first = self.first or step
+        if self.run is None:
+            self.run, self.canvas = step.run, step.before
         rows, live = step.rows, step.before.live
-        top = step.logits.topk(min(CANDIDATES, step.logits.shape[-1]), dim=-1)
-        wide = torch.promote_types(step.logits.dtype, torch.float32)
-        share = (top.values.to(wide) - step.logits.to(wide).logsumexp(-1, keepdim=True)).exp()
+        top, share = likeliest(step)
         once = step.valid.to(torch.uint8)
         kept = {
             "tokens": step.tokens, "confidence": step.confidence,
@@ -230,16 +233,16 @@ class Recorder:
             "recomputed": torch.zeros_like(step.why).scatter_add_(1, rows.index, once) > 0,
             "why": step.why * live[:, None], "predicted": step.plan.predict.sum(1) * live,
             "seconds": step.seconds, "accepted": step.accepted,
-            "target": rows.target, "top": top.indices, "share": share,
+            "target": rows.target, "top": top, "share": share,
         }  # fmt: skip
         for name, value in kept.items():
             self.columns.setdefault(name, []).append(value)
 
     def trace(self) -> Trace:
         """What was recorded so far; ValueError before the first step."""
-        if self.first is None:
+        if self.run is None:
             raise ValueError("nothing was recorded: the run made no step")
-        canvas, run, columns = self.first.before, self.first.run, self.columns
+        canvas, run, columns = self.canvas, self.run, self.columns
         p = run.prompt_length
 
         def stacked(name: str) -> np.ndarray:
@@ -300,15 +303,19 @@ def density_of(step: Step) -> torch.Tensor:
     """(B,T) float32: certainty density before a step; what the decoder used, if it used any."""
     if step.candidates.density is not None:
         return step.candidates.density
-    run, canvas = step.run, step.before
-    sigma = density_sigma(run.policy_knobs, run.decoder_knobs)
-    if run.policy_knobs.get("as_shipped"):
-        return ops.certainty_density_as_shipped(canvas.known, canvas.prompt_length, sigma)
-    return ops.certainty_density(canvas.known, sigma)
+    sigma = density_sigma(step.run.policy_knobs, step.run.decoder_knobs)
+    return step.before.density(sigma, step.plan.as_shipped)
+
+
+def likeliest(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens of each row that predicts, (B,Q,5) ids and probabilities."""
+    wide = torch.promote_types(step.logits.dtype, torch.float32)
+    top = step.logits.topk(min(CANDIDATES, step.logits.shape[-1]), dim=-1)
+    total = step.logits.to(wide).logsumexp(-1, keepdim=True)
+    return top.indices, (top.values.to(wide) - total).exp()
 
 
 def _header(run, start: list[int], arrays: dict) -> dict:
-    settings = {f.name: getattr(run, f.name) for f in fields(run) if f.name != "tokenizer"}
     texts = {}
     if run.tokenizer is not None:
         ids = np.union1d(arrays["tokens"], arrays["candidates"])
@@ -319,57 +326,93 @@ def _header(run, start: list[int], arrays: dict) -> dict:
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     return {
-        "schema": SCHEMA, "run": settings | {"seeds": list(run.seeds)}, "start": start,
+        "schema": SCHEMA, "run": run.settings(), "start": start,
         "environment": environment, "texts": texts,
     }  # fmt: skip
+
+
+RUN_TYPES = {
+    "model": str, "policy": str, "policy_knobs": dict, "decoder": str, "decoder_knobs": dict,
+    "prompt_length": int, "gen_length": int, "block_length": int, "seeds": list,
+    "stop_at_eos": bool, "device": str, "dtype": str, "shape": dict,
+}  # fmt: skip
 
 
 def _checked(arrays: dict[str, np.ndarray], header) -> Trace:
     """A Trace from what a file held, or ValueError, KeyError, TypeError."""
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         found = header.get("schema") if isinstance(header, dict) else type(header).__name__
-        raise ValueError(f"its schema is {found!r}, this version reads {SCHEMA!r}")
-    run, texts = header["run"], header["texts"]
-    config = ModelConfig(**run["shape"])
-    for name in ("prompt_length", "gen_length", "block_length"):
-        if type(run[name]) is not int or not 1 <= run[name] <= LONGEST:
-            raise ValueError(f"{name} is {run[name]!r}, not a whole number from 1 to {LONGEST}")
+        raise ValueError(f"its schema is {str(found)[:40]!r}, this version reads {SCHEMA!r}")
+    run = _checked_run(header["run"])
+    texts = header["texts"]
+    if not isinstance(texts, dict) or not all(
+        isinstance(t, str) and len(t) <= LONGEST_TEXT for t in texts.values()
+    ):
+        raise ValueError(f"its token texts are not texts of up to {LONGEST_TEXT} characters")
+    if header["start"] != [0] or not isinstance(header["environment"], dict):
+        raise ValueError("its start or environment is not that of one row")
+    clean = _checked_arrays(arrays, run)
+    keep = ("schema", "run", "start", "environment", "texts")
+    return Trace(**clean, header={name: header[name] for name in keep})
+
+
+def _checked_run(run) -> dict:
+    if not isinstance(run, dict):
+        raise ValueError("its run configuration is not an object")
+    for name in sorted(set(RUN_TYPES) ^ set(run)):
+        raise ValueError(f"it {'lacks' if name in RUN_TYPES else 'has an unknown'} {name[:40]!r}")
+    for name, kind in RUN_TYPES.items():
+        if type(run[name]) is not kind or (kind is str and len(run[name]) > 200):
+            raise ValueError(f"{name} is {str(run[name])[:40]!r}, not a short {kind.__name__}")
+    for name in ("prompt_length", "gen_length"):
+        if run[name] < 1:
+            raise ValueError(f"{name} is {run[name]}, it must be at least 1")
     for name in ("policy_knobs", "decoder_knobs"):
-        if not isinstance(run[name], dict):
-            raise ValueError(f"{name} is not an object")
-    for name in ("model", "policy", "decoder"):
-        if not isinstance(run[name], str) or len(run[name]) > 200:
-            raise ValueError(f"{name} is not a short text")
-    if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
-        raise ValueError("its token texts are not texts")
-    g = run["gen_length"]
-    sizes = {"T": run["prompt_length"] + g, "G": g, "K": CANDIDATES}
-    sizes["S"] = len(arrays["seconds"]) if arrays["seconds"].ndim == 1 else 0
-    sizes["C"] = sizes["S"] + 1
-    if not 1 <= sizes["S"] <= LONGEST:
-        raise ValueError(f"it has {sizes['S']} steps, 1 to {LONGEST} are allowed")
-    clean = {}
+        for knob, value in run[name].items():
+            if type(value) not in (int, float, bool) or not abs(value) < 1e12:
+                raise ValueError(f"knob {knob[:40]!r} is {str(value)[:40]!r}, not a finite number")
+    config = ModelConfig(**run["shape"])
+    length = run["prompt_length"] + run["gen_length"]
+    if length > config.max_length:
+        raise ValueError(f"it has {length} positions, the model has room for {config.max_length}")
+    if not 1 <= run["block_length"] <= run["gen_length"]:
+        raise ValueError(f"block_length is {run['block_length']}, not 1 to {run['gen_length']}")
+    return run
+
+
+def _checked_arrays(arrays: dict[str, np.ndarray], run: dict) -> dict[str, np.ndarray]:
+    """The arrays in their documented types; sizes first, before anything is widened."""
+    p, g = run["prompt_length"], run["gen_length"]
+    config = ModelConfig(**run["shape"])
+    steps = len(arrays["seconds"]) if arrays["seconds"].ndim == 1 else 0
+    if not 1 <= steps <= MOST_CELLS // (p + g):
+        raise ValueError(f"it has {steps} steps, 1 to {MOST_CELLS // (p + g)} are allowed")
+    sizes = {"T": p + g, "G": g, "K": CANDIDATES, "S": steps, "C": steps + 1}
     for name, (dtype, axes) in ARRAYS.items():
         shape = tuple(sizes[a] for a in axes)
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, {shape} is needed")
         if arrays[name].dtype.kind not in ("f" if np.dtype(dtype).kind == "f" else "iub"):
             raise ValueError(f"{name} has type {arrays[name].dtype}, not {np.dtype(dtype)}")
-        clean[name] = arrays[name].astype(dtype)
-    steps = sizes["S"]
     for name, low, high in (
         ("tokens", 0, config.vocab - 1), ("candidates", 0, config.vocab - 1),
         ("step_of_token", -1, steps - 1), ("density", 0, 1.001), ("seconds", 0, 1e6),
-        ("candidate_confidence", 0, 1.001), ("predicted", 0, sizes["T"]), ("why", 0, 255),
+        ("candidate_confidence", 0, 1.001), ("predicted", 0, p + g), ("why", 0, 255),
         ("recomputed", 0, 1),
     ):  # fmt: skip
         # written so that a NaN fails too
         if not ((arrays[name] >= low) & (arrays[name] <= high)).all():
             raise ValueError(f"{name} has values outside {low} to {high}")
-    seen = clean["confidence"][~np.isneginf(clean["confidence"])]
-    if not ((seen >= 0) & (seen <= 1.001)).all():
+    clean = {name: arrays[name].astype(dtype) for name, (dtype, _) in ARRAYS.items()}
+    confidence = clean["confidence"]
+    if not (np.isneginf(confidence) | ((confidence >= 0) & (confidence <= 1.001))).all():
         raise ValueError("confidence has values that are neither -inf nor in 0 to 1")
+    written = np.flatnonzero(clean["step_of_token"] >= 0)
+    if np.isneginf(confidence[clean["step_of_token"][written], written]).any():
+        raise ValueError("a position was written at a step that has no confidence for it")
+    if not (clean["tokens"][:-1, p:] == config.mask_id).any(1).all():
+        raise ValueError("a step starts from a canvas without a mask")
     mass = clean["rollout"][~np.isnan(clean["rollout"])]
-    if not ((mass >= -1e-3) & (mass <= 1.01 * sizes["T"])).all():
-        raise ValueError(f"rollout has values outside 0 to {sizes['T']}")
-    return Trace(**clean, header=header)
+    if not ((mass >= -1e-3) & (mass <= 1.01 * (p + g))).all():
+        raise ValueError(f"rollout has values outside 0 to {p + g}")
+    return clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,14 @@ LLADA = {
 }
 
 
+# what a config may say of LLaDA's mathematics; anything else would load and compute wrong logits
+LLADA_IS = {
+    "activation_type": "silu", "layer_norm_type": "rms", "block_type": "llama", "rope": True,
+    "alibi": False, "attention_layer_norm": False, "scale_logits": False, "input_emb_norm": False,
+    "weight_tying": False, "include_bias": False, "include_qkv_bias": False, "clip_qkv": None,
+}  # fmt: skip
+
+
 def load(name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = None) -> Model:
     """A model ready to decode, with its tokenizer.
 
@@ -34,13 +43,17 @@ def load(name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = N
     hub id. device: "auto" takes a CUDA GPU where there is one. dtype: default float32 on a CPU,
     bfloat16 on a GPU. Raises ValueError with one sentence when something is missing or wrong.
     """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"the model is {name!r}; give 'tiny', a hub id or a folder")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is {dtype!r}; it must be a floating torch.dtype or None")
     folder = _find(name)
-    config = read_config(folder)
+    config = replace(read_config(folder), name=name if name == "tiny" else _short_name(name))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         known = torch.device(device).type in ("cpu", "cuda")
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         known = False
     if not known:
         raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda")
@@ -55,6 +68,11 @@ def load(name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = N
     model.requires_grad_(False).eval()
     model.tokenizer = read_tokenizer(folder)
     return model
+
+
+def _short_name(name: str) -> str:
+    """A hub id as it is; of a folder its own name."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _find(name: str) -> Path:
@@ -86,8 +104,11 @@ def read_config(folder: Path) -> ModelConfig:
             raise ValueError(
                 f"{path} has model_type {raw.get('model_type')!r}; this engine loads 'llada'"
             )
-        if raw.get("include_bias") or raw.get("include_qkv_bias"):
-            raise ValueError(f"{path} asks for biases, which LLaDA's layers here do not have")
+        for key, value in LLADA_IS.items():
+            if raw.get(key, value) != value:
+                raise ValueError(
+                    f"{path} has {key} {raw[key]!r}; this engine computes with {value!r} alone"
+                )
         return ModelConfig(
             layers=_whole(raw, "n_layers"), width=_whole(raw, "d_model"),
             heads=_whole(raw, "n_heads"),
@@ -96,8 +117,7 @@ def read_config(folder: Path) -> ModelConfig:
             vocab=_whole(raw, "embedding_size" if raw.get("embedding_size") else "vocab_size"),
             rope_theta=_number(raw, "rope_theta"), norm_eps=_number(raw, "rms_norm_eps"),
             mask_id=_whole(raw, "mask_token_id"), eos_id=_whole(raw, "eos_token_id"),
-            max_length=_whole(raw, "max_sequence_length"),
-            name="tiny" if folder == TINY else folder.name,
+            max_length=_whole(raw, "max_sequence_length"), name=folder.name,
         )  # fmt: skip
     except KeyError as error:
         raise ValueError(f"{path} lacks {error.args[0]!r}; it must have LLaDA's keys") from error

@@ -257,7 +257,21 @@ def header(*path, value=None, drop=False):
 
 FAULTS = {
     "schema": (header("schema", value="d2cache-trace/9"), "its schema is 'd2cache-trace/9'"),
-    "no schema": (header("schema", drop=True), "its schema is None"),
+    "text too long": (header("texts", value={"1": "x" * 300}), "up to 256 characters"),
+    "knob nan": (header("run", "policy_knobs", "sigma", value=float("nan")), "not a finite"),
+    "knob nested": (header("run", "decoder_knobs", "sigma", value=[1]), "not a finite"),
+    "no stop": (header("run", "stop_at_eos", drop=True), "it lacks 'stop_at_eos'"),
+    "a field more": (header("run", "extra", value=1), "has an unknown 'extra'"),
+    "eos float": (header("run", "shape", "eos_id", value=1.5), "eos_id is 1.5"),
+    "shift text": (header("run", "shape", "shift", value="x"), "shift is 'x'"),
+    "name a list": (header("run", "shape", "name", value=[]), "name is"),
+    "block too long": (header("run", "block_length", value=10**6), "block_length is 1000000"),
+    "start": (header("start", value=[3]), "start or environment"),
+    "written without confidence": (
+        change(confidence=lambda a: np.full_like(a, -np.inf)), "no confidence for it",
+    ),
+    "no mask left": (change(tokens=lambda a: a * 0), "a canvas without a mask"),
+    "no schema": (header("schema", drop=True), "its schema is 'None'"),
     "no run": (header("run", drop=True), "it lacks 'run'"),
     "no texts": (header("texts", drop=True), "it lacks 'texts'"),
     "run a list": (header("run", value=[1]), ""),
@@ -269,15 +283,15 @@ FAULTS = {
     "vocab too small": (header("run", "shape", "vocab", value=20), ""),
     "vocab gigantic": (header("run", "shape", "vocab", value=10**400), "vocab is 1000"),
     "prompt length 0": (header("run", "prompt_length", value=0), "prompt_length is 0"),
-    "prompt length huge": (header("run", "prompt_length", value=10**9), "prompt_length is 10000"),
-    "prompt length true": (header("run", "prompt_length", value=True), "prompt_length is True"),
-    "gen length float": (header("run", "gen_length", value=10.0), "gen_length is 10.0"),
+    "prompt length huge": (header("run", "prompt_length", value=10**9), "the model has room for"),
+    "prompt length true": (header("run", "prompt_length", value=True), "prompt_length is 'True'"),
+    "gen length float": (header("run", "gen_length", value=10.0), "gen_length is '10.0'"),
     "gen length other": (header("run", "gen_length", value=11), r"has shape"),
     "block length 0": (header("run", "block_length", value=0), "block_length is 0"),
-    "knobs a list": (header("run", "policy_knobs", value=[]), "policy_knobs is not an object"),
+    "knobs a list": (header("run", "policy_knobs", value=[]), r"policy_knobs is '\[\]', not a short dict"),
     "no knobs": (header("run", "decoder_knobs", drop=True), "it lacks 'decoder_knobs'"),
-    "policy a number": (header("run", "policy", value=3), "policy is not a short text"),
-    "model too long": (header("run", "model", value="x" * 999), "model is not a short text"),
+    "policy a number": (header("run", "policy", value=3), "policy is '3', not a short str"),
+    "model too long": (header("run", "model", value="x" * 999), "not a short str"),
     "texts numbers": (header("texts", value={"1": 2}), "its token texts are not texts"),
     "texts a list": (header("texts", value=["a"]), "its token texts are not texts"),
     "no why": (lambda a, h: a.pop("why"), "it lacks 'why'"),
@@ -372,8 +386,8 @@ def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path):
     refused(tmp_path / "nothing.safetensors", "there is no trace file nothing.safetensors")
     refused(tmp_path, "is not a trace file")
     with open(tmp_path / "huge.safetensors", "wb") as file:
-        file.truncate((1 << 28) + 1)
-    refused(tmp_path / "huge.safetensors", "larger than 256 MiB")
+        file.truncate((1 << 26) + 1)
+    refused(tmp_path / "huge.safetensors", "larger than 64 MiB")
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(saved, tmp_path):

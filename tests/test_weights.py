@@ -139,7 +139,10 @@ CONFIGS = {
     "a list": ("[1]", "holds a list; it must hold an object"),
     "other family": (dict(model_type="llama"), "has model_type 'llama'; this engine loads 'llada'"),
     "no family": (dict(model_type=...), "has model_type None"),
-    "biases": (dict(include_bias=True), "asks for biases"),
+    "biases": (
+        dict(include_bias=True),
+        "has include_bias True; this engine computes with False alone",
+    ),
     "no width": (dict(d_model=...), "lacks 'd_model'; it must have LLaDA's keys"),
     "no mask": (dict(mask_token_id=...), "lacks 'mask_token_id'"),
     "text": (dict(n_layers="3"), "n_layers is '3', not a whole number"),
@@ -148,7 +151,10 @@ CONFIGS = {
     "null": (dict(rope_theta=None), "rope_theta is None, not a number"),
     "word for a number": (dict(rope_theta="fast"), "rope_theta is 'fast', not a number"),
     "too large a number": (dict(rope_theta=10**400), "config.json"),
-    "not above zero": (dict(rms_norm_eps=float("nan")), "norm_eps is nan; it must be above 0"),
+    "not above zero": (
+        dict(rms_norm_eps=float("nan")),
+        "norm_eps is nan; it must be a number above 0",
+    ),
     "negative": (dict(n_layers=-1), "layers is -1; it must be"),
     "million layers": (dict(n_layers=10**6), "layers is 1000000; it must be"),
     "gigantic": (dict(d_model=10**30), "width is 1000"),

@@ -22,6 +22,6 @@ class Threshold(Decoder, key="threshold"):
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
         sure = canvas.eligible & (candidates.confidence >= self.threshold)
-        best = ops.top_k_mask(self.score(candidates), canvas.eligible, self.tokens_per_step)
-        enough = sure.sum(1, keepdim=True) >= self.tokens_per_step
-        return sure | (best & ~enough)
+        # those above the threshold come first, whatever the prior says
+        score = self.score(candidates) + 2 * sure
+        return sure | ops.top_k_mask(score, canvas.eligible, self.tokens_per_step)

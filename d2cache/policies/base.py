@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from d2cache import ops
 from d2cache.canvas import Canvas, Plan, Rows, Step, Why
 from d2cache.model import Block, Model
 from d2cache.registry import Registered
@@ -43,6 +42,7 @@ class CachePolicy(Registered):
 
     registry: ClassVar[dict[str, type]] = {}
     kind: ClassVar[str] = "policy"
+    running: bool = False  # a run holds this object's state
     rollout: Tensor | None = None  # (B,T) column mass of the last step, where a policy makes one
 
     def begin(self, model: Model, canvas: Canvas) -> None:
@@ -66,9 +66,3 @@ class CachePolicy(Registered):
 
     def observe(self, canvas: Canvas, step: Step) -> None:
         """Called after each step, with the canvas it left: learn for the next plan."""
-
-    def density(self, canvas: Canvas, sigma: float, as_shipped: bool = False) -> Tensor:
-        """Certainty density (B,T) that ranks positions on this canvas."""
-        if as_shipped:
-            return ops.certainty_density_as_shipped(canvas.known, canvas.prompt_length, sigma)
-        return ops.certainty_density(canvas.known, sigma)

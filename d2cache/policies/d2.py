@@ -1,6 +1,6 @@
 """d2Cache: two stages choose the rows of the next step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,9 +22,10 @@ class D2Cache(CachePolicy, key="d2"):
 
     `as_shipped` repeats the public code, faults included: the confidence of the first pass is
     kept for the whole run; the block that bounds the search shrinks while it fills; rollout rows
-    stop before p instead of beyond it; density counts one answer's length of imagined known
-    positions on the left and repeats the last answer position on the right; a position that was
-    not computed reads confidence 1/V and token 0, and can be written.
+    stop before p instead of beyond it, but one at least; density counts one answer's length of
+    imagined known positions on the left and repeats the last answer position on the right, in
+    the decoder too; a position that was not computed reads confidence 1/V and token 0, and can
+    be written.
     """
 
     current_k: int = knob(32, 1, 1024, "masked positions recomputed a step")
@@ -37,8 +38,7 @@ class D2Cache(CachePolicy, key="d2"):
         super().begin(model, canvas)
         self.maps = [None] * model.config.layers
         self.confidence = canvas.masked.to(torch.float32)  # last seen while computed
-        self.unseen = 1 / model.config.vocab if self.as_shipped else float("-inf")
-        self.next_plan = super().plan(canvas)
+        self.next_plan = replace(super().plan(canvas), as_shipped=self.as_shipped)
 
     def plan(self, canvas):
         return self.next_plan
@@ -51,36 +51,25 @@ class D2Cache(CachePolicy, key="d2"):
         rows = step.rows
         self.rollout = ops.rollout_mass(self.maps, rows.index, rows.valid, canvas.tokens.shape[1])
         if step.index == 0 or not self.as_shipped:
-            seen = step.candidates.confidence
-            self.confidence = torch.where(seen > -torch.inf, seen, self.confidence)
-        chosen = self.stage_one(canvas, step.before if self.as_shipped else canvas)
+            seen = step.confidence > -torch.inf
+            self.confidence = torch.where(seen, step.confidence, self.confidence)
+        chosen = self.stage_one(canvas, step.before)
         taken = chosen | step.accepted
         pick = ops.nucleus_within if self.as_shipped else ops.nucleus
         influential = pick(self.rollout, canvas.own & ~taken, self.rollout_p)
         filled = ops.fill_gaps(taken | influential, self.inflate_w) & canvas.own
-        reasons = (
-            (chosen, Why.CHOSEN), (step.accepted, Why.WRITTEN), (influential, Why.ROLLOUT),
-            (filled & ~taken & ~influential, Why.GAP),
-        )  # fmt: skip
-        why = sum(mask.to(torch.uint8) * int(reason) for mask, reason in reasons)
-        self.next_plan = Plan(canvas.masked & filled, filled, why, self.unseen)
+        why = chosen * int(Why.CHOSEN) + step.accepted * int(Why.WRITTEN)
+        why = why + influential * int(Why.ROLLOUT) + (filled & ~taken & ~influential) * int(Why.GAP)
+        self.next_plan = Plan(canvas.masked & filled, filled, why.byte(), self.as_shipped)
 
-    def stage_one(self, canvas, bounds):
-        """(B,T) bool: masked positions to recompute; the canvas `bounds` holds the open block."""
-        base = (self.confidence * self.density(canvas, self.sigma)).masked_fill(~canvas.masked, 0)
-        inside, size = bounds.block, canvas.block_length
-        if self.as_shipped:
-            inside = bounds.block & bounds.masked
+    def stage_one(self, canvas, before):
+        """(B,T) bool: masked positions to recompute."""
+        base = self.confidence * canvas.density(self.sigma, self.as_shipped)
+        inside, size = canvas.block, canvas.block_length
+        if self.as_shipped:  # the block as it was before the write, and only what was left of it
+            inside = before.block & before.masked
             size = inside.sum(1, keepdim=True).clamp_min(1)  # a finished row has none left
-        # the window ends with the block that holds the k-th mask, or with the canvas
         at = canvas.position - canvas.prompt_length
-        full = canvas.masked.cumsum(1) >= self.current_k
-        last = torch.where(full, at, at[-1]).amin(1, keepdim=True)
-        end = (last.div(size, rounding_mode="floor") + 1) * size
-        start = torch.where(inside, at, at[-1]).amin(1, keepdim=True)
-        window = canvas.masked & (at >= start) & (at < end)
-        # float64: the lift must not round small scores together
+        window = ops.search_window(canvas.masked, inside, at, size, self.current_k)
+        # float64: lifting the block's positions must not round small scores together
         return ops.top_k_mask(base.double() + inside, window, self.current_k)
-
-    def density(self, canvas, sigma, as_shipped=False):
-        return super().density(canvas, sigma, as_shipped or self.as_shipped)
