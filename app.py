@@ -6,6 +6,7 @@ import functools
 import html
 import json
 import logging
+import math
 import os
 import random
 import secrets
@@ -15,6 +16,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 
@@ -27,113 +29,150 @@ from d2cache.trace import Recorder
 ASSETS = Path(__file__).parent / "assets"
 LOG = logging.getLogger("d2cache.page")
 MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
-KEPT_RUNS = 64  # finished and paused runs; older ones are dropped
+KEPT_RUNS = 64  # visitors whose last run is kept
 LONGEST_PROMPT = 4000  # characters
-STORED = "stored"
 
 ENGINE = threading.Lock()  # one step, or one probe, at a time on the device
+LOADING = threading.Lock()
+
+
+def model() -> d2cache.Model:
+    """The bundled model, loaded once, by whoever asks first."""
+    with LOADING:
+        return _load()
 
 
 @functools.cache
-def model() -> d2cache.Model:
-    """The bundled model, loaded on first use; warmed up so that the first step is quick."""
+def _load() -> d2cache.Model:
     loaded = d2cache.load("tiny")
-    for policy in ("none", "d2"):
+    for policy in ("none", "d2"):  # the first steps of a process are slow
         next(d2cache.generate(loaded, loaded.encode("Hello"), policy, gen_length=64))
     return loaded
 
 
+# ------------------------------------------------------------------------------ runs
+
+
 @dataclass
 class Run:
-    """A run behind the page: the suspended loop, what it recorded, and what is asked of it."""
+    """A visitor's run: the suspended loop, what it recorded, and what is asked of it."""
 
-    key: str
-    session: str
-    steps: object = None
-    recorder: Recorder = field(default_factory=Recorder)
+    key: str  # what the stage calls it
+    asked: tuple = ()  # prompt and settings
+    steps: object = None  # the engine's generator; None when the run has ended
+    recorder: Recorder | None = None
     events: stage.LiveEvents | None = None
     trace: d2cache.Trace | None = None
     paused: bool = False
     stopped: bool = False
-    driver: threading.Lock = field(default_factory=threading.Lock)  # one hand on the loop at a time
+    error: str = ""
+    file: Path | None = None
+    driver: threading.Lock = field(default_factory=threading.Lock)  # one hand on the loop
+
+    def snapshot(self) -> d2cache.Trace | None:
+        """What there is of the run, also while it is being made."""
+        with ENGINE:  # no step is added meanwhile
+            if self.trace is None and self.recorder and self.recorder.run:
+                return self.recorder.trace()
+            return self.trace
+
+    def forget(self) -> None:
+        """Stop it and free what it holds."""
+        self.stopped, self.steps = True, None
+        if self.file:
+            self.file.unlink(missing_ok=True)
 
 
 class Runs:
-    """Runs by key, the oldest dropped first; a closed tab takes its own with it."""
+    """The last run of each visitor, by session; a closed tab takes its own with it."""
 
     def __init__(self):
-        self.lock, self.runs = threading.Lock(), OrderedDict()
+        # reentrant: an abandoned stream may be closed by the garbage collector at any moment
+        self.lock, self.runs = threading.RLock(), OrderedDict()
+        self.stored: Run | None = None
 
-    def add(self, run: Run) -> Run:
+    def put(self, session: str, run: Run) -> Run:
         with self.lock:
-            self.runs[run.key] = run
-            while len(self.runs) > KEPT_RUNS:
-                self.runs.popitem(last=False)[1].stopped = True
+            self.drop(session)
+            self.runs[session] = run
+            idle = [s for s, r in self.runs.items() if r.steps is None or r.paused]
+            for old in idle[: max(0, len(self.runs) - KEPT_RUNS)]:
+                self.drop(old)
         return run
 
-    def get(self, key: str | None) -> Run | None:
+    def of(self, session: str) -> Run | None:
         with self.lock:
-            return self.runs.get(key)
+            return self.runs.get(session)
 
-    def drop_session(self, session: str) -> None:
+    def named(self, key: str) -> Run | None:
         with self.lock:
-            for key in [k for k, r in self.runs.items() if r.session == session]:
-                self.runs.pop(key).stopped = True
+            known = [self.stored, *self.runs.values()]
+        return next((r for r in known if r and r.key == key), None)
+
+    def drop(self, session: str) -> None:
+        with self.lock:
+            run = self.runs.pop(session, None)
+        if run:
+            run.forget()
 
 
 RUNS = Runs()
 DRAWN: OrderedDict[str, tasks.Problem] = OrderedDict()  # recent example problems by their prompt
+FILES = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
 
 
-def notice(text: str, kind: str = "info") -> str:
-    """One line for the reader; the text may hold anything, so it is escaped."""
-    return f'<p class="page-notice page-{kind}" role="status">{html.escape(text)}</p>'
-
-
-# ------------------------------------------------------------------------------ running
-
-
-def start_run(
-    session: str, prompt, policy, decoder, gen_length, block_length, seed, to_the_end, knobs
-) -> Run:  # fmt: skip
+def start_run(session: str, asked: tuple) -> Run:
     """A run ready for its first step; ValueError says what is wrong with the input."""
+    prompt, policy, decoder, gen_length, block_length, seed, to_the_end, knobs = asked
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("The prompt is empty: write a question, or press New problem.")
     if len(prompt) > LONGEST_PROMPT:
         raise ValueError(
             f"The prompt has {len(prompt)} characters; {LONGEST_PROMPT} are allowed: shorten it."
         )
-    RUNS.drop_session(session)  # a visitor has one run
+    settings = {"policy": {}, "decoder": {}}
+    for (kind, owner, knob), value in knobs:
+        if owner == {"policy": policy, "decoder": decoder}[kind]:
+            settings[kind][knob] = value
     steps = d2cache.generate(
         model(), model().encode(prompt.strip()),
-        d2cache.make_policy(policy, **knobs.get(("policy", policy), {})),
-        d2cache.make_decoder(decoder, **knobs.get(("decoder", decoder), {})),
+        d2cache.make_policy(policy, **settings["policy"]),
+        d2cache.make_decoder(decoder, **settings["decoder"]),
         gen_length=_whole("answer length", gen_length),
         block_length=_whole("block length", block_length) or None,
-        seed=_whole("seed", seed),
-        stop_at_eos=bool(to_the_end),
+        seed=_whole("seed", seed), stop_at_eos=bool(to_the_end),
     )  # fmt: skip
-    return RUNS.add(Run(secrets.token_hex(8), session, steps))
+    return RUNS.put(session, Run(secrets.token_hex(8), asked, steps, Recorder()))
 
 
 def _whole(name: str, value) -> int:
-    if not isinstance(value, (int, float)) or value != value or value != int(value) or value < 0:
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    if not number or value != int(value) or value < 0:
         raise ValueError(f"The {name} is {value!r}; it must be a whole number from 0.")
     return int(value)
 
 
-def advance(run: Run, most: int | None = None):
+def advance(run: Run, session: str, most: int | None = None):
     """Messages of the next steps, until the run ends, is paused, or `most` steps were made."""
     with run.driver:
-        yield from _advance(run, most)
+        run.paused = False
+        try:
+            yield from _steps(run, most)
+        except GeneratorExit:  # the tab was closed, or the event cancelled
+            if RUNS.of(session) is run:
+                RUNS.drop(session)
+            raise
 
 
-def _advance(run: Run, most: int | None):
-    run.paused, made, waiting, sent = False, 0, [], 0.0
+def _steps(run: Run, most: int | None):
+    steps = run.steps
+    if steps is None:  # it ended meanwhile
+        return
+    made, waiting, sent, status = 0, [], 0.0, None
     try:
         while not (run.stopped or run.paused or made == most):
             with ENGINE:
-                step = next(run.steps, None)
+                step = next(steps, None)
                 if step is None:
                     break
                 run.recorder.add(step)
@@ -148,45 +187,27 @@ def _advance(run: Run, most: int | None):
         else:
             if not run.stopped:
                 run.paused = True
-                if waiting:
+                if run.events:
+                    waiting.append(run.events.pause())
                     yield stage.message(waiting)
                 return
-        status = None
-    except GeneratorExit:  # the tab was closed, or the event cancelled
-        RUNS.drop_session(run.session)
-        raise
     except Exception as error:
         LOG.exception("run %s failed", run.key)
-        status, note = "failed", (str(error).strip() or type(error).__name__).splitlines()[0]
-    run.steps = None  # frees the cache
-    if run.recorder.first:
-        run.trace = run.recorder.trace()
-        status, note = (status, note) if status else stage.ending(run.trace)
-        waiting.append(run.events.end(status, note))
-    if waiting:
+        run.error = (str(error).strip() or type(error).__name__).splitlines()[0]
+        status = ("failed", run.error)
+    if run.recorder.run:
+        run.trace = run.snapshot()
+        waiting.append(run.events.end(*(status or stage.ending(run.trace))))
         yield stage.message(waiting)
+    run.steps = run.recorder = run.events = None  # frees the cache
 
 
-def save_trace(trace: d2cache.Trace, key: str) -> str:
-    name = "".join(c for c in trace.run["policy"] if c.isalnum())[:20]
-    path = Path(tempfile.mkdtemp(prefix="d2cache-")) / f"d2cache-{name}-{key[:6]}.safetensors"
-    trace.save(path)
-    return str(path)
-
-
-def verdict(run: Run, prompt: str) -> str:
-    """What to say when a run has ended: whether a generated problem was solved."""
-    if run.trace is None:
-        return notice("The run stopped before its first step.", "error")
-    problem = DRAWN.get(prompt.strip())
-    if problem is None or run.stopped:
-        return notice("Done. Scrub through the steps, or open Figures.")
-    text = model().decode(run.trace.tokens[-1, run.trace.prompt_length :]).strip()
-    if tasks.correct(problem, text):
-        return notice("Done, and the answer is right.", "right")
-    if problem.family == "stories":
-        return notice("Done, but the story leaves the grammar it was learnt from.", "wrong")
-    return notice(f"Done, but the answer is wrong. Wanted: {problem.answer}", "wrong")
+def save_trace(run: Run) -> str:
+    if run.file is None:
+        name = "".join(c for c in run.trace.run["policy"] if c.isalnum())[:20]
+        run.file = Path(FILES.name) / f"d2cache-{name}-{run.key[:6]}.safetensors"
+        run.trace.save(run.file)
+    return str(run.file)
 
 
 def rollout_map(asked: str) -> dict:
@@ -195,18 +216,92 @@ def rollout_map(asked: str) -> dict:
     Open to anybody who can reach the page, so everything in it is checked.
     """
     try:
-        key, step = json.loads(asked)
-        run = RUNS.get(key) if isinstance(key, str) else None
-        if run is None or type(step) is not int:
+        key, step = json.loads(asked[:100])
+        run = RUNS.named(key) if isinstance(key, str) else None
+        trace = run and run.snapshot()
+        if trace is None or type(step) is not int:
             return {"error": "this run is no longer kept here; run it again"}
-        trace = run.trace or run.recorder.trace()
         if trace.run["shape"] != vars(model().config):
             return {"error": f"it needs the model {trace.run['model']}, which is not loaded here"}
         with ENGINE:
             rollout = probes.rollout_map(model(), trace, step)
         return stage.map_payload(rollout, trace.prompt_length)
-    except (ValueError, TypeError, IndexError) as error:
-        return {"error": str(error).splitlines()[0]}
+    except (ValueError, TypeError, IndexError, RuntimeError, RecursionError) as error:
+        return {"error": (str(error) or type(error).__name__).splitlines()[0]}
+
+
+def new_problem(family: str):
+    """A held-out problem of a family: its prompt, and an answer length that fits."""
+    drawn = tasks.draw(family, random.Random(secrets.randbits(64)), held_out=True)
+    return remember(drawn), tasks.ANSWER_LENGTH[family]
+
+
+def first_problem() -> tasks.Problem:
+    """The problem of the stored run: what the page opens with."""
+    return tasks.draw("word", random.Random(129), held_out=True)
+
+
+def remember(problem: tasks.Problem) -> str:
+    DRAWN[problem.prompt] = problem
+    while len(DRAWN) > 1000:
+        DRAWN.popitem(last=False)
+    return problem.prompt
+
+
+def load_stored() -> str:
+    """The message that puts the stored run on the stage."""
+    trace = d2cache.Trace.load(ASSETS / "traces" / "d2-word.safetensors")
+    RUNS.stored = Run("stored", trace=trace)
+    return stage.message(stage.trace_events(trace, "stored", stored=True))
+
+
+# ------------------------------------------------------------------------------ words
+
+
+def notice(text: str, kind: str = "info") -> str:
+    """One line for the reader; the text may hold anything, so it is escaped."""
+    return f'<p class="page-notice page-{kind}" role="status">{html.escape(text)}</p>'
+
+
+def verdict(run: Run) -> str:
+    """What to say when a run has ended: whether a generated problem was solved."""
+    if run.error:
+        return notice(f"The run failed: {run.error}", "error")
+    if run.stopped or run.trace is None:
+        return notice("Stopped.")
+    problem = DRAWN.get(run.asked[0].strip())
+    if problem is None:
+        return notice("Done. Scrub through the steps, or open Figures.")
+    text = model().decode(run.trace.tokens[-1, run.trace.prompt_length :]).strip()
+    right, story = tasks.correct(problem, text), problem.family == "stories"
+    if right:
+        return notice(f"Done, and the {'story is well formed' if story else 'answer is right'}.",
+                      "right")  # fmt: skip
+    if story:
+        return notice("Done, but the story leaves its grammar.", "wrong")
+    return notice(f"Done, but the answer is wrong. Wanted: {problem.answer}", "wrong")
+
+
+def draw_figures(request: gr.Request) -> list:
+    """A line that says which run this is, then the figures; nothing while a run streams."""
+    run = RUNS.of(request.session_hash) or RUNS.stored
+    trace = run.snapshot()
+    if trace is None:
+        return [gr.skip()] * (1 + len(FIGURES))
+    prompt = "".join(trace.text_of(int(i)) for i in trace.tokens[0, : trace.prompt_length])
+    shape = f"{trace.run['policy']} + {trace.run['decoder']}, {len(trace.seconds)} steps"
+    state = "" if run.steps is None else " so far"
+    steps, tokens = metrics.steps(trace), metrics.tokens(trace)
+    said = notice(f"{shape}{state}: {prompt[:160]}")
+    return [said, *(figure(steps, tokens) for figure in FIGURES)]
+
+
+FIGURES = (
+    lambda steps, tokens: figures.work_per_step(steps),
+    lambda steps, tokens: figures.decode_order(tokens),
+    lambda steps, tokens: figures.write_distance(tokens),
+    lambda steps, tokens: figures.confidence_over_time(tokens),
+)
 
 
 # ------------------------------------------------------------------------------ the page
@@ -224,24 +319,36 @@ if (props.value) stage.receive(props.value);
 watch('value', () => { if (props.value) stage.receive(props.value); });
 """
 
+# on a phone the stage lies far below the button
+SHOW_STAGE = "() => { if (innerWidth < 760) document.querySelector('#stage').scrollIntoView(); }"
+
 PAGE_CSS = """
-.knob-paper {font-size: .85rem; opacity: .8}
+.knob-paper {font-size: .85rem}
 .page-notice {margin: 0; padding: .5rem .75rem; border-radius: .5rem; font-size: .9rem;
   border-left: 4px solid var(--border-color-primary); background: var(--background-fill-secondary)}
 .page-error {border-left-color: #d55e00} .page-wrong {border-left-color: #e69f00}
 .page-right {border-left-color: #009e73}
-#intro p {margin: 0 0 .25rem} #intro h1 {margin: 0 0 .25rem; font-size: 1.5rem}
-#said, #said * {max-width: none} #said {padding: 0 !important} #said .prose {padding: 0}
+#intro p {margin: 0 0 .25rem; max-width: 75rem} #intro h1 {margin: 0 0 .25rem; font-size: 1.5rem}
+#said {padding: 0 !important; min-height: 4.2rem} #said .prose {padding: 0; max-width: none}
 .stage-wrap {padding: 0 !important; overflow: visible !important}
 .gradio-container {max-width: 1700px !important}
 @media (max-width: 640px) {.gradio-container {padding: .5rem !important}}
 """
 
+# Gradio's own greys and orange are too pale to read
+THEME = gr.themes.Default(primary_hue="blue").set(
+    block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+    button_primary_background_fill="*primary_700", button_primary_text_color="white",
+    button_primary_background_fill_dark="*primary_700",
+)  # fmt: skip
+
 INTRO = """
 # How caching works in a diffusion language model
-A diffusion language model starts from an answer made of masks and writes it in any order; every
-step reads the whole canvas, so the usual KV cache does not work. **d2Cache** recomputes only the
-few rows that matter and reuses the rest. Below, a small model does it live.
+A diffusion language model starts from an answer made of masks and fills it in, a few tokens a
+step. Every token looks both ways, so each newly written one changes the keys and values (K,V) of
+all the others, and the KV cache of an ordinary language model does not apply. **d2Cache**
+recomputes only the few positions that matter and reuses the K,V of the rest. Below, a small model
+does it live.
 """
 
 
@@ -254,242 +361,219 @@ def control(one: Knob):
     return gr.Slider(one.low, one.high, one.default, step=step, label=label, info=one.help)
 
 
-def knob_groups(kind: str, entries: list[dict], chosen: str) -> tuple[dict, dict]:
-    """A group of controls a registered policy or decoder; -> groups by name, controls by knob."""
+def choice(kind: str, label: str, entries: list[dict], chosen: str):
+    """A dropdown of what is registered, and for each a group with its words and knobs.
+
+    -> dropdown, groups by name, controls by (kind, name, knob).
+    """
+    names = [entry["name"] for entry in entries]
+    dropdown = gr.Dropdown(names, value=chosen, label=label, elem_id=kind)
     groups, controls = {}, {}
     for entry in entries:
         name = entry["name"]
         with gr.Group(visible=name == chosen) as groups[name]:
             gr.Markdown(entry["paper"], elem_classes="knob-paper", padding=True)
+            if entry["help"]:
+                with gr.Accordion(f"How {name} works", open=False):
+                    gr.Markdown(entry["help"], elem_classes="knob-paper", padding=True)
             if entry["knobs"]:
-                with gr.Accordion("Knobs", open=kind == "policy"):
+                with gr.Accordion(f"Knobs of {name}", open=False, elem_id=f"knobs-{name}"):
                     for one in entry["knobs"]:
                         controls[kind, name, one.name] = control(one)
-    return groups, controls
+    dropdown.change(
+        lambda name: [gr.Group(visible=n == name) for n in groups], dropdown,
+        list(groups.values()), queue=False, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    return dropdown, controls
+
+
+def side_column() -> SimpleNamespace:
+    """The controls at the left."""
+    ui = SimpleNamespace()
+    ui.family = gr.Dropdown(
+        list(tasks.FAMILIES), value="word", label="Example problems",
+        info="the model in the box knows these six families",
+    )  # fmt: skip
+    ui.fresh = gr.Button("New problem", size="sm")
+    ui.prompt = gr.Textbox(
+        remember(first_problem()), lines=4, max_lines=10, label="Prompt", elem_id="prompt",
+        max_length=LONGEST_PROMPT, info="Shift+Enter runs it",
+    )  # fmt: skip
+    with gr.Row():
+        small = {"size": "sm", "min_width": 52}
+        ui.go = gr.Button("Run", variant="primary", elem_id="run", **small)
+        ui.pause = gr.Button("Pause", elem_id="pause", **small)
+        ui.resume = gr.Button("Resume", elem_id="resume", visible=False, **small)
+        ui.single = gr.Button("Step", elem_id="step", **small)
+        ui.stop = gr.Button("Stop", elem_id="stop", **small)
+    first = "A stored run is on the stage. Press Run for a live one."
+    ui.said = gr.HTML(notice(first), padding=False, elem_id="said")
+    ui.policy, controls = choice("policy", "Cache policy", d2cache.policies(), "d2")
+    ui.decoder, more = choice("decoder", "Decoder", d2cache.decoders(), "confidence")
+    ui.knobs = controls | more
+    with gr.Accordion("Canvas", open=False):
+        ui.gen_length = gr.Slider(16, 256, 64, step=8, label="answer length", info="masks to fill")
+        ui.to_the_end = gr.Checkbox(
+            True, label="stop at the end token",
+            info="stop when all before the end token is written; off: fill every mask",
+        )  # fmt: skip
+        ui.block_length = gr.Slider(
+            0, 256, 0, step=8, label="block length",
+            info="write block by block, left to right; 0: the whole answer is one block",
+        )  # fmt: skip
+        ui.seed = gr.Number(0, precision=0, label="seed", info="for temperature above 0")
+    with gr.Row():
+        ui.download = gr.DownloadButton("Download trace", size="sm", interactive=False)
+        ui.upload = gr.UploadButton(
+            "Load trace", size="sm", file_types=[".safetensors"], file_count="single"
+        )
+    return ui
+
+
+def main_column(ui: SimpleNamespace) -> None:
+    with gr.Tabs():
+        with gr.Tab("Stage"):
+            ui.board = gr.HTML(
+                load_stored(), html_template='<div class="stage-host"></div>',
+                js_on_load=STAGE_JS, server_functions=[rollout_map], elem_id="stage",
+                elem_classes="stage-wrap", padding=False, apply_default_css=False,
+            )  # fmt: skip
+        with gr.Tab("Figures") as ui.figures_tab:
+            ui.described = gr.HTML(notice("Figures of the run on the stage."), padding=False)
+            ui.plots = [gr.Plot(show_label=False) for _ in FIGURES]
+
+
+def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
+    """Events to handlers. One server state decides what the buttons and the notice say."""
+    settings = [
+        ui.prompt, ui.policy, ui.decoder, ui.gen_length, ui.block_length, ui.seed, ui.to_the_end,
+    ]  # fmt: skip
+    outputs = [ui.board, ui.said, ui.pause, ui.resume, ui.download]
+
+    def asked(values) -> tuple:
+        values = list(values)
+        knobs = zip(ui.knobs, values[len(settings) :], strict=True)
+        return (*values[: len(settings)], tuple(knobs))
+
+    def buttons(run: Run) -> dict:
+        waits = run.paused and run.steps is not None
+        return {ui.pause: gr.Button(visible=not waits), ui.resume: gr.Button(visible=waits)}
+
+    def after(run: Run) -> dict:
+        """What the page says of a run that is not running now."""
+        if run.steps is not None:
+            return buttons(run) | {ui.said: notice("Paused. Step, or Resume.")}
+        shown = buttons(run) | {ui.said: verdict(run)}
+        if run.trace:
+            shown[ui.download] = gr.DownloadButton(value=save_trace(run), interactive=True)
+        return shown
+
+    def show(run: Run, session: str, most: int | None = None):
+        """Stream a run into the page, from where it stands."""
+        words = notice("Running." if most is None else "Stepping.")
+        first = {ui.said: words, ui.pause: gr.Button(visible=True),
+                 ui.resume: gr.Button(visible=False)}  # fmt: skip
+        for text in advance(run, session, most):
+            yield first | {ui.board: text}
+            first = {}
+        if RUNS.of(session) is run:
+            yield after(run)
+
+    def begin(session: str, values, most=None):
+        if not _load.cache_info().currsize:
+            yield {ui.said: notice("Loading the model.")}
+        try:
+            run = start_run(session, asked(values))
+        except ValueError as error:
+            yield {ui.said: notice(str(error), "error")}
+            return
+        yield {ui.said: notice("Running."), ui.download: gr.DownloadButton(interactive=False)}
+        yield from show(run, session, most)
+
+    def on_run(request: gr.Request, *values):
+        yield from begin(request.session_hash, values)
+
+    def on_step(request: gr.Request, *values):
+        session = request.session_hash
+        run = RUNS.of(session)
+        if run and run.steps is not None and run.asked == asked(values):
+            yield from show(run, session, most=1)
+        else:  # nothing waits, or other words and knobs: a new run
+            yield from begin(session, values, most=1)
+
+    def on_resume(request: gr.Request):
+        run = RUNS.of(request.session_hash)
+        if run and run.steps is not None:
+            yield from show(run, request.session_hash)
+        else:
+            yield {ui.said: gr.skip()}
+
+    def on_pause(request: gr.Request):
+        run = RUNS.of(request.session_hash)
+        if run:
+            run.paused = True  # the stream sees it after its step, and says so
+
+    def on_stop(request: gr.Request):
+        run = RUNS.of(request.session_hash)
+        if run is None or run.steps is None:
+            return {ui.said: notice("Nothing is running.")}
+        run.stopped = True
+        if not run.driver.acquire(blocking=False):
+            return {ui.said: gr.skip()}  # its stream sees it after its step, and says so
+        try:
+            texts = list(_steps(run, None))
+        finally:
+            run.driver.release()
+        return after(run) | ({ui.board: texts[-1]} if texts else {})
+
+    def on_upload(request: gr.Request, path):
+        try:
+            trace = d2cache.Trace.load(path)
+            run = Run(secrets.token_hex(8), trace=trace)
+            text = stage.message(stage.trace_events(trace, run.key, stored=True))
+        except (ValueError, OSError) as error:
+            return {ui.said: notice(f"{error}. Load a file that this page saved.", "error")}
+        RUNS.put(request.session_hash, run)
+        described = f"{trace.run['model']}, {trace.run['policy']}, {len(trace.seconds)} steps"
+        return buttons(run) | {
+            ui.board: text, ui.said: notice(f"Loaded a run of {described}."),
+            ui.download: gr.DownloadButton(value=save_trace(run), interactive=True),
+        }  # fmt: skip
+
+    def on_close(request: gr.Request):
+        RUNS.drop(request.session_hash)
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    queued = quiet | {"concurrency_id": "engine", "concurrency_limit": 1}
+    instant = quiet | {"queue": False}
+    drawing = {"fn": draw_figures, "inputs": None, "outputs": [ui.described, *ui.plots], **instant}
+    inputs = [*settings, *ui.knobs.values()]
+    gr.on([ui.go.click, ui.prompt.submit], None, js=SHOW_STAGE)
+    for trigger in (ui.go.click, ui.prompt.submit):
+        trigger(on_pause, None, None, **instant)  # a new run ends the old one
+        trigger(on_run, inputs, outputs, trigger_mode="always_last", **queued).then(**drawing)
+    ui.single.click(on_pause, None, None, **instant)
+    ui.single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
+    ui.pause.click(on_pause, None, None, **instant)
+    ui.resume.click(on_resume, None, outputs, **queued).then(**drawing)
+    ui.stop.click(on_stop, None, outputs, **instant)
+    ui.upload.upload(on_upload, ui.upload, outputs, **queued).then(**drawing)
+    ui.figures_tab.select(**drawing)
+    for trigger in (ui.fresh.click, ui.family.change):
+        trigger(new_problem, ui.family, [ui.prompt, ui.gen_length], **instant)
+    page.unload(on_close)
 
 
 def build() -> gr.Blocks:
-    stored = load_stored()
     with gr.Blocks(title="d2Cache explorer", fill_width=True, delete_cache=(3600, 3600)) as page:
-        run_key = gr.State(None)
         gr.Markdown(INTRO, elem_id="intro")
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
-                family = gr.Dropdown(
-                    list(tasks.FAMILIES), value="word", label="Example problems",
-                    info="the bundled model knows these six families",
-                )  # fmt: skip
-                fresh = gr.Button("New problem", size="sm")
-                prompt = gr.Textbox(
-                    _first_prompt(), lines=4, max_lines=10, label="Prompt", elem_id="prompt",
-                    max_length=LONGEST_PROMPT,
-                )  # fmt: skip
-                with gr.Row():
-                    small = {"size": "sm", "min_width": 52}
-                    go = gr.Button("Run", variant="primary", elem_id="run", **small)
-                    pause = gr.Button("Pause", elem_id="pause", **small)
-                    single = gr.Button("Step", elem_id="step", **small)
-                    stop = gr.Button("Stop", elem_id="stop", **small)
-                said = gr.HTML(
-                    notice("A stored run is on the stage. Press Run for a live one."),
-                    padding=False, elem_id="said",
-                )  # fmt: skip
-                policy = gr.Dropdown(
-                    [p["name"] for p in d2cache.policies()], value="d2", label="Cache policy",
-                    elem_id="policy",
-                )  # fmt: skip
-                policy_groups, controls = knob_groups("policy", d2cache.policies(), "d2")
-                decoder = gr.Dropdown(
-                    [d["name"] for d in d2cache.decoders()], value="confidence", label="Decoder",
-                    elem_id="decoder",
-                )  # fmt: skip
-                groups, more = knob_groups("decoder", d2cache.decoders(), "confidence")
-                controls |= more
-                with gr.Accordion("Canvas", open=False):
-                    gen_length = gr.Slider(
-                        16, 256, 64, step=8, label="answer length", info="masks to fill"
-                    )
-                    to_the_end = gr.Checkbox(
-                        True, label="stop at the end token",
-                        info="what comes after it is padding; off: fill every mask",
-                    )  # fmt: skip
-                    block_length = gr.Slider(
-                        0, 256, 0, step=8, label="block length",
-                        info="answer written block by block, left to right; 0: one block",
-                    )  # fmt: skip
-                    seed = gr.Number(0, precision=0, label="seed", info="for temperature above 0")
-                with gr.Row():
-                    download = gr.DownloadButton("Download trace", size="sm", interactive=False)
-                    upload = gr.UploadButton(
-                        "Load trace", size="sm", file_types=[".safetensors"], file_count="single"
-                    )
-            with gr.Column(scale=4, min_width=320), gr.Tabs():
-                with gr.Tab("Stage"):
-                    board = gr.HTML(
-                        stored, html_template='<div class="stage-host"></div>',
-                        js_on_load=STAGE_JS, server_functions=[rollout_map], elem_id="stage",
-                        elem_classes="stage-wrap", padding=False, apply_default_css=False,
-                    )  # fmt: skip
-                with gr.Tab("Figures") as figures_tab:
-                    gr.Markdown("Figures of the finished run; hover for values, drag to zoom.")
-                    plots = [gr.Plot(show_label=False) for _ in FIGURES]
-
-        for dropdown, members in ((policy, policy_groups), (decoder, groups)):
-            dropdown.change(
-                lambda name, members=members: [gr.Group(visible=n == name) for n in members],
-                dropdown, list(members.values()), queue=False, show_progress="hidden",
-                api_visibility="private",
-            )  # fmt: skip
-        fresh.click(
-            new_problem, family, [prompt, gen_length], queue=False,
-            show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-
-        outputs = [board, run_key, said, pause, download]
-        base = [prompt, policy, decoder, gen_length, block_length, seed, to_the_end]
-        names = list(controls)
-        inputs = [run_key, *base, *controls.values()]
-
-        def show(run: Run, typed: str, most: int | None = None):
-            """Stream a run into the page's outputs, from where it stands."""
-            first = {run_key: run.key, pause: gr.Button("Pause")}
-            for text in advance(run, most):
-                yield first | {board: text}
-                first = {}
-            last = {pause: gr.Button("Resume" if run.paused else "Pause")}
-            if run.paused:
-                last[said] = notice("Paused. Step, or Resume.")
-            elif RUNS.get(run.key):
-                last[said] = verdict(run, typed)
-                if run.trace:
-                    last[download] = gr.DownloadButton(
-                        value=save_trace(run.trace, run.key), interactive=True
-                    )
-            yield last
-
-        def begin(request: gr.Request, typed, *values, most=None):
-            head, knob_values = values[: len(base) - 1], values[len(base) - 1 :]
-            settings = {}
-            for (kind, name, knob), value in zip(names, knob_values, strict=True):
-                settings.setdefault((kind, name), {})[knob] = value
-            try:
-                run = start_run(request.session_hash, typed, *head, settings)
-            except ValueError as error:
-                yield {said: notice(str(error), "error")}
-                return
-            yield {said: notice("Running."), download: gr.DownloadButton(interactive=False)}
-            yield from show(run, typed, most)
-
-        def on_run(request: gr.Request, key, *values):
-            yield from begin(request, *values)
-
-        def on_step(request: gr.Request, key, typed, *values):
-            run = RUNS.get(key)
-            if run and run.steps is not None and not run.stopped:
-                yield from show(run, typed, most=1)
-            else:
-                yield from begin(request, typed, *values, most=1)
-
-        def on_resume(label, key, typed):
-            run = RUNS.get(key)
-            if label == "Resume" and run and run.steps is not None:
-                yield from show(run, typed)
-            else:
-                yield {said: gr.skip()}
-
-        def on_pause(label, key):
-            run = RUNS.get(key)
-            if run and label == "Pause":
-                run.paused = True
-
-        def on_stop(key):
-            run = RUNS.get(key)
-            if run is None or run.steps is None:
-                return {said: notice("Nothing is running.")}
-            was_waiting, run.stopped = run.paused, True
-            if not was_waiting:  # the streaming event sees it and says the rest
-                return {said: notice("Stopping.")}
-            text = list(advance(run))
-            done = {pause: gr.Button("Pause"), said: notice("Stopped.")}
-            if run.trace:
-                path = save_trace(run.trace, run.key)
-                done[download] = gr.DownloadButton(value=path, interactive=True)
-            return done | ({board: text[-1]} if text else {})
-
-        def on_close(request: gr.Request):
-            RUNS.drop_session(request.session_hash)
-
-        def on_upload(request: gr.Request, path):
-            try:
-                trace = d2cache.Trace.load(path)
-                run = Run(secrets.token_hex(8), request.session_hash, trace=trace)
-                text = stage.message(stage.trace_events(trace, RUNS.add(run).key, stored=True))
-            except (ValueError, OSError) as error:
-                return {said: notice(f"{error}. Load a file that this page saved.", "error")}
-            described = f"{trace.run['model']}, {trace.run['policy']}, {len(trace.seconds)} steps"
-            return {
-                board: text, run_key: run.key, said: notice(f"Loaded a run of {described}."),
-                download: gr.DownloadButton(value=save_trace(trace, run.key), interactive=True),
-            }  # fmt: skip
-
-        queued = {
-            "concurrency_id": "engine", "concurrency_limit": 1, "show_progress": "hidden",
-            "api_visibility": "private",
-        }  # fmt: skip
-        instant = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        go.click(on_pause, [pause, run_key], None, **instant)  # a new run ends the old one
-        go.click(on_run, inputs, outputs, trigger_mode="always_last", **queued)
-        single.click(on_pause, [pause, run_key], None, **instant)
-        single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
-        pause.click(on_pause, [pause, run_key], None, **instant)
-        pause.click(on_resume, [pause, run_key, prompt], outputs, **queued)
-        stop.click(on_stop, run_key, outputs, **instant)
-        upload.upload(on_upload, upload, outputs, **queued)
-        figures_tab.select(draw_figures, run_key, plots, **instant)
-        page.unload(on_close)
+                ui = side_column()
+            with gr.Column(scale=4, min_width=320):
+                main_column(ui)
+        wire(page, ui)
     return page
-
-
-FIGURES = (
-    lambda steps, tokens: figures.work_per_step(steps),
-    lambda steps, tokens: figures.decode_order(tokens),
-    lambda steps, tokens: figures.write_distance(tokens),
-    lambda steps, tokens: figures.confidence_over_time(tokens),
-)
-
-
-def draw_figures(key: str | None) -> list:
-    run = RUNS.get(key or STORED)
-    trace = run and (run.trace or (run.recorder.first and run.recorder.trace()))
-    if not trace:
-        return [None] * len(FIGURES)
-    steps, tokens = metrics.steps(trace), metrics.tokens(trace)
-    return [figure(steps, tokens) for figure in FIGURES]
-
-
-def new_problem(family: str):
-    """A held-out problem of a family: its prompt, and an answer length that fits."""
-    drawn = tasks.draw(family, random.Random(secrets.randbits(64)), held_out=True)
-    DRAWN[drawn.prompt] = drawn
-    while len(DRAWN) > 1000:
-        DRAWN.popitem(last=False)
-    return drawn.prompt, tasks.ANSWER_LENGTH[family]
-
-
-def _first_prompt() -> str:
-    first = tasks.draw("word", random.Random(129), held_out=True)
-    DRAWN[first.prompt] = first
-    return first.prompt
-
-
-def load_stored() -> str:
-    """The message that puts the stored run on the stage, or an empty one if there is none."""
-    path = ASSETS / "traces" / "d2-word.safetensors"
-    if not path.is_file():
-        return ""
-    trace = d2cache.Trace.load(path)
-    RUNS.add(Run(STORED, STORED, trace=trace))
-    return stage.message(stage.trace_events(trace, STORED, stored=True))
 
 
 def head() -> str:
@@ -504,8 +588,8 @@ def main():
     page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-        head=head(), css=PAGE_CSS, prevent_thread_lock=True, state_session_capacity=200,
-        run_history=False,
+        head=head(), css=PAGE_CSS, theme=THEME, prevent_thread_lock=True,
+        state_session_capacity=200, run_history=False,
     )  # fmt: skip
     threading.Thread(target=model, daemon=True).start()  # behind the page that is already up
     page.block_thread()

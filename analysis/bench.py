@@ -17,6 +17,7 @@ import time
 import torch
 
 import d2cache
+from d2cache.generate import open_canvas
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
@@ -90,11 +91,18 @@ def main(argv=None) -> int:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args(argv)
     try:
-        names = [n for n in args.policies.split(",") if n]
+        names = list(dict.fromkeys(n for n in args.policies.split(",") if n))
+        if not names:
+            raise ValueError("nothing to measure; name at least one policy")
         for name in names:
             d2cache.make_policy(name)
+        for name in ("prompt_length", "gen_length", "repeats"):
+            if getattr(args, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(args, name)}; it must be at least 1")
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model = d2cache.load(args.model, args.device, dtype)
+        open_canvas(model, prompt_of(model, args.prompt_length), args.gen_length)
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

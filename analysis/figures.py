@@ -13,7 +13,7 @@ INK = "#7a828e"  # one grey that reads on white and on black: the page may be ei
 LABELS = {
     "step": "denoising step, from 1", "milliseconds": "milliseconds", "hit_rate": "hit rate",
     "position": "answer position", "confidence": "confidence", "density": "certainty density",
-    "distance": "distance to the token written before, in positions",
+    "distance": "distance to what the step before wrote, in positions",
 }  # fmt: skip
 
 TEMPLATE = go.layout.Template(
@@ -24,7 +24,7 @@ TEMPLATE = go.layout.Template(
         "xaxis": {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False},
         "yaxis": {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False},
         "legend": {"orientation": "h", "y": 1.12, "x": 0},
-        "margin": {"l": 60, "r": 60, "t": 60, "b": 50},
+        "margin": {"l": 60, "r": 60, "t": 60, "b": 70},
         "colorway": [BLUE, ORANGE, GREEN],
         "height": 340,
     }

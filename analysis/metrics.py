@@ -34,7 +34,8 @@ def tokens(trace: Trace) -> pd.DataFrame:
 
     position (from 0 in the answer), token (text), step (that wrote it), confidence and density
     (of that step, 0 to 1), recomputed (steps that recomputed it, so far as the run went),
-    distance (positions from the token written before; NaN for the first).
+    distance (positions to the nearest token of the last step before that wrote; NaN for the
+    first step).
     """
     at = np.flatnonzero(trace.step_of_token >= 0)
     at = at[np.lexsort((at, trace.step_of_token[at]))]
@@ -45,5 +46,11 @@ def tokens(trace: Trace) -> pd.DataFrame:
         "confidence": trace.confidence[step, at], "density": trace.density[step, at],
         "recomputed": trace.recomputed[:, trace.prompt_length + at].sum(0),
     })  # fmt: skip
-    frame["distance"] = frame["position"].diff().abs()
+    distance, before = np.full(len(at), np.nan), None
+    for one in np.unique(step):
+        now = step == one
+        if before is not None:
+            distance[now] = np.abs(at[now][:, None] - before).min(1)
+        before = at[now]
+    frame["distance"] = distance
     return frame

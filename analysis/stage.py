@@ -125,8 +125,8 @@ def ending(trace: Trace) -> tuple[str, str]:
         return "done", ""
     ends = np.flatnonzero(ids == shape["eos_id"])
     if trace.run["stop_at_eos"] and len(ends) and (ids[: ends[0]] != shape["mask_id"]).all():
-        return "done", f"The end token is reached: the {masks} masks after it were not needed."
-    return "stopped", f"{masks} masks are left."
+        return "done", f"The end token is reached; masks after it, not needed: {masks}."
+    return "stopped", f"Masks left: {masks}."
 
 
 class LiveEvents:
@@ -172,6 +172,9 @@ class LiveEvents:
 
     def end(self, status: str, note: str) -> dict:
         return self.events.end(status, note)
+
+    def pause(self) -> dict:
+        return {"k": "pause", "run": self.events.key}
 
 
 def map_payload(rollout: np.ndarray, prompt_length: int) -> dict:

@@ -59,7 +59,5 @@ def test_requirements_are_pinned_inside_the_ranges_of_the_package():
         name, version = line.split("==")
         low = re.search(rf'"{name}>=([\d.]+)', project)
         assert low and tuple(map(int, version.split("."))) >= tuple(map(int, low[1].split(".")))
-    assert (
-        f"sdk_version: {re.search(r'gradio==([0-9.]+)', (ROOT / 'requirements.txt').read_text())[1]}"
-        in README
-    )
+    pinned = re.search(r"gradio==([0-9.]+)", (ROOT / "requirements.txt").read_text())[1]
+    assert f"sdk_version: {pinned}" in README

@@ -19,15 +19,20 @@ def held_out(family: str, count: int, seed: int) -> list[tasks.Problem]:
 
 
 def exam(
-    model: Model, family: str, policy: str, decoder: Decoder, count: int, seed: int, batch: int = 16
-) -> dict:
-    """Decode `count` held-out problems; -> accuracy, steps, seconds, hit_rate and the failures.
+    model: Model, family: str, policy: str, decoder: Decoder, count: int, seed: int,
+    batch: int = 16, shots: int = 0,
+) -> dict:  # fmt: skip
+    """Decode `count` held-out problems; -> accuracy, steps, seconds and the failures.
+
+    shots: solved training problems of the family put before each question.
 
     Rows of a batch stop at their own end of text, which changes no answer: what is written
     before the end stays. Accuracy is `tasks.correct`, in [0,1].
     """
     problems = held_out(family, count, seed)
-    prompts = [model.encode(p.prompt) for p in problems]
+    rng = random.Random(f"shots {family} {seed}")
+    solved = [[tasks.draw(family, rng, held_out=False) for _ in range(shots)] for _ in problems]
+    prompts = [model.encode(tasks.few_shot(s, p)) for s, p in zip(solved, problems, strict=True)]
     order = sorted(range(count), key=lambda i: len(prompts[i]))  # little padding in a batch
     failures, steps, begin = [], 0, time.perf_counter()
     for at in range(0, count, batch):

@@ -128,7 +128,9 @@ def test_figures_draw_the_tables(live):
     order = figures.decode_order(tokens)
     assert list(order.data[0].y) == list(tokens["position"])
     distance = figures.write_distance(tokens)
-    assert len(distance.data[0].x) == len(tokens) - 1 and max(distance.data[1].y) == 1
+    assert (
+        len(distance.data[0].x) == tokens["distance"].notna().sum() and max(distance.data[1].y) == 1
+    )
     over_time = figures.confidence_over_time(tokens)
     assert list(over_time.data[0].y) == list(tokens["confidence"])
     for figure in (work, order, distance, over_time):
@@ -172,5 +174,31 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys):
     results = json.loads(out.strip().splitlines()[-1])["results"]
     assert {r["policy"] for r in results} == {"none", "d2"}
     assert all(0 <= r["accuracy"] <= 1 and r["problems"] == 2 for r in results)
-    assert study.main(["--families", "poems"]) == 2
-    assert "poems" in capsys.readouterr().err
+    for bad, said in (
+        (["--families", "poems"], "poems"), (["--policies", ","], "at least one policy"),
+        (["--problems", "0"], "--problems is 0"), (["--shots", "99"], "--shots is 99"),
+    ):  # fmt: skip
+        assert study.main(bad) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "bad, said",
+    [("--policies ,", "at least one policy"), ("--repeats 0", "--repeats is 0"),
+     ("--gen-length 5000", "room for 1024"), ("--policies d9", "unknown policy")],
+)  # fmt: skip
+def test_bench_refuses_what_it_cannot_measure(bad, said, capsys):
+    assert bench.main(bad.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_distance_is_to_what_the_step_before_wrote(model):
+    decoder = d2cache.make_decoder("threshold", threshold=0.5, sigma=0.0)
+    ids = model.encode("Compute 3 + 4 * 5.")
+    trace = d2cache.Trace.record(d2cache.generate(model, ids, "none", decoder, gen_length=32))
+    frame = metrics.tokens(trace)
+    assert frame["step"].value_counts().max() > 1  # several tokens a step, or this shows nothing
+    for row in frame.itertuples():
+        before = frame["position"][frame["step"] == row.step - 1]
+        nearest = (before - row.position).abs().min()
+        assert row.distance == nearest or (row.step == 0 and np.isnan(row.distance))

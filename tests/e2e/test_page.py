@@ -95,8 +95,7 @@ def test_the_loop_waits_while_paused_and_steps_one_at_a_time(tab):
         tab.wait_for_function("n => d2stage.state().received === n", arg=expected)
     tab.wait_for_timeout(400)
     assert state(tab)["received"] == 3 and state(tab)["status"] == "running"
-    tab.wait_for_function("document.querySelector('#pause').innerText === 'Resume'")
-    tab.click("#pause")
+    tab.click("#resume")
     tab.wait_for_function("d2stage.state().status === 'done'")
     assert state(tab)["gaps"] == 0
     wait_said(tab, "Done")
@@ -187,10 +186,66 @@ def test_every_registered_policy_and_decoder_is_offered_with_its_knobs(tab):
         offered = tab.locator(f"#{menu} li").evaluate_all("all => all.map(o => o.ariaLabel)")
         assert sorted(offered) == sorted(entry["name"] for entry in kind)
         tab.keyboard.press("Tab")
-    assert tab.get_by_label("number input for current k").is_visible()
+    tab.get_by_text("Knobs of d2").click()
+    tab.get_by_label("number input for current k").wait_for(state="visible")
     tab.locator("#policy input").click()
     tab.locator("[data-testid=dropdown-option]", has_text="none").click()
-    tab.get_by_label("number input for current k").wait_for(state="hidden")
+    tab.get_by_text("Knobs of d2").wait_for(state="hidden")
+
+
+def test_a_knob_out_of_bounds_is_refused(tab):
+    tab.get_by_text("Knobs of d2").click()
+    box = tab.get_by_label("number input for current k")
+    box.fill("99999")
+    tab.evaluate("document.activeElement.blur()")
+    tab.click("#run")
+    wait_said(tab, "current_k|Running|Done")
+    assert state(tab)["run"] == "stored" or box.input_value() != "99999"
+
+
+def test_pause_clicked_many_times_stays_paused_and_resume_goes_on(tab):
+    ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
+    before = state(tab)["run"]
+    tab.click("#run")
+    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
+    for _ in range(5):
+        tab.evaluate("document.querySelector('#pause')?.click()")
+    wait_said(tab, "Paused|Done")
+    here = state(tab)["received"]
+    tab.wait_for_timeout(500)
+    assert state(tab)["received"] == here
+    if "Paused" in said(tab):
+        tab.click("#resume")
+        wait_said(tab, "Done")
+
+
+def test_the_verdict_is_about_the_question_that_ran(tab):
+    tab.click("#step")
+    wait_said(tab, "Paused")
+    first = tab.locator("#prompt textarea").input_value()
+    tab.get_by_role("button", name="New problem").click()
+    tab.wait_for_function("t => document.querySelector('#prompt textarea').value !== t", arg=first)
+    tab.click("#resume")
+    wait_said(tab, "Done, and the answer is right")
+
+
+def test_stop_while_running_says_stopped(tab):
+    ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
+    before = state(tab)["run"]
+    tab.click("#run")
+    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
+    tab.click("#stop")
+    wait_said(tab, "Stopped|Done")
+    assert state(tab)["status"] in ("stopped", "done")
+
+
+def test_a_new_run_replaces_a_running_one(tab):
+    ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
+    tab.click("#run")
+    tab.wait_for_function("d2stage.state().run !== 'stored'")
+    run_to_end(tab)
+    assert "12" in answer_on_stage(tab)
+    wait_said(tab, "Done")
 
 
 def test_without_a_cache_nothing_is_reused_and_rollout_says_why_it_is_absent(tab):
@@ -252,8 +307,10 @@ def test_the_attention_map_of_one_step_is_made_on_request(tab):
 
 def test_figures_of_the_run(tab):
     run_to_end(tab)
+    wait_said(tab, "Done")
     tab.get_by_role("tab", name="Figures").click()
     tab.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 4")
+    tab.get_by_text("How many apples does Tom have?").last.wait_for()
     titles = tab.evaluate(
         "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.layout.title.text)"
     )
