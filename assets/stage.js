@@ -10,18 +10,19 @@
 
 // ---------------------------------------------------------------- pure: tables
 
-// Why a row was recomputed, the most telling reason first: the order is the priority of the map.
+// Why a position was recomputed, the most telling reason first: the order is the priority of the map.
 const REASONS = [
-  { key: "written", bit: 4, label: "just written", colour: "#e69f00", why: "its token was written a moment ago, so the cached K,V still belong to a mask" },
-  { key: "chosen", bit: 2, label: "chosen mask", colour: "#009e73", why: "a mask with a sure guess in a dense place: likely to be written soon" },
-  { key: "rollout", bit: 8, label: "attention rollout", colour: "#cc79a7", why: "a position that many others listen to" },
-  { key: "gap", bit: 16, label: "gap fill", colour: "#f0e442", why: "lies in a gap between recomputed rows" },
-  { key: "shift", bit: 32, label: "shift", colour: "#d55e00", why: "a neighbour that is needed where a model predicts one position to the right" },
+  { key: "written", bit: 4, label: "written a step ago", colour: "#e69f00", why: "its token was written by the step before; the cached K,V still belong to a mask" },
+  { key: "chosen", bit: 2, label: "chosen mask", colour: "#009e73", why: "a mask with a sure guess near known text: likely to be written soon" },
+  { key: "rollout", bit: 8, label: "attention rollout", colour: "#cc79a7", why: "one of the positions where attention led most in the step before" },
+  { key: "gap", bit: 16, label: "gap fill", colour: "#f0e442", why: "lies in a gap between recomputed positions" },
+  { key: "shift", bit: 32, label: "shift", colour: "#999933", why: "a neighbour that is needed where a model predicts one position to the right" },
   { key: "block", bit: 64, label: "block", colour: "#0072b2", why: "inside the block that is being decoded" },
   { key: "window", bit: 128, label: "window", colour: "#56b4e9", why: "inside the window around what is being decoded" },
-  { key: "full", bit: 1, label: "full pass", colour: "#7d8694", why: "a pass over the whole canvas" },
+  { key: "full", bit: 1, label: "full pass", colour: "#a08468", why: "a pass over the whole canvas" },
 ];
-const JUST_WRITTEN = "#e69f00";
+const REUSED_WHY = "the cached K,V of an earlier step were used: no work";
+const WRITTEN_NOW = "#d55e00";   // what this step writes: its own colour, it is no reason (also in stage.css)
 
 // Colour maps as a few anchors, evenly spaced, with steadily falling lightness, so that they also
 // read in grey. "ink" maps start at the paper: on a dark page they are walked from the other end.
@@ -66,21 +67,27 @@ function colourAt(name, value, dark) {
 
 const massShade = (mass) => (Math.log2(mass) - MASS_LOG2[0]) / (MASS_LOG2[1] - MASS_LOG2[0]);
 
-// Share of the rows of one step that cost nothing, because their cached K,V were reused.
+// Share of the positions that cost nothing in one step, because their cached K,V were reused.
 const hitRate = (rec, T) => 1 - rec.rows / T;
 
-// The same over steps 0..s: rows are counted, not averages averaged.
+// The same over steps 0..s: positions are counted, not averages averaged.
 function hitRateSoFar(model, s) {
   let rows = 0, steps = 0;
   for (let i = 0; i <= s; i++) if (model.recs[i]) { rows += model.recs[i].rows; steps++; }
   return steps ? 1 - rows / (steps * model.T) : null;
 }
 
-// How many rows each reason claims in one step; a row with several counts for its most telling one.
+// How many positions each reason claims in one step; one with several counts for its most telling one.
 function reasonCounts(rec) {
   const counts = {};
   for (const byte of rec.y) if (byte) counts[reasonOf(byte)] = (counts[reasonOf(byte)] || 0) + 1;
   return counts;
+}
+
+// The totals of the run up to step s: of the nearest step up to s that has some.
+function totalsAt(model, s) {
+  for (let i = s; i >= 0; i--) if (model.recs[i]?.totals) return model.recs[i].totals;
+  return null;
 }
 
 // ---------------------------------------------------------------- pure: words
@@ -102,33 +109,91 @@ function formatTotals(totals) {
   return { tps: fixed(tps, tps < 10 ? 2 : 1), hit: percent(t.hit_rate ?? NaN), flops: Number.isFinite(ratio) ? `${fixed(ratio, 2)}×` : "–" };
 }
 
-// "Step 12: wrote ' apples' at answer position 5 with confidence 0.98; recomputed 41 of 192 rows."
+// In words a position counts from 1, as a step does; in the data both count from 0.
+const placeOf = (model, p) => (p < model.P ? `prompt position ${p + 1}` : `answer position ${p - model.P + 1}`);
+const tokenName = (model, text) => (model.eos.has(text) ? "end" : visible(text));
+
+// "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with confidence 0.98."
 function explain(rec, model) {
   const written = [...rec.w].sort((a, b) => a[0] - b[0]), [first] = written, n = written.length;
   const name = (text) => (model.eos.has(text) ? "the end token" : quoted(text));
   let wrote = "wrote nothing";
-  if (n === 1) wrote = `wrote ${name(first[1])} at answer position ${first[0] - model.P} with confidence ${fixed(first[2], 2)}`;
+  if (n === 1) wrote = `wrote ${name(first[1])} at ${placeOf(model, first[0])} with confidence ${fixed(first[2], 2)}`;
   if (n > 1) {
-    const some = written.slice(0, 3).map((w) => `${name(w[1])} (${w[0] - model.P})`).join(", ");
+    const some = written.slice(0, 3).map((w) => `${name(w[1])} (${w[0] - model.P + 1})`).join(", ");
     wrote = `wrote ${n} tokens, by answer position: ${some}${n > 3 ? ` and ${n - 3} more` : ""}`;
   }
-  return `Step ${rec.s + 1}: ${wrote}; recomputed ${rec.rows} of ${model.T} rows.`;
+  return `Step ${rec.s + 1}: recomputed ${rec.rows} of ${model.T} positions, then ${wrote}.`;
 }
 
 // The second half, for who has never heard of it: what the recomputing was for.
 function explainWhy(rec, model) {
   const rest = model.T - rec.rows;
-  if (rest === 0) return "Every row was computed, nothing came from the cache.";
+  if (rest === 0) return "Every position was computed, nothing came from the cache.";
   const counts = reasonCounts(rec);
   const parts = REASONS.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} ${r.label}`);
   const why = parts.length ? `Recomputed: ${parts.join(", ")}. ` : "";
-  return `${why}The other ${rest} rows reused their cached K,V.`;
+  return `${why}The other ${rest} reused ${rest === 1 ? "its" : "their"} cached keys and values (K,V).`;
+}
+
+// What each map shows. A caption must be true of the run on view, so it asks for its knobs.
+const knobsOf = (start, kind) => start.knobs?.[kind] || {};
+const short = (x) => String(Number(Number(x).toFixed(2)));
+
+const CAPTIONS = {
+  cache: () => "Grey: keys and values (K,V) reused from the cache, at no cost. A coloured position was computed again in this step; the colour says why.",
+  density(start) {
+    const { sigma, as_shipped: padded } = knobsOf(start, "decoder"), shipped = knobsOf(start, "policy").as_shipped || (sigma > 0 && padded);
+    const edge = shipped ? "as shipped, the last answer position counts again beyond the right edge"
+      : "nothing lies beyond the right edge, so the last positions reach about one half at most";
+    const use = !(sigma > 0) ? "The decoder ignores it in this run (its sigma is 0)."
+      : start.decoder === "threshold" ? "Where too few candidates reach the threshold, the decoder multiplies confidence by it, so places next to known text come first."
+      : "The decoder multiplies confidence by it, so places next to known text are written first.";
+    return `How much of a position's neighbourhood is already known, nearer neighbours counting more (Gaussian, σ = ${short(start.sigma)} positions; ${edge}). ${use}`;
+  },
+  rollout(start) {
+    const { rollout_p, as_shipped: shipped } = knobsOf(start, "policy");
+    const next = rollout_p === 0 && !shipped ? "This run does not use it (its rollout p is 0)." : "The reused positions with the most are recomputed next.";
+    return `Where attention leads, followed through all layers of this step. A recomputed position passes its weight on to the positions it reads; a reused one keeps its own (1) and gains what is passed to it. ${next}`;
+  },
+  order(start) {
+    const { sigma } = knobsOf(start, "decoder");
+    if (sigma > 0) return `When each token was written. The certainty prior (σ = ${short(sigma)}) favours places next to known text, so this run leans left to right; set the decoder's sigma to 0 to let it jump.`;
+    return `When each token was written: the model writes wherever it is surest${start.block_length < start.G ? " in the open block" : ""}.`;
+  },
+};
+
+const promptText = (model) => model.prompt.join("").replace(/\s+/g, " ").trim() || "(no prompt)";
+const madeBy = (start) => ["policy", "decoder", "model"].filter((k) => start[k]).map((k) => `${k} ${start[k]}`).join(" · ");
+
+// Above the bars of the likeliest tokens. They are shares of the plain distribution; what a write
+// states is its confidence in the one it was drawn from.
+function barsCaption(start) {
+  const { temperature, top_p } = knobsOf(start, "decoder");
+  return `the model's likeliest tokens${temperature > 0 || top_p < 1 ? " before temperature and top p" : ""}`;
+}
+
+// The bars of one write: the likeliest tokens, and the written one if it is not among them.
+function candidateBars(model, write) {
+  if (!write || !write.top.length) return [];
+  const bars = write.top.map(([text, share]) => ({ text: tokenName(model, text), share, written: false }));
+  if (!write.top.some(([text]) => text === write.text)) bars.push({ text: tokenName(model, write.text), share: write.conf, written: true });
+  return bars;
+}
+
+const lampText = (model) => (model.status !== "running" ? "end" : model.paused ? "paused" : "live");
+
+// The T x T map costs the server a pass: while a run is followed live, it waits to be asked for.
+const wantsMap = (model, live) => model.recs.length > 0 && (model.status !== "running" || model.paused || !live);
+
+function mapNote(s, dark, before) {
+  return `${before ? "From the run before: step" : "Step"} ${s + 1}, computed anew by a full pass without a cache. Line i, column j: how much position i draws on position j, followed through all layers; dashed lines part the prompt from the answer. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
 }
 
 // ---------------------------------------------------------------- pure: the run as told by events
 
 const emptyModel = () => ({ run: null, status: "empty", T: 0, P: 0, G: 0, prompt: [], recs: [], writes: [],
-  received: 0, next: 0, gaps: 0, totals: null, note: "", start: null, eos: EOS, expected: 1 });
+  received: 0, next: 0, gaps: 0, paused: false, note: "", start: null, eos: EOS, expected: 1 });
 
 function startModel(ev) {
   return { ...emptyModel(), run: ev.run, status: "running", T: ev.T, P: ev.P, G: ev.G, prompt: ev.prompt || [], start: ev,
@@ -140,8 +205,9 @@ function addRecord(model, ev) {
   model.gaps += ev.seq - model.next;
   model.next = ev.seq + 1;
   model.received++;
+  model.paused = false;
   model.recs[ev.s] = { s: ev.s, seq: ev.seq, ms: ev.ms, rows: ev.rows, w: ev.w || [], c: decodePlane(ev.c), d: decodePlane(ev.d),
-    r: decodePlane(ev.r), y: decodePlane(ev.y) || new Uint8Array(model.T) };
+    r: decodePlane(ev.r), y: decodePlane(ev.y) || new Uint8Array(model.T), totals: null };
   for (const [pos, text, conf, top] of ev.w || []) model.writes[pos]?.push({ s: ev.s, text, conf, top: top || [] });
   model.expected = Math.max(model.expected, model.recs.length);
 }
@@ -151,9 +217,11 @@ function applyEvent(model, ev) {
   if (ev.k === "start") return startModel(ev);
   if (ev.run !== model.run) return model;
   if (ev.k === "rec") addRecord(model, ev);
-  if (ev.k === "totals") model.totals = ev;
+  if (ev.k === "totals" && model.recs[ev.s]) model.recs[ev.s].totals = ev;
+  if (ev.k === "pause") model.paused = true;
   if (ev.k === "end") {
     model.status = ev.status;
+    model.paused = false;
     model.note = ev.note || "";
     if (ev.status === "done") model.expected = Math.max(1, model.recs.length);   // now the height is known
   }
@@ -188,21 +256,20 @@ function tooltipData(model, p, s) {
     for (const key of reasonsIn(byte)) byReason[key] = (byReason[key] || 0) + 1;
   }
   return { ...chip, pos: p, answer: g >= 0 ? g : null, step: chip.write ? chip.write.s : null, conf: chip.write ? chip.write.conf : null,
-    top: chip.write ? chip.write.top : [], density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
+    top: chip.write ? chip.write.top : [], bars: candidateBars(model, chip.write), place: placeOf(model, p), density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
     rollout: rec && rec.r ? rolloutMass(rec.r[p]) : null, candidate: rec && rec.c && g >= 0 ? confidence(rec.c[g]) : null,
     now: rec ? reasonsIn(rec.y[p]) : null, recomputed, steps, byReason };
 }
 
-// "position 112 (answer 16): ' apples' - density 0.42, rollout 1.7, confidence 0.93, reused"
+// "answer position 17: ' apples' - density 0.42, rollout 1.7, confidence 0.93, reused"
 function readout(data) {
-  const where = `position ${data.pos} (${data.answer === null ? "prompt" : `answer ${data.answer}`})`;
-  const token = data.state === "masked" ? "masked" : quoted(data.text);
+  const token = data.state === "masked" ? "masked" : data.eos ? "end" : quoted(data.text);
   const conf = data.conf ?? data.candidate, facts = [];
   if (data.density !== null) facts.push(`density ${fixed(data.density, 2)}`);
   if (data.rollout !== null) facts.push(`rollout ${fixed(data.rollout, data.rollout < 0.1 ? 3 : 1)}`);
   if (conf !== null) facts.push(`confidence ${fixed(conf, 2)}`);
   if (data.now) facts.push(data.now.length ? `recomputed (${data.now.map((k) => labelOf(k)).join(", ")})` : "reused");
-  return `${where}: ${token} - ${facts.join(", ")}`;
+  return `${data.place}: ${token} - ${facts.join(", ")}`;
 }
 const labelOf = (key) => REASONS.find((r) => r.key === key).label;
 
@@ -244,10 +311,10 @@ function choice(label, options, picked, onPick) {
   return group;
 }
 
-function swatch(colour, label, count, why = "") {
+function swatch(colour, label, count) {
   const dot = h("i", "d2-dot");
   dot.style.background = colour;
-  const el = h("span", "d2-swatch", { title: why }, dot, label);
+  const el = h("span", "d2-swatch", {}, dot, label);
   if (count !== undefined) el.append(h("b", "", { textContent: count }));
   return el;
 }
@@ -271,7 +338,7 @@ function tables(dark, expected) {
     rollout: table((u) => colourAt("rollout", massShade(rolloutMass(u)), dark)),
     cache: table((u) => (u ? reason[reasonOf(u)] : rgb(paper.reused))),
     order: Uint32Array.from({ length: expected }, (_, s) => pixel(colourAt("order", s / Math.max(1, expected - 1), dark))),
-    masked: pixel(rgb(paper.masked)), now: pixel(rgb(JUST_WRITTEN)),
+    masked: pixel(rgb(paper.masked)), now: pixel(rgb(WRITTEN_NOW)),
   };
 }
 
@@ -279,13 +346,13 @@ function tables(dark, expected) {
 
 // Each fills one row of pixels (all T positions) for one step; 0 is transparent: nothing to show.
 const MAPS = [
-  { key: "density", title: "Certainty density", more: (m) => `How much of a position's neighbourhood is already known, nearer neighbours counting more${m.start.sigma ? ` (Gaussian, σ = ${m.start.sigma} positions)` : ""}. A sure guess in a dense place tends to be written next.`,
-    row(out, rec, m, t) { if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]]; } },
-  { key: "rollout", title: "Attention rollout", more: () => "How much the whole canvas listens to a position, followed through all layers. Rows that many others listen to are worth keeping fresh.",
-    row(out, rec, m, t) { if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]]; } },
-  { key: "cache", title: "Cache: reused or recomputed", more: () => "Pale rows cost nothing: their cached K,V were reused. A coloured row was computed again, and its colour says why.",
+  { key: "cache", title: "Cache: reused or recomputed",
     row(out, rec, m, t) { for (let p = 0; p < m.T; p++) out[p] = t.cache[rec.y[p]]; } },
-  { key: "order", title: "Decode order", more: () => "When each token was written. Most models of text write left to right; this one writes wherever it is surest.",
+  { key: "density", title: "Certainty density",
+    row(out, rec, m, t) { if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]]; } },
+  { key: "rollout", title: "Attention rollout",
+    row(out, rec, m, t) { if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]]; } },
+  { key: "order", title: "Decode order",
     row(out, rec, m, t) {
       for (let p = m.P; p < m.T; p++) {
         const w = writeAt(m, p, rec.s);
@@ -330,7 +397,7 @@ function showMap(map, model, x0, x1) {
   ctx.drawImage(map.store, x0, 0, x1 - x0, steps, 0, 0, canvas.width, canvas.height * steps / model.expected);
 }
 
-// Beside the cache map: one bar per step, as long as the share of rows reused.
+// Beside the cache map: one bar per step, as long as the share of positions reused.
 function showStrip(map, model, ink) {
   const { strip } = map, ctx = strip.getContext("2d"), row = strip.height / model.expected;
   ctx.clearRect(0, 0, strip.width, strip.height);
@@ -346,9 +413,9 @@ function showStrip(map, model, ink) {
 
 const STATS = [
   ["step", "step", "One denoising step: the model reads the whole canvas once and writes a few tokens. Shown: the step on view / steps received so far."],
-  ["tps", "tokens / s", "Answer tokens before the first end token (EOS), divided by the seconds the run has taken. The padding after the end does not count."],
-  ["hit", "cache hit rate", "Of all rows in all steps so far, the share whose cached K,V were reused: 1 − recomputed rows / (steps × canvas length)."],
-  ["flops", "FLOPs vs no cache", "Floating-point operations of this run, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic."],
+  ["tps", "tokens / s", "Answer tokens before the first end token (EOS), divided by the seconds the run has taken, both up to the step on view. The padding after the end does not count."],
+  ["hit", "cache hit rate", "Of all positions in all steps up to the step on view, the share whose cached keys and values (K,V) were reused: 1 − recomputed positions / (steps × canvas length)."],
+  ["flops", "FLOPs vs no cache", "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic."],
 ];
 
 function mount(element, { onDetail, onState } = {}) {
@@ -359,17 +426,24 @@ function mount(element, { onDetail, onState } = {}) {
   let hover = null;                       // {p, s or null for the step on view, chip: element or null}
   let chips = [], marked = null;          // marked: the position outlined now
   let frame = 0, playing = 0, dirty = true, drawn = 0, painted = 0, drawnFor = "", shownZoom = "", legendFor = "", countedUpTo = 0, bitsSeen = 0;
-  let saidAt = 0, sayTimer = 0, detailTimer = 0, detailAsked = 0;
+  let saidAt = 0, sayTimer = 0, tipOf = null;      // tipOf: the control whose words the tooltip shows
+  let mapOpen = false, mapShown = null, mapAskedFor = "", mapAsked = 0, mapTimer = 0;
+
+  // A control whose meaning pops up by mouse, keyboard and touch alike.
+  function explained(button, words) {
+    const tell = () => { showTip(button, [h("p", "", { textContent: words })]); tipOf = button; };
+    for (const type of ["pointerenter", "focus", "click"]) on(button, type, tell);
+    on(button, "pointerleave", (e) => { if (e.pointerType !== "touch") hideTip(); });   // a finger leaves by lifting
+    on(button, "blur", hideTip);
+    return button;
+  }
 
   // ---- skeleton
   const stats = {}, help = h("div", "d2-sr");
   const header = h("div", "d2-stats", {}, ...STATS.map(([key, label, definition]) => {
     help.append(h("span", "", { id: `${uid}-${key}`, textContent: definition }));
     stats[key] = h("span", "d2-value", { textContent: "–" });
-    const button = h("button", "d2-stat", { type: "button", "aria-describedby": `${uid}-${key}` }, stats[key], h("span", "d2-label", { textContent: label }));
-    for (const type of ["pointerenter", "focus"]) on(button, type, () => showTip(button, [h("p", "", { textContent: definition })]));
-    for (const type of ["pointerleave", "blur"]) on(button, type, hideTip);
-    return button;
+    return explained(h("button", "d2-stat", { type: "button", "aria-describedby": `${uid}-${key}` }, stats[key], h("span", "d2-label", { textContent: label })), definition);
   }));
   const back = iconButton("back", "Step back"), play = iconButton("play", "Play"), next = iconButton("next", "Step forward");
   play.classList.add("d2-play");
@@ -384,7 +458,8 @@ function mount(element, { onDetail, onState } = {}) {
   const answer = h("div", "d2-chips", { role: "listbox", "aria-label": "Answer tokens, by position", "aria-orientation": "horizontal" });
   const prompt = h("div", "d2-chips d2-prompt", { role: "listbox", "aria-label": "Prompt tokens, by position", "aria-orientation": "horizontal" });
   const promptTitle = h("summary", "d2-summary"), chipLegend = h("div", "d2-legend");
-  const left = h("div", "d2-left", {}, h("div", "d2-said", {}, sentence, why, note),
+  const asked = h("p", "d2-asked"), made = h("p", "d2-more");
+  const left = h("div", "d2-left", {}, h("div", "d2-said", {}, sentence, why, note), h("div", "d2-which", {}, asked, made),
     h("details", "d2-fold", {}, promptTitle, prompt),
     h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Answer" }),
       choice("Colour of the tokens", [["order", "order"], ["confidence", "confidence"], ["reason", "recomputed now"]], mode, (v) => { mode = v; schedule(); })),
@@ -395,8 +470,11 @@ function mount(element, { onDetail, onState } = {}) {
   const detailButton = h("button", "d2-text", { type: "button", "aria-expanded": "false", hidden: true, textContent: "show this step's attention map" });
   const detailCanvas = h("canvas", "d2-detail-canvas"), detailNote = h("p", "d2-more", { role: "status" });
   const detailBox = h("div", "d2-detail-box", {}, detailCanvas, ...["d2-hair", "d2-hair-row"].map((c) => h("div", c)));
-  const detail = h("div", "d2-detail", { hidden: true }, detailNote, detailBox);
+  const detailNow = h("button", "d2-text", { type: "button", textContent: "load the map of the step on view" });
+  const detail = h("div", "d2-detail", { hidden: true }, detailNote, detailBox, detailNow);
   byKey.rollout.el.append(detailButton, detail);
+  for (const [key, words] of [["reused", REUSED_WHY], ...REASONS.map((r) => [r.key, r.why])]) help.append(h("span", "", { id: `${uid}-why-${key}`, textContent: words }));
+  const reasonLegends = [reasonLegend(byKey.cache.legend), reasonLegend(h("div", "d2-reasons"))];   // the second is for the chips
   byKey.cache.strip.before(h("span", "d2-striplabel", { textContent: "hit rate", "aria-hidden": "true" }));
   const right = h("div", "d2-right", {},
     h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Every position, every step" }),
@@ -407,7 +485,7 @@ function mount(element, { onDetail, onState } = {}) {
   const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true });
   const masks = h("div", "d2-demo", { "aria-hidden": "true" }, ...["The", "", "", " cache", "", " is", "", "", " warm", ""].map((t) => h("span", `d2-chip ${t ? "d2-settled" : "d2-masked"}`, { textContent: t })));
   const empty = h("div", "d2-empty", {}, masks, h("p", "d2-invite", { textContent: "Press Run: an answer will appear out of masks." }),
-    h("p", "d2-more", { textContent: "At every step the model writes the few tokens it is surest of. You will see which of its rows it computes again, and which it takes from its cache." }));
+    h("p", "d2-more", { textContent: "At every step the model writes the few tokens it is surest of. You will see which positions it computes again, and which it takes from its cache." }));
   const full = h("div", "d2-full", { hidden: true }, header, bar, h("div", "d2-body", {}, left, right));
   const inner = h("div", "d2-inner", {}, empty, full, spoken, help, tip);
   const root = h("div", "d2-stage", { tabIndex: 0, role: "group", "aria-label": "Denoising stage: arrow keys step, space plays" }, inner);
@@ -513,7 +591,10 @@ function mount(element, { onDetail, onState } = {}) {
     on(plane, "pointerleave", (e) => { if (e.pointerType !== "touch") setHover(null); });   // a finger leaves by lifting: keep its mark
     on(plane, "click", (e) => { if (model.run) goto(cellAt(plane, e).s); });
   }
-  on(document, "pointerdown", (e) => { if (hover && !root.contains(e.target)) setHover(null); });
+  on(document, "pointerdown", (e) => {
+    if (hover && !root.contains(e.target)) setHover(null);
+    if (tipOf && !tipOf.contains(e.target)) hideTip();
+  });
 
   function setHover(to) {
     hover = to;
@@ -522,6 +603,7 @@ function mount(element, { onDetail, onState } = {}) {
 
   // ---- tooltip: one floating box, kept inside the stage
   function showTip(anchor, kids) {
+    tipOf = null;
     tip.replaceChildren(...kids);
     tip.hidden = false;
     const a = anchor.getBoundingClientRect(), box = inner.getBoundingClientRect(), w = tip.offsetWidth, ht = tip.offsetHeight;
@@ -529,18 +611,17 @@ function mount(element, { onDetail, onState } = {}) {
     tip.style.left = `${clamp(a.left + a.width / 2 - w / 2 - box.left, 8, Math.max(8, box.width - w - 8))}px`;
     tip.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
   }
-  function hideTip() { tip.hidden = true; }
+  function hideTip() { tip.hidden = true; tipOf = null; }
 
   function tipContent(d) {
-    const title = h("p", "d2-tip-token", { textContent: d.state === "masked" ? "still masked" : visible(d.text) });
-    const where = d.answer === null ? `position ${d.pos}, in the prompt` : `position ${d.pos}, answer ${d.answer}`;
-    const kids = [title, h("p", "d2-tip-where", { textContent: where })];
+    const title = h("p", "d2-tip-token", { textContent: d.state === "masked" ? "still masked" : d.eos ? "end token" : visible(d.text) });
+    const kids = [title, h("p", "d2-tip-where", { textContent: d.place })];
     if (d.write) kids.push(h("p", "", { textContent: `written in step ${d.step + 1} with confidence ${fixed(d.conf, 2)}` }));
     else if (d.candidate !== null) kids.push(h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }));
-    if (d.top.length) kids.push(h("div", "d2-top", {}, ...d.top.flatMap(([text, prob]) => {
+    if (d.bars.length) kids.push(h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }), h("div", "d2-top", {}, ...d.bars.flatMap(({ text, share, written }) => {
       const fill = h("i");
-      fill.style.width = `${clamp(prob, 0, 1) * 100}%`;
-      return [h("span", "d2-top-token", { textContent: visible(text) }), h("span", "d2-top-bar", {}, fill), h("span", "d2-top-p", { textContent: fixed(prob, 2) })];
+      fill.style.width = `${clamp(share, 0, 1) * 100}%`;
+      return [h("span", "d2-top-token", { textContent: text }), h("span", "d2-top-bar", {}, fill), h("span", "d2-top-p", { textContent: `${fixed(share, 2)}${written ? " written" : ""}` })];
     })));
     kids.push(h("p", "", { textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far` }));
     kids.push(h("p", "d2-tip-reasons", {}, ...REASONS.filter((r) => d.byReason[r.key]).map((r) => swatch(r.colour, r.label, d.byReason[r.key]))));
@@ -555,6 +636,8 @@ function mount(element, { onDetail, onState } = {}) {
     answer.replaceChildren(...chips.slice(model.P));
     chips.forEach((el, p) => { el.was = ""; if (p < model.P) paintChip(el, p); });
     promptTitle.textContent = `Prompt (${plural(model.P, "token")})`;
+    asked.textContent = asked.title = promptText(model);
+    made.textContent = madeBy(model.start);
   }
 
   function chipFill(p, d) {
@@ -571,7 +654,7 @@ function mount(element, { onDetail, onState } = {}) {
     el.was = is;
     el.className = `d2-chip d2-${d.state}${d.eos ? " d2-eos" : ""}${fill ? " d2-filled" : ""}`;
     el.textContent = d.eos ? "end" : d.state === "masked" ? "" : visible(d.text);
-    if (d.state === "masked") el.setAttribute("aria-label", `position ${p - model.P}, masked`); else el.removeAttribute("aria-label");
+    if (d.state === "masked") el.setAttribute("aria-label", `${placeOf(model, p)}, masked`); else el.removeAttribute("aria-label");
     el.style.setProperty("--d2-fill", fill || "transparent");
     const br = el.nextSibling && el.nextSibling.tagName === "BR" ? el.nextSibling : null, wants = d.text.endsWith("\n");
     if (wants && !br) el.after(h("br"));
@@ -628,19 +711,19 @@ function mount(element, { onDetail, onState } = {}) {
   }
 
   function paintLegends() {
-    byKey.density.legend.replaceChildren(colourBar("density", dark, ["0", "0.5", "1"], "certainty density: 1 = all neighbours known"));
+    byKey.density.legend.replaceChildren(colourBar("density", dark, ["0", "0.5", "1"], "share of the neighbourhood that is known"));
     byKey.rollout.legend.replaceChildren(colourBar("rollout", dark, ["1/16", "1/2", "4", "32"], "× the mean mass of a position (log scale)"));
-    byKey.order.legend.replaceChildren(swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"), swatch(JUST_WRITTEN, "written in this step"),
+    byKey.order.legend.replaceChildren(swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"), swatch(WRITTEN_NOW, "written in this step"),
       colourBar("order", dark, ["1", String(model.expected)], "step of writing"));
     for (const m of maps) {
-      m.more.textContent = m.spec.more(model);
+      m.more.textContent = CAPTIONS[m.spec.key](model.start);
       m.last.textContent = model.expected;
     }
     const none = !model.start.rollout;
     byKey.rollout.el.classList.toggle("d2-none", none);
     byKey.rollout.absent.hidden = !none;
     detailButton.hidden = none || !onDetail;
-    if (detailButton.hidden) closeDetail();
+    showDetail();
     axis.children[0].textContent = `prompt · ${model.P}`;
     axis.children[1].textContent = `answer · ${model.G}`;
     byKey.density.plane.lastChild.textContent = byKey.order.plane.lastChild.textContent = model.P / model.T < 0.3 ? "given" : "the prompt is given, never masked";
@@ -648,7 +731,7 @@ function mount(element, { onDetail, onState } = {}) {
   }
 
   function paintStep() {
-    const rec = model.recs[step], totals = formatTotals(model.totals || { hit_rate: hitRateSoFar(model, lastStep()) });
+    const rec = model.recs[step], totals = formatTotals(totalsAt(model, step) || { hit_rate: hitRateSoFar(model, step) });
     chips.forEach(paintChip);
     stats.step.textContent = `${step + 1} / ${model.recs.length}`;
     for (const key of ["tps", "hit", "flops"]) stats[key].textContent = totals[key];
@@ -658,7 +741,8 @@ function mount(element, { onDetail, onState } = {}) {
     back.disabled = step <= 0;
     next.disabled = step >= lastStep();
     liveButton.classList.toggle("d2-on", live && model.status === "running");
-    liveButton.lastChild.textContent = model.status === "running" ? "live" : "end";
+    liveButton.classList.toggle("d2-paused", model.paused);
+    liveButton.lastChild.textContent = lampText(model);
     liveButton.setAttribute("aria-pressed", String(live));
     sentence.textContent = rec ? explain(rec, model) : model.recs.length ? `Step ${step + 1}: its record was lost.` : `All ${model.G} answer positions are masked; waiting for the first step.`;
     why.textContent = rec ? explainWhy(rec, model) : "";
@@ -666,22 +750,38 @@ function mount(element, { onDetail, onState } = {}) {
     paintCounts(rec);
     paintNote();
     say();
-    if (!detail.hidden) { clearTimeout(detailTimer); if (detail.step !== step) detailTimer = setTimeout(loadDetail, 250); }
+    paintDetail();
   }
 
-  // The legend of the cache map counts the rows of the step on view. Reasons seen so far only.
+  // The legend of the cache map: made once, so that the focus can rest on it while a run goes on.
+  function reasonLegend(el) {
+    const make = (key, label, colour, words) => {
+      const dot = h("i", "d2-dot"), count = h("b");
+      dot.style.background = colour;
+      return { key, dot, count, el: explained(h("button", "d2-swatch", { type: "button", "aria-describedby": `${uid}-why-${key}` }, dot, label, count), words) };
+    };
+    const swatches = [make("reused", "reused", "", REUSED_WHY), ...REASONS.map((r) => make(r.key, r.label, r.colour, r.why))];
+    el.replaceChildren(...swatches.map((x) => x.el));
+    return { el, swatches };
+  }
+
+  // It counts the positions of the step on view, for the reasons seen so far only.
   function paintCounts(rec) {
     const key = `${drawnFor}|${step}|${mode}|${drawn}`;
     if (legendFor === key) return;
     legendFor = key;
-    const counts = rec ? reasonCounts(rec) : {};
+    const counts = { ...(rec ? reasonCounts(rec) : {}), reused: rec ? model.T - rec.rows : 0 };
     for (; countedUpTo < model.recs.length; countedUpTo++) for (const byte of model.recs[countedUpTo]?.y || []) bitsSeen |= byte;
-    const list = [swatch(PAPER[dark ? "dark" : "light"].reused, "reused", rec ? model.T - rec.rows : 0, "the cached K,V of an earlier step were used: no work"),
-      ...REASONS.filter((r) => bitsSeen & r.bit).map((r) => swatch(r.colour, r.label, counts[r.key] || 0, r.why))];
-    byKey.cache.legend.replaceChildren(...list);
-    const legends = { order: () => [colourBar("order", dark, ["1", String(model.expected)], "step of writing")],
-      confidence: () => [colourBar("confidence", dark, ["0", "0.5", "1"], "confidence when written")], reason: () => list.map((el) => el.cloneNode(true)) };
-    chipLegend.replaceChildren(...legends[mode]());
+    const seen = new Set(["reused", ...reasonsIn(bitsSeen)]);
+    for (const { swatches } of reasonLegends) for (const x of swatches) {
+      if (x.key === "reused") x.dot.style.background = PAPER[dark ? "dark" : "light"].reused;
+      x.el.hidden = !seen.has(x.key);
+      x.count.textContent = counts[x.key] || 0;
+    }
+    const ring = swatch(WRITTEN_NOW, "written in this step"), tail = { reason: reasonLegends[1].el };
+    if (mode === "order") tail.order = colourBar("order", dark, ["1", String(model.expected)], "step of writing");
+    if (mode === "confidence") tail.confidence = colourBar("confidence", dark, ["0", "0.5", "1"], "confidence when written");
+    if (chipLegend.lastChild !== tail[mode]) chipLegend.replaceChildren(ring, tail[mode]);   // not again: a swatch may hold the focus
   }
 
   function paintNote() {
@@ -690,7 +790,7 @@ function mount(element, { onDetail, onState } = {}) {
     if (model.status === "done" && model.note) lines.push(model.note);
     if (model.status === "stopped") lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
     if (model.status === "failed") lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
-    if (model.gaps) lines.push(`${plural(model.gaps, "record")} lost on the way; their rows are blank.`);
+    if (model.gaps) lines.push(`${plural(model.gaps, "record")} lost on the way; their lines are blank.`);
     const text = lines.join(" ").trim();
     if (note.textContent !== text) note.textContent = text;
     note.hidden = !text;
@@ -716,7 +816,7 @@ function mount(element, { onDetail, onState } = {}) {
     if (p === null || s < 0) {
       read.textContent = "Point at a token or a map to follow one position.";
       read.classList.add("d2-quiet");
-      if (!root.querySelector(".d2-stat:hover, .d2-stat:focus")) hideTip();
+      if (!tipOf) hideTip();
       return;
     }
     chips[p].classList.add("d2-marked");
@@ -728,44 +828,64 @@ function mount(element, { onDetail, onState } = {}) {
     if (hover.chip) {
       showTip(hover.chip, tipContent(data));
       chips[p].setAttribute("aria-describedby", tip.id);
-    } else hideTip();
+    } else if (!tipOf) hideTip();
   }
 
-  // ---- the T x T map of one step, fetched on request
-  function closeDetail() {
-    detail.hidden = true;
-    detailButton.setAttribute("aria-expanded", "false");
-    detailButton.textContent = "show this step's attention map";
+  // ---- the T x T map of one step, fetched on request; it stays open from run to run
+  const mapKey = () => `${model.run}|${step}`;
+
+  function showDetail() {
+    detail.hidden = !mapOpen || detailButton.hidden;
+    detailButton.setAttribute("aria-expanded", String(!detail.hidden));
+    detailButton.textContent = detail.hidden ? "show this step's attention map" : "hide the attention map";
   }
 
   on(detailButton, "click", () => {
-    if (!detail.hidden) return closeDetail();
-    detail.hidden = false;
-    detailButton.setAttribute("aria-expanded", "true");
-    detailButton.textContent = "hide the attention map";
-    loadDetail();
+    mapOpen = !mapOpen;
+    showDetail();
+    if (mapOpen && !(mapShown && mapShown.key === mapKey())) loadDetail();
   });
+  on(detailNow, "click", loadDetail);
 
-  async function loadDetail() {
-    const asked = ++detailAsked, at = step, run = model.run;
-    detail.step = at;
-    detailNote.textContent = `Loading the map of step ${at + 1} …`;
-    let got = null, problem = "there is none for this step";
-    try { got = await onDetail(at); } catch (error) { problem = String(error && error.message || error); }
-    if (asked !== detailAsked || run !== model.run) return;     // the reader has moved on
-    detailBox.hidden = !got;
-    detailNote.textContent = got ? `Step ${at + 1}. Line i, column j: how much position i draws on position j, followed through all layers; lines part the prompt from the answer. Darker is more: the shade grows with the square root of the share, up to the largest on this map.` : `No map: ${problem}.`;
-    if (got) drawDetail(got);
+  function paintDetail() {
+    if (detail.hidden) return;
+    const key = mapKey(), old = !mapShown || mapShown.key !== key, due = old && mapAskedFor !== key;
+    detailBox.classList.toggle("d2-stale", old);
+    if (mapShown && (mapShown.dark !== dark || mapShown.noted !== model.run)) drawDetail();
+    clearTimeout(mapTimer);
+    if (due && wantsMap(model, live)) mapTimer = setTimeout(loadDetail, 250);
+    detailNow.classList.toggle("d2-away", !due || wantsMap(model, live) || step < 0);
   }
 
-  function drawDetail({ n, map, prompt: P }) {
+  async function loadDetail() {
+    if (step < 0) return;
+    const asked = ++mapAsked, at = step, run = model.run, { T, P } = model;
+    mapAskedFor = mapKey();
+    if (!mapShown) detailNote.textContent = `Loading the map of step ${at + 1} …`;
+    let got = null, problem = "there is none for this step";
+    try { got = await onDetail(at); } catch (error) { problem = String(error && error.message || error); }
+    if (asked !== mapAsked || run !== model.run) return;     // the reader has moved on
+    mapShown = got && { ...got, key: `${run}|${at}`, run, at, T, P };
+    if (got) drawDetail();
+    else {
+      detailCanvas.width = detailCanvas.height;              // blank
+      detailNote.textContent = `No map: ${problem}.`;
+    }
+    schedule();
+  }
+
+  function drawDetail() {
+    const { n, map, prompt: pooled, run, at, T, P } = mapShown;
     const bytes = decodePlane(map), lut = table((u) => colourAt("rollout", u / 255, dark)), image = new ImageData(n, n);
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];
     detailCanvas.width = detailCanvas.height = n;
     detailCanvas.getContext("2d").putImageData(image, 0, 0);
-    detailBox.style.setProperty("--d2-part", (n !== model.T && P === model.P ? P / model.T : P / n));   // a pooled map keeps the share
-    detailBox.style.setProperty("--d2-all", model.T);
+    detailBox.style.setProperty("--d2-part", (n !== T && pooled === P ? P / T : pooled / n));   // a pooled map keeps the share
+    detailBox.style.setProperty("--d2-all", T);
+    detailNote.textContent = mapNote(at, dark, run !== model.run);
+    mapShown.dark = dark;
+    mapShown.noted = model.run;
   }
 
   // ---- surroundings: size and theme
@@ -791,7 +911,7 @@ function mount(element, { onDetail, onState } = {}) {
   on(night, "change", readTheme);
 
   // ---- the outside
-  const state = () => ({ run: model.run, received: model.received, painted, step, steps: model.recs.length, gaps: model.gaps, live, status: model.status });
+  const state = () => ({ run: model.run, received: model.received, painted, step, steps: model.recs.length, gaps: model.gaps, live, status: model.status, paused: model.paused });
 
   function receive(text) {
     if (text === lastText) return;          // the same message again, see addRecord
@@ -811,7 +931,6 @@ function mount(element, { onDetail, onState } = {}) {
     drawnFor = "";
     countedUpTo = bitsSeen = 0;
     marked = null;
-    closeDetail();
     buildChips();
   }
 
@@ -822,7 +941,7 @@ function mount(element, { onDetail, onState } = {}) {
     stop();
     cancelAnimationFrame(frame);
     clearTimeout(sayTimer);
-    clearTimeout(detailTimer);
+    clearTimeout(mapTimer);
     root.remove();
   }
 
@@ -832,5 +951,6 @@ function mount(element, { onDetail, onState } = {}) {
 }
 
 global.D2Stage = { mount, pure: { REASONS, decodePlane, confidence, density, rolloutMass, massShade, reasonsIn, reasonOf, colourAt, hitRate, hitRateSoFar,
-  reasonCounts, visible, formatTotals, explain, explainWhy, emptyModel, applyEvent, applyText, writeAt, chipData, tooltipData, readout } };
+  reasonCounts, totalsAt, visible, formatTotals, explain, explainWhy, captions: CAPTIONS, promptText, madeBy, barsCaption, candidateBars, lampText, wantsMap, mapNote,
+  STATS, MAPS, emptyModel, applyEvent, applyText, writeAt, chipData, tooltipData, readout } };
 })(globalThis);

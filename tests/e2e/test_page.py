@@ -150,7 +150,10 @@ def test_token_text_is_shown_never_run(tab, tmp_path):
     with tab.expect_download() as got:
         tab.get_by_role("button", name="Download trace").click()
     trace = d2cache.Trace.load(got.value.path())
-    trace.header["texts"] = dict.fromkeys(trace.header["texts"], HOSTILE)
+    end = str(trace.run["shape"]["eos_id"])  # its text would make every token an end token
+    trace.header["texts"] = {
+        i: t if i == end else HOSTILE for i, t in trace.header["texts"].items()
+    }
     trace.header["run"] |= {"model": HOSTILE, "policy": HOSTILE, "decoder": HOSTILE}
     trace.save(tmp_path / "hostile.safetensors")
     tab.locator("input[type=file]").set_input_files(tmp_path / "hostile.safetensors")

@@ -75,7 +75,7 @@ test("colour maps change lightness in one direction only, so they read in grey",
   assert.deepEqual(plain(pure.colourAt("density", 9)), plain(pure.colourAt("density", 1)));
 });
 
-test("hit rate: the share of rows not recomputed, over all rows of all steps", () => {
+test("hit rate: the share of positions not recomputed, over all positions of all steps", () => {
   const m = run(start(), rec(0, FULL), rec(1, [0, 0, 4, 2, 0, 0]), rec(2, [0, 0, 0, 8, 0, 0]));
   assert.equal(pure.hitRate(m.recs[0], T), 0);
   assert.ok(Math.abs(pure.hitRate(m.recs[1], T) - 4 / 6) < 1e-12);
@@ -84,16 +84,17 @@ test("hit rate: the share of rows not recomputed, over all rows of all steps", (
   assert.equal(pure.hitRateSoFar(run(start()), 0), null);
 });
 
-test("a row with several reasons is counted once per step", () => {
+test("a position with several reasons is counted once per step", () => {
   const m = run(start(), rec(0, [0, 0, 4 | 2, 2 | 8, 8, 0]));
   assert.deepEqual(plain(pure.reasonCounts(m.recs[0])), { written: 1, chosen: 1, rollout: 1 });
 });
 
 test("events of another run are ignored, and a start clears everything", () => {
-  const m = run(start("a"), rec(0, FULL, [[2, "x", 0.5, []]]), rec(1, FULL, [], { run: "b" }), { k: "end", run: "b", status: "failed" }, { k: "totals", run: "b", tps: 9 });
+  const m = run(start("a"), rec(0, FULL, [[2, "x", 0.5, []]]), rec(1, FULL, [], { run: "b" }), { k: "end", run: "b", status: "failed" }, { k: "totals", run: "b", s: 0, tps: 9 });
   assert.equal(m.received, 1);
   assert.equal(m.status, "running");
-  assert.equal(m.totals, null);
+  assert.equal(m.recs[0].totals, null);
+  assert.equal(pure.applyEvent(m, { k: "pause", run: "b" }).paused, false);
   const fresh = pure.applyEvent(m, start("b"));
   assert.deepEqual([fresh.run, fresh.received, fresh.recs.length, fresh.gaps], ["b", 0, 0, 0]);
   assert.equal(pure.chipData(fresh, 2, 0).state, "masked");
@@ -149,23 +150,110 @@ test("tooltip in the prompt: a position like the others, without guess or densit
   assert.deepEqual([d.answer, d.text, d.density, d.candidate, d.rollout], [null, ":", null, null, 2]);
 });
 
-test("readout names the position twice and says reused or why not", () => {
-  const m = run(start(), rec(0, [0, 0, 0, 0, 0, 2 | 4], [[4, " hi", 0.93, []]], { r: null }));
-  assert.equal(pure.readout(pure.tooltipData(m, 4, 0)), "position 4 (answer 2): ' hi' - density 0.40, confidence 0.93, reused");
-  assert.match(pure.readout(pure.tooltipData(m, 5, 0)), /masked.*recomputed \(just written, chosen mask\)$/);
+test("readout and tooltip: positions count from 1 like steps; reused, or why not; an end token by its name", () => {
+  const m = run(start("a", { eos: ["<e>"] }), rec(0, [0, 0, 0, 0, 0, 2 | 4], [[4, " hi", 0.93, []], [3, "<e>", 0.5, [["<e>", 0.5], [" b", 0.4]]]], { r: null }));
+  assert.equal(pure.readout(pure.tooltipData(m, 4, 0)), "answer position 3: ' hi' - density 0.40, confidence 0.93, reused");
+  assert.match(pure.readout(pure.tooltipData(m, 5, 0)), /^answer position 4: masked.*recomputed \(written a step ago, chosen mask\)$/);
+  assert.match(pure.readout(pure.tooltipData(m, 0, 0)), /^prompt position 1: 'Q'/);
+  assert.match(pure.readout(pure.tooltipData(m, 3, 0)), /^answer position 2: end - /);
+  const d = pure.tooltipData(m, 3, 0);
+  assert.deepEqual([d.place, d.pos, d.answer, d.eos], ["answer position 2", 3, 1, true]);
+  assert.deepEqual(plain(d.bars.map((b) => b.text)), ["end", " b"]);
 });
 
-test("the sentence says what was written, where, how surely, and what it cost", () => {
-  const m = run(start(), rec(0, FULL), rec(1, [0, 0, 4, 0, 0, 0], [[3, " apples", 0.984, []]]));
-  assert.equal(pure.explain(m.recs[1], m), "Step 2: wrote ' apples' at answer position 1 with confidence 0.98; recomputed 1 of 6 rows.");
-  assert.match(pure.explain(m.recs[0], m), /^Step 1: wrote nothing; recomputed 6 of 6 rows/);
-  assert.match(pure.explainWhy(m.recs[1], m), /1 just written.*other 5 rows reused/);
-  assert.doesNotMatch(pure.explainWhy(m.recs[0], m), /reused/);
+test("the bars are the likeliest tokens; a written one that is none of them comes last, marked", () => {
+  const top = [[" a", 0.4], [" b", 0.3], [" c", 0.1], [" d", 0.1], [" e\n", 0.05]];
+  const m = run(start(), rec(0, FULL, [[2, " z", 0.02, top], [3, " b", 0.6, top], [4, " y", 0.01, []]]));
+  const bars = (p) => plain(pure.tooltipData(m, p, 0).bars);
+  assert.equal(bars(2).length, 6);
+  assert.deepEqual(bars(2).at(-1), { text: " z", share: 0.02, written: true });
+  assert.deepEqual(bars(2)[4], { text: " e↵", share: 0.05, written: false });
+  assert.equal(bars(3).length, 5);
+  assert.ok(bars(3).every((b) => !b.written));
+  assert.deepEqual([bars(4), bars(5), bars(0)], [[], [], []]);
+  const caption = (decoder) => pure.barsCaption(start("a", { knobs: { decoder } }));
+  assert.equal(caption({ temperature: 0, top_p: 1 }), "the model's likeliest tokens");
+  for (const knobs of [{ temperature: 0.5, top_p: 1 }, { temperature: 0, top_p: 0.9 }]) assert.equal(caption(knobs), "the model's likeliest tokens before temperature and top p");
+});
+
+test("the sentence says in the order it happens what it cost, what was written, where, how surely", () => {
+  const m = run(start(), rec(0, FULL), rec(1, [0, 0, 4, 0, 0, 0], [[3, " apples", 0.984, []]]), rec(2, [1, 1, 1, 1, 1, 0]));
+  assert.equal(pure.explain(m.recs[1], m), "Step 2: recomputed 1 of 6 positions, then wrote ' apples' at answer position 2 with confidence 0.98.");
+  assert.equal(pure.explain(m.recs[0], m), "Step 1: recomputed 6 of 6 positions, then wrote nothing.");
+  assert.equal(pure.explainWhy(m.recs[1], m), "Recomputed: 1 written a step ago. The other 5 reused their cached keys and values (K,V).");
+  assert.equal(pure.explainWhy(m.recs[0], m), "Every position was computed, nothing came from the cache.");
+  assert.match(pure.explainWhy(m.recs[2], m), /The other 1 reused its cached/);
 });
 
 test("many writes: three by name in reading order, the rest by number; the end token by its name", () => {
   const m = run(start(), rec(0, FULL, [[5, "d", 1, []], [2, "a\n", 1, []], [4, "<|endoftext|>", 1, []], [3, "b", 1, []]]));
-  assert.equal(pure.explain(m.recs[0], m), "Step 1: wrote 4 tokens, by answer position: 'a↵' (0), 'b' (1), the end token (2) and 1 more; recomputed 6 of 6 rows.");
+  assert.equal(pure.explain(m.recs[0], m), "Step 1: recomputed 6 of 6 positions, then wrote 4 tokens, by answer position: 'a↵' (1), 'b' (2), the end token (3) and 1 more.");
+});
+
+test("the cache comes first; nobody is told of rows, in the words that are data", () => {
+  assert.deepEqual(plain(pure.MAPS.map((m) => m.key)), ["cache", "density", "rollout", "order"]);
+  const words = [...pure.REASONS.map((r) => `${r.label} ${r.why}`), ...pure.STATS.flat(), ...pure.MAPS.map((m) => m.title), ...captions(0), ...captions(10)];
+  for (const text of words) assert.doesNotMatch(text, /\brows?\b/i);
+  for (const key of ["tps", "hit", "flops"]) assert.match(pure.STATS.find((s) => s[0] === key)[2], /up to the step on view/);
+});
+
+test("what a step writes has a colour that no reason has, the same in both files", () => {
+  const now = source.match(/WRITTEN_NOW = "(#\w+)"/)[1], style = readFileSync(new URL("../../assets/stage.css", import.meta.url), "utf8");
+  assert.equal(now, style.match(/--d2-written: (#\w+)/)[1]);
+  assert.ok(!pure.REASONS.some((r) => r.colour === now));
+  assert.equal(pure.REASONS.find((r) => r.key === "written").label, "written a step ago");
+  for (const { key, colour } of pure.REASONS) {    // grey is what was reused
+    const c = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+    assert.ok(Math.max(...c) - Math.min(...c) > 40, `${key} looks grey`);
+  }
+});
+
+const knobs = (decoder, policy = {}, more = {}) => start("a", { block_length: G, decoder: "confidence", knobs: { decoder, policy }, ...more });
+const captions = (sigma) => Object.values(pure.captions).map((f) => f(knobs({ sigma })));
+
+test("captions are true of the run on view: its sigmas, and what the decoder makes of them", () => {
+  const { cache, density, rollout, order } = pure.captions;
+  assert.match(cache(knobs({})), /^Grey: keys and values \(K,V\) reused from the cache, at no cost\. A coloured position was computed again/);
+  const own = density(knobs({ sigma: 4 }, {}, { sigma: 4 })), none = density(knobs({ sigma: 0 }, {}, { sigma: 7.5 }));
+  assert.match(own, /\(Gaussian, σ = 4 positions; nothing lies beyond the right edge.*\)\. The decoder multiplies confidence by it, so places next to known text are written first\.$/);
+  assert.match(none, /σ = 7\.5 positions.*The decoder ignores it in this run \(its sigma is 0\)\.$/);
+  assert.match(density(knobs({ sigma: 4 }, {}, { decoder: "threshold" })), /Where too few candidates reach the threshold, the decoder multiplies/);
+  assert.match(density(knobs({ sigma: 0 }, { as_shipped: true })), /as shipped, the last answer position counts again/);
+  assert.match(density(knobs({ sigma: 4, as_shipped: true })), /as shipped/);
+  assert.match(density(knobs({ sigma: 0, as_shipped: true })), /nothing lies beyond/);    // then it is not the decoder's
+  assert.match(rollout(knobs({}, { rollout_p: 0.1 })), /keeps its own \(1\).*The reused positions with the most are recomputed next\.$/);
+  assert.match(rollout(knobs({}, { rollout_p: 0 })), /This run does not use it \(its rollout p is 0\)\.$/);
+  assert.match(rollout(knobs({}, { rollout_p: 0, as_shipped: true })), /are recomputed next/);
+  assert.match(order(knobs({ sigma: 3 }, {}, { sigma: 10 })), /The certainty prior \(σ = 3\) favours.*left to right; set the decoder's sigma to 0/);
+  assert.equal(order(knobs({ sigma: 0 })), "When each token was written: the model writes wherever it is surest.");
+  assert.match(order(knobs({ sigma: 0 }, {}, { block_length: 2 })), /surest in the open block\.$/);
+});
+
+test("which run it is: the prompt's text in one piece, and what made it", () => {
+  const m = run(start("a", { prompt: ["Q:", " How\n", " many?", "\nA:"], policy: "d2", decoder: "confidence", model: "tiny" }));
+  assert.equal(pure.promptText(m), "Q: How many? A:");
+  assert.equal(pure.madeBy(m.start), "policy d2 · decoder confidence · model tiny");
+  assert.equal(pure.promptText(run(start("a", { prompt: [] }))), "(no prompt)");
+});
+
+test("a pause holds until the run goes on, ends, or another starts", () => {
+  const pause = { k: "pause", run: "a" }, at = (...more) => run(start(), rec(0, FULL), pause, ...more);
+  assert.deepEqual([run(start()).paused, at().paused, at(rec(0, FULL)).paused], [false, true, true]);   // the last: a record seen before
+  assert.deepEqual([at(rec(1, FULL)).paused, at({ k: "end", run: "a", status: "stopped", note: "" }).paused, at(start("b")).paused], [false, false, false]);
+  assert.deepEqual([run(start()), at(), at({ k: "end", run: "a", status: "done" })].map(pure.lampText), ["live", "paused", "end"]);
+});
+
+test("the attention map waits while a run is followed live, not when it rests or the reader looks back", () => {
+  const going = run(start(), rec(0, FULL)), at = (...more) => run(start(), rec(0, FULL), ...more);
+  assert.deepEqual([pure.wantsMap(going, true), pure.wantsMap(going, false)], [false, true]);
+  assert.equal(pure.wantsMap(at({ k: "pause", run: "a" }), true), true);
+  assert.equal(pure.wantsMap(at({ k: "end", run: "a", status: "done" }), true), true);
+  assert.equal(pure.wantsMap(run(start(), { k: "end", run: "a", status: "failed" }), true), false);
+});
+
+test("the attention map's note: whose step, how it was made, and which shade is more", () => {
+  assert.match(pure.mapNote(11, false, false), /^Step 12, computed anew by a full pass without a cache\. Line i, column j: how much position i draws on position j.*Darker is more/);
+  assert.match(pure.mapNote(11, true, true), /^From the run before: step 12,.*Brighter is more/);
 });
 
 test("hostile or invisible text stays text", () => {
@@ -178,4 +266,11 @@ test("hostile or invisible text stays text", () => {
 test("totals: a ratio of FLOPs, a share in percent, a dash for what is not known", () => {
   assert.deepEqual(plain(pure.formatTotals({ tps: 12.34, hit_rate: 0.787, flops: 31, flops_none: 100 })), { tps: "12.3", hit: "79 %", flops: "0.31×" });
   assert.deepEqual(plain(pure.formatTotals(null)), { tps: "–", hit: "–", flops: "–" });
+});
+
+test("totals are those of the step on view, else of the nearest step before it", () => {
+  const totals = (s, tps) => ({ k: "totals", run: "a", s, tps });
+  const m = run(start(), rec(0, FULL), rec(1, FULL), totals(1, 11), rec(2, FULL), rec(4, FULL), totals(4, 44), totals(9, 99));
+  assert.deepEqual([0, 1, 2, 3, 4, 5].map((s) => pure.totalsAt(m, s)?.tps ?? null), [null, 11, 11, 11, 44, 44]);
+  assert.equal(m.recs[4].totals.tps, 44);
 });
