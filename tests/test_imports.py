@@ -64,7 +64,7 @@ def test_each_policy_and_decoder_is_one_small_file_that_names_its_paper(kind):
     assert files
     for path in files:
         source = path.read_text(encoding="utf-8")
-        assert len(source.splitlines()) < 110, relative(path)
+        assert len(source.splitlines()) < 80, relative(path)
         keyed = [
             node for node in ast.parse(source).body
             if isinstance(node, ast.ClassDef) and any(k.arg == "key" for k in node.keywords)

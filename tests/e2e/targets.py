@@ -48,7 +48,9 @@ def main():
         for policy in ("d2", "none"):
             choose(page, policy)
             found |= {f"{k} ({policy})": v for k, v in one_run(page).items()}
-        found["scrub, ms a step, 95th percentile"] = (scrub(page), "<= 17")
+        median, late = scrub(page)
+        found["scrub, ms to the painted step, median"] = (median, "<= 17")
+        found["scrub, ms to the painted step, 95th percentile"] = (late, "<= 17")
         found["payload at T = 512, bytes a step"] = (payload(page), "<= 4096")
         chrome.close()
     for name, (value, target) in found.items():
@@ -98,8 +100,11 @@ def one_run(page) -> dict:
     }
 
 
-def scrub(page) -> float:
-    """Milliseconds from a scrubber's input to the next frame, 95th percentile over a run."""
+def scrub(page) -> list[float]:
+    """Milliseconds from a jump of the scrubber to the frame that shows it: median, 95th percentile.
+
+    Jumps far and wide; a frame of the display is 16.7 ms, and each jump begins just after one.
+    """
     return page.evaluate(
         """async () => {
         const range = document.querySelector('.d2-range'), took = [];
@@ -113,7 +118,7 @@ def scrub(page) -> float:
         }
         function element() { return document.querySelector('.stage-host'); }
         took.sort((a, b) => a - b);
-        return took[Math.floor(took.length * 0.95)];
+        return [0.5, 0.95].map((share) => took[Math.floor(took.length * share)]);
         }"""
     )
 

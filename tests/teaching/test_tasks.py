@@ -2,10 +2,12 @@
 
 import ast
 import builtins
+import json
 import random
 import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -328,3 +330,9 @@ def test_saved_tokenizer_is_read_by_transformers(tokenizer, tmp_path):
     message = [{"role": "user", "content": " How many? "}]
     assert loaded.apply_chat_template(message, tokenize=False) == "Q:  How many? \nA:"
     assert (loaded.eos_token_id, loaded.pad_token_id, loaded.mask_token_id) == (1022, 1022, 1023)
+
+
+def test_the_generators_still_speak_the_language_of_the_model_in_the_box():
+    """A word added to the generators would shift ids and turn the trained weights to noise."""
+    saved = Path(__file__).parents[2] / "assets" / "tiny" / "tokenizer.json"
+    assert json.loads(train_tokenizer().to_str()) == json.loads(saved.read_text(encoding="utf-8"))
