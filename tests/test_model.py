@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_public_llada_code(golden, which):
     "name",
     [
         "none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold",
-        "d2_as_shipped", "d2_as_shipped_inflate4",
+        "prefix", "dual", "d2_as_shipped", "d2_as_shipped_inflate4",
     ],
 )  # fmt: skip
 def test_runs_are_those_of_the_public_d2cache_code(golden, name):
@@ -79,8 +79,8 @@ def test_runs_are_those_of_the_public_d2cache_code(golden, name):
     else:
         written = want.get("num_transfer_tokens", 1)
         decoder = d2cache.make_decoder("confidence", tokens_per_step=written, **knobs)
-    policy = d2cache.make_policy("none")
-    if want["cache"] == "d2":
+    policy = want["cache"]
+    if policy == "d2":
         policy = d2cache.make_policy(
             "d2", current_k=want["current_k"], rollout_p=want["rollout_p"],
             sigma=want["cache_sigma"], inflate_w=want["inflate_w"], as_shipped=True,
@@ -96,6 +96,11 @@ def test_runs_are_those_of_the_public_d2cache_code(golden, name):
     assert trace.tokens[-1, p:].tolist() == saved["tokens"].tolist()
     assert trace.step_of_token.tolist() == saved["step_of_token"].tolist()
     assert torch.equal(torch.from_numpy(trace.recomputed), saved["recomputed"])
+    if name == "dual":  # the public code reads 1/V where it computed nothing; that is no prediction
+        unseen = ~saved["recomputed"][:, p:]
+        blank = saved["confidence"][unseen]
+        assert torch.all((blank == -torch.inf) | (blank == 1 / meta["vocab"]))
+        saved["confidence"][unseen] = -torch.inf
     assert_same_confidence(torch.from_numpy(trace.confidence), saved["confidence"], 1e-4)
 
 
