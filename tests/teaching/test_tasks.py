@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from d2cache.teaching.tasks import (
     ANSWER_LENGTH,
@@ -320,9 +321,8 @@ def test_tokenizer_keeps_any_text(tokenizer):
 
 
 def test_saved_tokenizer_is_read_by_transformers(tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers")
     save_tokenizer(tokenizer, tmp_path)
-    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     texts = [f"Q: {p.prompt}\nA: {p.answer} , don't  \u4f60\n" for p in problems("code", 30)]
     for text in texts:
         assert loaded(text)["input_ids"] == tokenizer.encode(text).ids
