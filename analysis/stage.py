@@ -11,7 +11,7 @@ import numpy as np
 
 from d2cache import ModelConfig, Step, Trace
 from d2cache.canvas import Run
-from d2cache.trace import Totals, answer_ids, density_of, density_sigma, likeliest
+from d2cache.trace import Totals, answer_ids, density_of, density_sigma
 
 LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is sent
 
@@ -152,7 +152,7 @@ class LiveEvents:
         p = self.run.prompt_length
         density = density_of(step)[0, p:].cpu().numpy()
         confidence = step.confidence[0, p:].float().cpu().numpy()
-        target, (top, share) = step.rows.target[0].cpu(), likeliest(step)
+        target, (top, share) = step.rows.target[0].cpu(), step.likeliest
         row_of = {int(t): q for q, t in enumerate(target)}
         written = []
         for position in np.flatnonzero(step.accepted[0].cpu().numpy()):
@@ -178,10 +178,10 @@ class LiveEvents:
 
 
 def map_payload(rollout: np.ndarray, prompt_length: int) -> dict:
-    """A T x T map for the stage: averaged down to n x n, each row scaled to its own maximum."""
+    """A T x T map for the stage: summed down to n x n; shade is the root of the share of the
+    largest cell, or what a position keeps of itself would drown the rest."""
     n = min(len(rollout), LARGEST_MAP)
     edges = np.linspace(0, len(rollout), n + 1).astype(int)[:-1]
     pooled = np.add.reduceat(np.add.reduceat(rollout, edges, 0), edges, 1)
-    # the diagonal holds what a row keeps of itself and would drown the rest
     scale = np.sqrt(pooled / pooled.max(initial=1e-9))
     return {"n": n, "map": _plane(255 * scale), "prompt": prompt_length}

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 import d2cache
 from d2cache.decoders import Decoder
 from d2cache.policies import CachePolicy
-from d2cache.registry import knobs
+from d2cache.registry import knobs, make
 from d2cache.trace import Recorder
 
 
@@ -85,17 +85,16 @@ def _knob_flags(parser: argparse.ArgumentParser, cls) -> None:
             parser.add_argument(flag, default=None, help=text, **kind)
 
 
-def _make(args, kind: str, base, name: str):
+def _make(args, base, name: str):
     """A policy or decoder with the knobs that were given."""
     cls = base.registry.get(name)
     given = {}
     for one in knobs(cls) if cls else ():
-        for flag in (f"{kind}_{one.name}", one.name):
+        for flag in (f"{base.kind}_{one.name}", one.name):
             value = getattr(args, flag, None)
             if value is not None:
                 given.setdefault(one.name, value)
-    make = d2cache.make_policy if kind == "policy" else d2cache.make_decoder
-    return make(name, **given)
+    return make(base.registry, base.kind, name, given)
 
 
 def _check_flags(args, policies: list[str]) -> None:
@@ -120,8 +119,8 @@ def _decode(args, model, policy: str):
         raise ValueError("the prompt is empty; give a question in quotes")
     recorder = Recorder()
     steps = d2cache.generate(
-        model, model.encode(args.prompt), _make(args, "policy", CachePolicy, policy),
-        _make(args, "decoder", Decoder, args.decoder), gen_length=args.gen_length,
+        model, model.encode(args.prompt), _make(args, CachePolicy, policy),
+        _make(args, Decoder, args.decoder), gen_length=args.gen_length,
         block_length=args.block_length, seed=args.seed, stop_at_eos=args.stop_at_eos,
     )  # fmt: skip
     try:
@@ -167,8 +166,8 @@ def _card(summary: dict) -> str:
 
 def run(args) -> int:
     _check_flags(args, [args.policy])
-    _make(args, "policy", CachePolicy, args.policy)  # complain before the model loads
-    _make(args, "decoder", Decoder, args.decoder)
+    _make(args, CachePolicy, args.policy)  # complain before the model loads
+    _make(args, Decoder, args.decoder)
     model = d2cache.load(args.model, device=args.device)
     summary = _summary(model, _decode(args, model, args.policy))
     print(_card(summary))
@@ -183,7 +182,7 @@ def compare(args) -> int:
         raise ValueError(f"--policies names none; give some of {_names(CachePolicy)}, by commas")
     _check_flags(args, names)
     for name in names:
-        _make(args, "policy", CachePolicy, name)
+        _make(args, CachePolicy, name)
     model = d2cache.load(args.model, device=args.device)
     reference = _decode(args, model, "none")
     for name in names:

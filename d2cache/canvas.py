@@ -11,6 +11,8 @@ from torch import Tensor
 
 from d2cache import ops
 
+CANDIDATES = 5  # likeliest tokens that are shown and kept for a written position
+
 
 class Why(IntFlag):
     """Reasons a row was recomputed; a row may have several. Zero means its K,V were reused."""
@@ -201,3 +203,14 @@ class Step:
     def valid(self) -> Tensor:
         """(B,R) bool: first copy of each recomputed row."""
         return self.rows.valid
+
+    @cached_property
+    def likeliest(self) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens of each row that predicts, (B,Q,5) ids and probabilities.
+
+        Computed when first asked for, once however many watch.
+        """
+        wide = torch.promote_types(self.logits.dtype, torch.float32)
+        top = self.logits.topk(min(CANDIDATES, self.logits.shape[-1]), dim=-1)
+        total = self.logits.to(wide).logsumexp(-1, keepdim=True)
+        return top.indices, (top.values.to(wide) - total).exp()

@@ -136,6 +136,7 @@ def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
         ) from error
     if not prompts:
         raise ValueError("the prompt is empty; it needs at least one token")
+    checked = []
     for p in prompts:
         if p.dim() != 1 or p.is_floating_point() or p.is_complex() or p.dtype == torch.bool:
             raise ValueError(
@@ -144,13 +145,14 @@ def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
             )
         if not len(p):
             raise ValueError("the prompt is empty; it needs at least one token")
-        p = p.to(torch.int64)  # the narrow unsigned types have no minimum
+        p = p.to("cpu", torch.int64)  # some unsigned types have no minimum
         if p.min() < 0 or p.max() >= vocab:
             raise ValueError(
                 f"prompt_ids has values from {p.min()} to {p.max()}; "
                 f"the vocabulary has ids 0 to {vocab - 1}"
             )
-    return [p.to("cpu", torch.int64) for p in prompts]
+        checked.append(p)
+    return checked
 
 
 def _is_number(value) -> bool:

@@ -14,11 +14,10 @@ import torch
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
-from d2cache.canvas import Canvas, Run, Step
+from d2cache.canvas import CANDIDATES, Canvas, Run, Step
 from d2cache.model import ModelConfig
 
 SCHEMA = "d2cache-trace/1"
-CANDIDATES = 5  # likeliest tokens kept for each written position
 LARGEST = 1 << 26  # bytes of a trace file that is still opened
 MOST_CELLS = 1 << 22  # steps x positions that are still opened
 LONGEST_TEXT = 256  # characters of a token
@@ -225,7 +224,7 @@ class Recorder:
         if self.run is None:
             self.run, self.canvas = step.run, step.before
         rows, live = step.rows, step.before.live
-        top, share = likeliest(step)
+        top, share = step.likeliest
         once = step.valid.to(torch.uint8)
         kept = {
             "tokens": step.tokens, "confidence": step.confidence,
@@ -305,14 +304,6 @@ def density_of(step: Step) -> torch.Tensor:
         return step.candidates.density
     sigma = density_sigma(step.run.policy_knobs, step.run.decoder_knobs)
     return step.before.density(sigma, step.plan.as_shipped)
-
-
-def likeliest(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-    """The likeliest tokens of each row that predicts, (B,Q,5) ids and probabilities."""
-    wide = torch.promote_types(step.logits.dtype, torch.float32)
-    top = step.logits.topk(min(CANDIDATES, step.logits.shape[-1]), dim=-1)
-    total = step.logits.to(wide).logsumexp(-1, keepdim=True)
-    return top.indices, (top.values.to(wide) - total).exp()
 
 
 def _header(run, start: list[int], arrays: dict) -> dict:
