@@ -50,6 +50,7 @@ class Registered:
     key: str
     kind: str  # "policy" or "decoder", for messages
     registry: dict[str, type]
+    running: bool = False  # a run holds this object's state
 
     def __init_subclass__(cls, key: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -54,11 +54,11 @@ class D2Cache(CachePolicy, key="d2"):
             seen = step.confidence > -torch.inf
             self.confidence = torch.where(seen, step.confidence, self.confidence)
         chosen = self.stage_one(canvas, step.before)
-        taken = chosen | step.accepted
+        taken = chosen | step.changed
         pick = ops.nucleus_within if self.as_shipped else ops.nucleus
         influential = pick(self.rollout, canvas.own & ~taken, self.rollout_p)
         filled = ops.fill_gaps(taken | influential, self.inflate_w) & canvas.own
-        why = chosen * int(Why.CHOSEN) + step.accepted * int(Why.WRITTEN)
+        why = chosen * int(Why.CHOSEN) + step.changed * int(Why.WRITTEN)
         why = why + influential * int(Why.ROLLOUT) + (filled & ~taken & ~influential) * int(Why.GAP)
         self.next_plan = Plan(canvas.masked & filled, filled, why.byte(), self.as_shipped)
 
