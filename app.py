@@ -221,7 +221,7 @@ def rollout_map(asked: str) -> dict:
         trace = run and run.snapshot()
         if trace is None or type(step) is not int:
             return {"error": "this run is no longer kept here; run it again"}
-        if trace.run["shape"] != vars(model().config):
+        if d2cache.ModelConfig(**trace.run["shape"]) != model().config:
             return {"error": f"it needs the model {trace.run['model']}, which is not loaded here"}
         with ENGINE:
             rollout = probes.rollout_map(model(), trace, step)

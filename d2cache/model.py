@@ -1,4 +1,4 @@
-"""One bidirectional transformer that is LLaDA (or a relative) by its config.
+"""One bidirectional transformer that is LLaDA or Dream by its config.
 
 Letters in shape comments: B batch, T canvas positions, R recomputed rows, Q predicting rows,
 H heads, D head width, d model width, V vocabulary, L layers.
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from d2cache.families import FAMILIES
 
 if TYPE_CHECKING:
     from d2cache.canvas import Rows
@@ -36,6 +38,8 @@ class ModelConfig:
     max_length: int = 4096
     shift: int = 0  # logits at position i predict token i + shift
     name: str = "llada"
+    qkv_bias: bool = False  # biases on the q, k and v projections
+    family: str = "llada"  # whose names and keys its checkpoints use
 
     def __post_init__(self):
         # bounds far beyond any real model: a broken or hostile config must not fill the memory
@@ -66,6 +70,12 @@ class ModelConfig:
             raise ValueError(f"shift is {self.shift!r}; it must be 0 or 1")
         if not isinstance(self.name, str) or len(self.name) > 200:
             raise ValueError(f"name is {str(self.name)[:20]!r}; it must be a short text")
+        if type(self.qkv_bias) is not bool:
+            raise ValueError(f"qkv_bias is {repr(self.qkv_bias)[:20]}; it must be True or False")
+        if not isinstance(self.family, str) or self.family not in FAMILIES:
+            raise ValueError(
+                f"family is {repr(self.family)[:20]}; it must be one of {', '.join(FAMILIES)}"
+            )
 
     @property
     def head_width(self) -> int:
@@ -99,6 +109,11 @@ CONFIGS = {
         layers=32, width=4096, heads=32, kv_heads=32, mlp=12288, vocab=126464, rope_theta=500000.0,
         norm_eps=1e-5, mask_id=126336, eos_id=126081, name="llada-8b",
     ),
+    "dream-7b": ModelConfig(
+        layers=28, width=3584, heads=28, kv_heads=4, mlp=18944, vocab=152064, rope_theta=1000000.0,
+        norm_eps=1e-6, mask_id=151666, eos_id=151643, max_length=131072, name="dream-7b",
+        shift=1, qkv_bias=True, family="dream",
+    ),
     "tiny": ModelConfig(
         layers=8, width=256, heads=4, kv_heads=4, mlp=704, vocab=1024, rope_theta=10000.0,
         norm_eps=1e-5, mask_id=1023, eos_id=1022, max_length=1024, name="tiny",
@@ -114,7 +129,7 @@ class Block(nn.Module):
         d, kv = config.width, config.kv_heads * config.head_width
         self.config = config
         self.attn_norm = nn.RMSNorm(d, eps=config.norm_eps)
-        self.qkv_proj = nn.Linear(d, d + 2 * kv, bias=False)  # q, k and v in one product
+        self.qkv_proj = nn.Linear(d, d + 2 * kv, bias=config.qkv_bias)  # q, k, v in one product
         self.out_proj = nn.Linear(d, d, bias=False)
         self.mlp_norm = nn.RMSNorm(d, eps=config.norm_eps)
         self.gate_up_proj = nn.Linear(d, 2 * config.mlp, bias=False)

@@ -10,30 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from d2cache.families import FAMILIES, Family
 from d2cache.model import Model, ModelConfig
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
-
-# our parameter -> the checkpoint's, in LLaDA's names; several are joined along their rows
-LLADA = {
-    "embed.weight": ["model.transformer.wte.weight"],
-    "norm.weight": ["model.transformer.ln_f.weight"],
-    "head.weight": ["model.transformer.ff_out.weight"],
-    "attn_norm.weight": ["attn_norm.weight"],
-    "qkv_proj.weight": ["q_proj.weight", "k_proj.weight", "v_proj.weight"],
-    "out_proj.weight": ["attn_out.weight"],
-    "mlp_norm.weight": ["ff_norm.weight"],
-    "gate_up_proj.weight": ["ff_proj.weight", "up_proj.weight"],
-    "down_proj.weight": ["ff_out.weight"],
-}
-
-
-# what a config may say of LLaDA's mathematics; anything else would load and compute wrong logits
-LLADA_IS = {
-    "activation_type": "silu", "layer_norm_type": "rms", "block_type": "llama", "rope": True,
-    "alibi": False, "attention_layer_norm": False, "scale_logits": False, "input_emb_norm": False,
-    "weight_tying": False, "include_bias": False, "include_qkv_bias": False, "clip_qkv": None,
-}  # fmt: skip
 
 
 def load(name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = None) -> Model:
@@ -96,46 +76,76 @@ def _find(name: str) -> Path:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """config.json in LLaDA's keys -> ModelConfig; ValueError names the missing or wrong key."""
+    """config.json in its family's keys -> ModelConfig; ValueError names the missing or wrong key.
+
+    Keys that this engine has no use for, such as auto_map, are left alone.
+    """
     path = folder / "config.json"
     raw = _read_json(path)
+    family = _family(path, raw)
     try:
-        if raw.get("model_type") != "llada":
-            raise ValueError(
-                f"{path} has model_type {raw.get('model_type')!r}; this engine loads 'llada'"
-            )
-        for key, value in LLADA_IS.items():
-            if raw.get(key, value) != value:
+        for key, value in family.computes.items():
+            if _value(raw, key, value) != value:
                 raise ValueError(
-                    f"{path} has {key} {raw[key]!r}; this engine computes with {value!r} alone"
+                    f"{path} has {key} {_short(_value(raw, key, value))}; this engine computes "
+                    f"with {value!r} alone"
                 )
-        return ModelConfig(
-            layers=_whole(raw, "n_layers"), width=_whole(raw, "d_model"),
-            heads=_whole(raw, "n_heads"),
-            kv_heads=_whole(raw, "n_kv_heads") if raw.get("n_kv_heads") else _whole(raw, "n_heads"),
-            mlp=_whole(raw, "mlp_hidden_size"),
-            vocab=_whole(raw, "embedding_size" if raw.get("embedding_size") else "vocab_size"),
-            rope_theta=_number(raw, "rope_theta"), norm_eps=_number(raw, "rms_norm_eps"),
-            mask_id=_whole(raw, "mask_token_id"), eos_id=_whole(raw, "eos_token_id"),
-            max_length=_whole(raw, "max_sequence_length"), name=folder.name,
-        )  # fmt: skip
+        read = {"rope_theta": _number, "norm_eps": _number}
+        found = {
+            field: read.get(field, _whole)(raw, next((k for k in keys if _has(raw, k)), keys[0]))
+            for field, keys in family.keys.items()
+        }
+        return ModelConfig(**found, **family.fields, name=folder.name)
     except KeyError as error:
-        raise ValueError(f"{path} lacks {error.args[0]!r}; it must have LLaDA's keys") from error
+        raise ValueError(
+            f"{path} lacks {error.args[0]!r}; it must have the keys of {family.model_type!r}"
+        ) from error
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{path} has a value of the wrong type: {error}") from error
 
 
+def _family(path: Path, raw: dict) -> Family:
+    given = raw.get("model_type")
+    for family in FAMILIES.values():
+        if family.model_type == given:
+            return family
+    known = " and ".join(repr(family.model_type) for family in FAMILIES.values())
+    raise ValueError(f"{path} has model_type {_short(given)}; this engine loads {known}")
+
+
+def _short(value) -> str:
+    """The value for a message, which stays one line whatever a file says."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def _value(raw: dict, key: str, default=...):
+    """raw["a"]["b"] of the key "a.b"; the default, or a KeyError of the whole key, without it."""
+    value = raw
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            if default is ...:
+                raise KeyError(key)
+            return default
+        value = value[part]
+    return value
+
+
+def _has(raw: dict, key: str) -> bool:
+    return _value(raw, key, None) is not None
+
+
 def _whole(raw: dict, key: str) -> int:
-    value = raw[key]
+    value = _value(raw, key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{key} is {value!r}, not a whole number")
+        raise TypeError(f"{key} is {_short(value)}, not a whole number")
     return value
 
 
 def _number(raw: dict, key: str) -> float:
-    value = raw[key]
+    value = _value(raw, key)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{key} is {value!r}, not a number")
+        raise TypeError(f"{key} is {_short(value)}, not a number")
     return float(value)
 
 
@@ -181,13 +191,12 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
 def parameter_names(config: ModelConfig) -> dict[str, list[str]]:
     """Our parameter name -> the checkpoint's names that make it."""
     names = {}
-    for ours, theirs in LLADA.items():
-        if theirs[0].startswith("model."):
-            names[ours] = theirs
+    for ours, theirs in FAMILIES[config.family].tensors.items():
+        if not any("@" in name for name in theirs):
+            names[ours] = list(theirs)
             continue
         for i in range(config.layers):
-            prefix = f"model.transformer.blocks.{i}."
-            names[f"blocks.{i}.{ours}"] = [prefix + name for name in theirs]
+            names[f"blocks.{i}.{ours}"] = [name.replace("@", str(i)) for name in theirs]
     return names
 
 
@@ -240,7 +249,7 @@ def read_tokenizer(folder: Path):
 
 
 def save(model: Model, folder: Path, dtype: torch.dtype, shard_bytes: int = 9_000_000) -> None:
-    """Write config.json and sharded safetensors in LLaDA's layout, each under `shard_bytes`."""
+    """Write config.json and safetensors in the family's layout, shards of at most `shard_bytes`."""
     from safetensors.torch import save_file
 
     c = model.config
@@ -267,13 +276,11 @@ def save(model: Model, folder: Path, dtype: torch.dtype, shard_bytes: int = 9_00
     total = sum(t.nbytes for t in theirs.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-    config = {
-        "architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": c.width,
-        "n_layers": c.layers, "n_heads": c.heads, "n_kv_heads": c.kv_heads,
-        "mlp_hidden_size": c.mlp, "vocab_size": c.vocab, "embedding_size": c.vocab,
-        "rope_theta": c.rope_theta, "rms_norm_eps": c.norm_eps, "mask_token_id": c.mask_id,
-        "eos_token_id": c.eos_id, "pad_token_id": c.eos_id, "max_sequence_length": c.max_length,
-        "weight_tying": False, "include_bias": False, "include_qkv_bias": False,
-        "torch_dtype": str(dtype)[6:],
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    family = FAMILIES[c.family]
+    config = {"architectures": [family.architecture], "model_type": family.model_type}
+    for field, keys in family.keys.items():
+        for key in keys:
+            config.setdefault(key, getattr(c, field))
+    config |= family.computes | {"pad_token_id": c.eos_id, "torch_dtype": str(dtype)[6:]}
+    flat = {key: value for key, value in config.items() if "." not in key}
+    (folder / "config.json").write_text(json.dumps(flat, indent=1) + "\n")

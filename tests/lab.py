@@ -115,9 +115,11 @@ class Reference:
             layer = f"blocks.{i}."
             y = self.norm(x, layer + "attn_norm.weight")
             wq, wk, wv = w[layer + "qkv_proj.weight"].split([c.width] + [c.kv_heads * d] * 2)
-            q = self.turn((y @ wq.T).view(-1, c.heads, d), rows - start)
-            self.k[i, rows] = self.turn((y @ wk.T).view(-1, c.kv_heads, d), rows - start)
-            self.v[i, rows] = (y @ wv.T).view(-1, c.kv_heads, d)
+            bias = w.get(layer + "qkv_proj.bias", torch.zeros(c.width + 2 * c.kv_heads * d))
+            bq, bk, bv = bias.split([c.width] + [c.kv_heads * d] * 2)
+            q = self.turn((y @ wq.T + bq).view(-1, c.heads, d), rows - start)
+            self.k[i, rows] = self.turn((y @ wk.T + bk).view(-1, c.kv_heads, d), rows - start)
+            self.v[i, rows] = (y @ wv.T + bv).view(-1, c.kv_heads, d)
             heads, total = [], 0
             for h in range(c.heads):
                 shared = h * c.kv_heads // c.heads

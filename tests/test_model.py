@@ -1,5 +1,6 @@
 """The transformer: public reference code's numbers, and a second forward written in the tests."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -22,20 +23,28 @@ from safetensors.torch import load_file
 
 import d2cache
 from d2cache.canvas import Canvas, Rows
+from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.weights import parameter_names
 
-GOLDEN = Path(__file__).parent / "goldens" / "llada-12.safetensors"
+GOLDENS = Path(__file__).parent / "goldens"
+PLAIN = ["none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold"]
+CACHED = ["prefix", "dual", "d2_as_shipped", "d2_as_shipped_inflate4"]
+RUNS = [("llada", name) for name in PLAIN + CACHED] + [("dream", name) for name in PLAIN]
 
 
-@pytest.fixture(scope="module")
-def golden():
-    """Settings, tensors, and the model of the golden file."""
-    with safe_open(GOLDEN, "pt") as file:
+@functools.cache
+def golden(family: str):
+    """Settings, tensors, and the model of a family's golden file."""
+    path = GOLDENS / f"{family}-12.safetensors"
+    with safe_open(path, "pt") as file:
         meta = json.loads(file.metadata()["golden"])
-    tensors = load_file(GOLDEN)
+    tensors = load_file(path)
     same = "layers width heads kv_heads mlp vocab rope_theta mask_id eos_id".split()
-    model = Model(ModelConfig(**{k: meta[k] for k in same}, norm_eps=meta["rms_norm_eps"]))
+    config = ModelConfig(
+        **{k: meta[k] for k in same}, norm_eps=meta["rms_norm_eps"], **FAMILIES[family].fields
+    )
+    model = Model(config)
     names = parameter_names(model.config)
     model.load_state_dict(
         {o: torch.cat([tensors[f"weights/{n}"] for n in ns]) for o, ns in names.items()}
@@ -55,23 +64,18 @@ def full_pass(model, tokens):
 
 
 @pytest.mark.parametrize("which", ["all_masked", "mixed"])
-def test_logits_are_those_of_the_public_llada_code(golden, which):
-    meta, tensors, model = golden
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_public_code(family, which):
+    meta, tensors, model = golden(family)
     logits = full_pass(model, tensors[f"forward/{which}/tokens"])
     want = tensors[f"forward/{which}/logits"]
     kept = torch.arange(meta["vocab"]) != meta["mask_id"]
     torch.testing.assert_close(logits[..., kept], want[..., kept], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold",
-        "prefix", "dual", "d2_as_shipped", "d2_as_shipped_inflate4",
-    ],
-)  # fmt: skip
-def test_runs_are_those_of_the_public_d2cache_code(golden, name):
-    meta, tensors, model = golden
+@pytest.mark.parametrize(("family", "name"), RUNS)
+def test_runs_are_those_of_the_public_d2cache_code(family, name):
+    meta, tensors, model = golden(family)
     want, p = meta["runs"][name], meta["prompt_length"]
     knobs = dict(sigma=want.get("sigma", 0.0), as_shipped=want["cache"] == "none")
     if "threshold" in want:
@@ -92,7 +96,9 @@ def test_runs_are_those_of_the_public_d2cache_code(golden, name):
             block_length=want["block_len"],
         )
     )  # fmt: skip
-    saved = {k.split("/")[-1]: t for k, t in tensors.items() if k.startswith(f"runs/{name}/")}
+    saved = {
+        k.split("/")[-1]: t.clone() for k, t in tensors.items() if k.startswith(f"runs/{name}/")
+    }
     assert trace.tokens[-1, p:].tolist() == saved["tokens"].tolist()
     assert trace.step_of_token.tolist() == saved["step_of_token"].tolist()
     assert torch.equal(torch.from_numpy(trace.recomputed), saved["recomputed"])
@@ -104,7 +110,9 @@ def test_runs_are_those_of_the_public_d2cache_code(golden, name):
     assert_same_confidence(torch.from_numpy(trace.confidence), saved["confidence"], 1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"kv_heads": 1}, {"width": 48}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"kv_heads": 2}, {"kv_heads": 1, "qkv_bias": True}, {"width": 48}]
+)
 @pytest.mark.parametrize("block_length", [None, 5])
 def test_no_cache_is_the_plain_forward_at_every_step(changes, block_length):
     model, p, gen = small_model(1, **changes), 7, 14
@@ -128,7 +136,7 @@ def test_no_cache_is_the_plain_forward_at_every_step(changes, block_length):
         assert torch.equal(step.after.tokens[0], canvas)
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}])
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2, "qkv_bias": True}])
 @pytest.mark.parametrize(
     "policy",
     [p for p in d2cache.policies() if p["name"] in ("none", "d2")],
@@ -225,6 +233,9 @@ def test_flops_count_every_matrix_product():
         ({"kv_heads": 3}, "4 heads cannot share 3 key/value heads"),
         ({"mask_id": 60}, "mask_id is 60; the vocabulary has ids 0 to 59"),
         ({"eos_id": -1}, "eos_id is -1; the vocabulary has ids 0 to 59"),
+        ({"qkv_bias": 1}, "qkv_bias is 1; it must be True or False"),
+        ({"family": "llama"}, "family is 'llama'; it must be one of llada, dream"),
+        ({"family": ["dream"]}, "it must be one of llada, dream"),
     ],
 )
 def test_an_impossible_shape_is_refused(changes, says):

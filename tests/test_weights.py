@@ -137,13 +137,16 @@ CONFIGS = {
     "not text": (b"\xff\xfe\x00", "is not readable JSON"),
     "nested": ("[" * 100000, "is not readable JSON"),
     "a list": ("[1]", "holds a list; it must hold an object"),
-    "other family": (dict(model_type="llama"), "has model_type 'llama'; this engine loads 'llada'"),
+    "other family": (
+        dict(model_type="llama"),
+        "has model_type 'llama'; this engine loads 'llada' and 'Dream'",
+    ),
     "no family": (dict(model_type=...), "has model_type None"),
     "biases": (
         dict(include_bias=True),
         "has include_bias True; this engine computes with False alone",
     ),
-    "no width": (dict(d_model=...), "lacks 'd_model'; it must have LLaDA's keys"),
+    "no width": (dict(d_model=...), "lacks 'd_model'; it must have the keys of 'llada'"),
     "no mask": (dict(mask_token_id=...), "lacks 'mask_token_id'"),
     "text": (dict(n_layers="3"), "n_layers is '3', not a whole number"),
     "float": (dict(n_heads=4.0), "n_heads is 4.0, not a whole number"),

@@ -1,0 +1,87 @@
+"""What sets the families of checkpoints apart, one table each: names, config keys, tokenizer.
+
+Nothing else in the project knows a LLaDA from a Dream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's checkpoints are laid out. `@` in a tensor's name is the layer's number."""
+
+    model_type: str  # what config.json calls it
+    architecture: str
+    tensors: dict[str, tuple[str, ...]]  # our parameter -> theirs, joined along their rows
+    keys: dict[str, tuple[str, ...]]  # field of ModelConfig -> key of config.json, or the next one
+    computes: dict[str, object]  # what config.json may say of the mathematics
+    fields: dict[str, object]  # fields of ModelConfig that all checkpoints of the family share
+
+
+LLADA = Family(
+    model_type="llada",
+    architecture="LLaDAModelLM",
+    tensors={
+        "embed.weight": ("model.transformer.wte.weight",),
+        "norm.weight": ("model.transformer.ln_f.weight",),
+        "head.weight": ("model.transformer.ff_out.weight",),
+        "attn_norm.weight": ("model.transformer.blocks.@.attn_norm.weight",),
+        "qkv_proj.weight": tuple(f"model.transformer.blocks.@.{x}_proj.weight" for x in "qkv"),
+        "out_proj.weight": ("model.transformer.blocks.@.attn_out.weight",),
+        "mlp_norm.weight": ("model.transformer.blocks.@.ff_norm.weight",),
+        "gate_up_proj.weight": (
+            "model.transformer.blocks.@.ff_proj.weight", "model.transformer.blocks.@.up_proj.weight"
+        ),
+        "down_proj.weight": ("model.transformer.blocks.@.ff_out.weight",),
+    },
+    keys={
+        "layers": ("n_layers",), "width": ("d_model",), "heads": ("n_heads",),
+        "kv_heads": ("n_kv_heads", "n_heads"), "mlp": ("mlp_hidden_size",),
+        "vocab": ("embedding_size", "vocab_size"), "rope_theta": ("rope_theta",),
+        "norm_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",), "eos_id": ("eos_token_id",),
+        "max_length": ("max_sequence_length",),
+    },
+    computes={
+        "activation_type": "silu", "layer_norm_type": "rms", "block_type": "llama", "rope": True,
+        "alibi": False, "attention_layer_norm": False, "scale_logits": False,
+        "input_emb_norm": False, "weight_tying": False, "include_bias": False,
+        "include_qkv_bias": False, "clip_qkv": None,
+    },
+    fields={"family": "llada"},
+)  # fmt: skip
+
+DREAM = Family(
+    model_type="Dream",
+    architecture="DreamModel",
+    tensors={
+        "embed.weight": ("model.embed_tokens.weight",),
+        "norm.weight": ("model.norm.weight",),
+        "head.weight": ("lm_head.weight",),
+        "attn_norm.weight": ("model.layers.@.input_layernorm.weight",),
+        "qkv_proj.weight": tuple(f"model.layers.@.self_attn.{x}_proj.weight" for x in "qkv"),
+        "qkv_proj.bias": tuple(f"model.layers.@.self_attn.{x}_proj.bias" for x in "qkv"),
+        "out_proj.weight": ("model.layers.@.self_attn.o_proj.weight",),
+        "mlp_norm.weight": ("model.layers.@.post_attention_layernorm.weight",),
+        "gate_up_proj.weight": (
+            "model.layers.@.mlp.gate_proj.weight", "model.layers.@.mlp.up_proj.weight"
+        ),
+        "down_proj.weight": ("model.layers.@.mlp.down_proj.weight",),
+    },
+    keys={
+        "layers": ("num_hidden_layers",), "width": ("hidden_size",),
+        "heads": ("num_attention_heads",),
+        "kv_heads": ("num_key_value_heads", "num_attention_heads"), "mlp": ("intermediate_size",),
+        "vocab": ("vocab_size",), "rope_theta": ("rope_theta", "rope_parameters.rope_theta"),
+        "norm_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",),
+        "eos_id": ("eos_token_id", "pad_token_id"), "max_length": ("max_position_embeddings",),
+    },
+    computes={
+        "hidden_act": "silu", "use_sliding_window": False, "tie_word_embeddings": False,
+        "rope_scaling": None, "rope_parameters.rope_type": "default",
+    },
+    fields={"family": "dream", "shift": 1, "qkv_bias": True},
+)  # fmt: skip
+
+FAMILIES = {"llada": LLADA, "dream": DREAM}
