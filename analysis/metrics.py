@@ -12,8 +12,8 @@ def steps(trace: Trace) -> pd.DataFrame:
     """One line a denoising step (a run of one row).
 
     step (from 0), milliseconds (host time), rows (recomputed, mean over the layers), hit_rate
-    (share of the canvas that was not recomputed, 0 to 1), written (tokens), predicted (rows through the LM head),
-    gflops (`ModelConfig.flops` / 1e9), and a column why_NAME per reason of
+    (share of the canvas that was not recomputed, 0 to 1), written (tokens), predicted (rows
+    through the LM head), gflops (`ModelConfig.flops` / 1e9), and a column why_NAME per reason of
     `d2cache.Why`: rows recomputed for it (a row may have several).
     """
     config = ModelConfig(**trace.run["shape"])

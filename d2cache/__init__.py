@@ -19,6 +19,7 @@ from d2cache.trace import Trace
 from d2cache.weights import load
 
 __all__ = [
-    "CONFIGS", "CachePolicy", "Canvas", "Decoder", "Model", "ModelConfig", "Part", "Plan", "Step", "Trace",
-    "Why", "decoders", "generate", "knob", "load", "make_decoder", "make_policy", "policies",
+    "CONFIGS", "CachePolicy", "Canvas", "Decoder", "Model", "ModelConfig", "Part", "Plan", "Step",
+    "Trace", "Why", "decoders", "generate", "knob", "load", "make_decoder", "make_policy",
+    "policies",
 ]  # fmt: skip

@@ -178,22 +178,16 @@ class Rows:
     rope: tuple[Tensor, Tensor] | None = None
 
     def take(self, at: Tensor) -> Rows:
-        """The rows at `at` (B,N), indices into these R, as rows of their own, none of them fresh."""
-        cos, sin = (t[:, 0].gather(1, _wide(at, t))[:, None] for t in self.rope)
+        """The rows at `at` (B,N), indices into these R, as rows of their own, none fresh."""
+        cos, sin = (ops.rows_at(t[:, 0], at)[:, None] for t in self.rope)
         index = self.index.gather(1, at)
-        full = self.full and at.shape[1] == self.index.shape[1]
-        return replace(self, index=index, full=full, rope=(cos, sin), fresh=at[:, :0])
+        return replace(self, index=index, full=False, rope=(cos, sin), fresh=at[:, :0])
 
     def parts(self, i: int) -> Tensor:
         """(B,T) uint8 of `Part`: what sending these rows through the whole of layer i computes."""
         keys = self.new if i == 0 else self.wanted
         through = self.wanted * int(Part.ATTENTION | Part.MLP)
         return (through + keys * int(Part.KEY | Part.VALUE)).byte()
-
-
-def _wide(at: Tensor, like: Tensor) -> Tensor:
-    """(B,N) -> (B,N,width) for a gather along the middle of `like`."""
-    return at[..., None].expand(-1, -1, like.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2cache.families import FAMILIES
+from d2cache.ops import rows_at
 
 if TYPE_CHECKING:
     from d2cache.canvas import Rows
@@ -223,8 +224,7 @@ class Model(nn.Module):
         rows = replace(rows, rope=self.rotary(rows.position))
         for i, block in enumerate(self.blocks):
             x = policy.block(i, block, x, rows)
-        x = x.gather(1, rows.head[..., None].expand(-1, -1, x.shape[-1]))
-        return self.head(self.norm(x))
+        return self.head(self.norm(rows_at(x, rows.head)))
 
     def rotary(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """positions (B,R) -> cos and sin, each (B,1,R,D/2), in the model's dtype."""

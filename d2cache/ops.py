@@ -16,8 +16,8 @@ def certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
 
     known (B,T) bool -> (B,T) float32 in [0,1]. d2Cache (arXiv 2509.23094) Eq. 3: a sum over
     known positions j of exp(-(i-j)^2 / 2 sigma^2), here divided by the window's whole mass and
-    cut off no nearer than 6 sigma; nothing lies beyond the edges. sigma in positions: one number, or a tensor
-    (B,1) with one of at most WIDEST a row.
+    cut off no nearer than 6 sigma; nothing lies beyond the edges. sigma in positions: one number,
+    or a tensor (B,1) with one of at most WIDEST a row.
     """
     radius = math.ceil(6 * (WIDEST if isinstance(sigma, Tensor) else sigma))
     lag = torch.arange(-radius, radius + 1, device=known.device, dtype=torch.float64)
@@ -49,6 +49,11 @@ def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.where(valid, order, order[:, :1]), valid
 
 
+def rows_at(x: Tensor, at: Tensor) -> Tensor:
+    """x (B,T,d), at (B,N) int64 -> its rows there, (B,N,d)."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     """(B,T) bool: the k highest eligible scores above -inf; ties go to the leftmost position.
 
@@ -58,6 +63,18 @@ def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     top = score.sort(dim=1, descending=True, stable=True)
     picked = torch.zeros_like(eligible).scatter_(1, top.indices[:, :k], True)
     return picked & (score > float("-inf"))
+
+
+def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """(B,T) bool: the k eligible rows of lowest cosine similarity between two stores.
+
+    new, old (B,Hkv,T,D): heads are joined. dLLM-Cache's V-verify (arXiv 2506.06295). What did not
+    move at all comes last, whatever rounding makes of its cosine; ties go to the left.
+    """
+    new, old = (v.transpose(1, 2).flatten(2) for v in (new, old))
+    wide = torch.promote_types(new.dtype, torch.float32)
+    similarity = F.cosine_similarity(new.to(wide), old.to(wide), dim=-1)
+    return top_k_mask(-similarity.masked_fill((new == old).all(-1), 2), eligible, k)
 
 
 def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:

@@ -22,8 +22,8 @@ LARGEST = 1 << 26  # bytes of a trace file that is still opened
 MOST_CELLS = 1 << 22  # steps x positions that are still opened
 LONGEST_TEXT = 256  # characters of a token
 
-# name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions, K candidates,
-# L layers, W counts of work
+# name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions,
+# K candidates, L layers, W counts of work
 ARRAYS = {
     "tokens": (np.int64, "CT"),
     "step_of_token": (np.int32, "G"),

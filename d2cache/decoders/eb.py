@@ -13,8 +13,9 @@ from d2cache.registry import knob
 
 @dataclass
 class EntropyBound(Decoder, key="eb"):
-    """EB-Sampler (arXiv 2505.24857): write while the sum of entropies less the largest stays <= gamma.
+    """EB-Sampler (arXiv 2505.24857): write as many as an entropy bound allows.
 
+    The first n are written while the sum of their entropies less the largest stays within gamma.
     Candidates are taken by falling confidence (with the prior, when sigma > 0); what n of them
     may tell about each other is at most the sum of their entropies without the largest one, in
     nats. `tokens_per_step` are written at least. Each row of a batch has its own largest: the

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from d2cache import ops
 from d2cache.canvas import Canvas, Plan, Rows, Step, Why
 from d2cache.model import Block, Model
 from d2cache.registry import Registered
@@ -25,6 +26,10 @@ class KV:
         self.v = torch.zeros_like(self.k)
         self.ids = torch.full((batch, length), -1, device=model.device)
 
+    def at(self, i: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of layer i, (B,Hkv,T,D) each."""
+        return self.k[i], self.v[i]
+
     def write(self, i: int, rows: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k, v (B,Hkv,R,D) of `rows` in place; -> all keys and values (B,Hkv,T,D)."""
         if rows.full:
@@ -34,7 +39,7 @@ class KV:
             at = rows.index[:, None, :, None].expand_as(k)
             self.k[i].scatter_(2, at, k)
             self.v[i].scatter_(2, at, v)
-        return self.k[i], self.v[i]
+        return self.at(i)
 
 
 class CachePolicy(Registered):
@@ -69,7 +74,7 @@ class CachePolicy(Registered):
             q, k, v = block.qkv(x, rows.rope)
             return q, *self.kv.write(i, rows, k, v)
         self.renew(block, x, rows)
-        return block.query(x, rows.rope), self.kv.k[0], self.kv.v[0]
+        return block.query(x, rows.rope), *self.kv.at(0)
 
     def renew(self, block: Block, x: Tensor, rows: Rows) -> None:
         """Layer 0's K,V of the rows whose token id is new there.
@@ -78,8 +83,7 @@ class CachePolicy(Registered):
         """
         if rows.fresh.shape[1]:
             fresh = rows.take(rows.fresh)
-            x = x.gather(1, rows.fresh[..., None].expand(-1, -1, x.shape[-1]))
-            self.kv.write(0, fresh, *block.key_value(x, fresh.rope))
+            self.kv.write(0, fresh, *block.key_value(ops.rows_at(x, rows.fresh), fresh.rope))
 
     def attend(self, i: int, block: Block, q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
         """q (B,H,R,D) over all keys and values (B,Hkv,T,D) -> (B,R,d)."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from d2cache import ops
 from d2cache.canvas import Part, Plan, Why
@@ -22,8 +21,7 @@ class DLLMCache(CachePolicy, key="dllm"):
     age, and a slow drift goes unseen until the next `kr`.
 
     `first_layer` recomputes layer 0 whole at every step, as the public code does and the paper
-    does not say. It costs one layer of every step: at kp = 50, kr = 4 and 32 layers about a
-    tenth of all row work, on long prompts half.
+    does not say: one layer's work of a full pass on top of every step.
     """
 
     kp: int = knob(50, 1, 1024, "steps between refreshes of the prompt")
@@ -33,59 +31,46 @@ class DLLMCache(CachePolicy, key="dllm"):
 
     def begin(self, model, canvas):
         super().begin(model, canvas)
-        c, (b, t) = model.config, canvas.tokens.shape
-        self.attention = torch.zeros(c.layers, b, t, c.width, device=model.device).to(model.dtype)
-        self.mlp = torch.zeros_like(self.attention)
+        shape = (model.config.layers, *canvas.tokens.shape)
+        self.attention, self.mlp = self.kv.k.new_zeros(2, *shape, model.config.width)
         self.answer = canvas.position >= canvas.prompt_length
-        self.sizes = canvas.prompt_length, t - canvas.prompt_length
+        self.sizes = canvas.prompt_length, shape[2] - canvas.prompt_length
 
     def plan(self, canvas):
         self.own, self.fresh = canvas.own, canvas.tokens != self.kv.ids
         self.due = canvas.step % self.kp == 0, canvas.step % self.kr == 0  # prompt, answer
-        shape = (len(canvas.tokens), len(self.mlp), canvas.tokens.shape[1])
-        self.parts = torch.zeros(shape, dtype=torch.uint8, device=canvas.tokens.device)
-        why = self.refresh(self.first_layer) * int(Why.FULL)
+        self.parts = torch.zeros_like(self.mlp[..., 0], dtype=torch.uint8).transpose(0, 1)
+        why = self.refreshed(self.first_layer) * int(Why.FULL)
         # every row passes through the layers: as new work or as what is kept of it
         return Plan(canvas.masked, torch.ones_like(canvas.own), why.byte())
 
-    def refresh(self, every):
+    def refreshed(self, every):
         """(B,T) bool: rows that this step recomputes whatever their values say."""
         prompt, answer = (due or every for due in self.due)
         return self.own & torch.where(self.answer, answer, prompt)
 
     def block(self, i, block, x, rows):
         every = self.first_layer and i == 0
-        chosen = self.refresh(every)
-        count = sum(n for n, due in zip(self.sizes, self.due, strict=True) if due or every)
-        before = self.kv.v[i].clone() if self.rho else None
+        verify = self.rho > 0 and not (self.due[1] or every)
+        chosen = self.refreshed(every)
+        counts = [n * (due or every) for n, due in zip(self.sizes, self.due, strict=True)]
+        before = self.kv.v[i].clone() if verify else None
         if i == 0:
             self.renew(block, x, rows)
-            self.parts[:, 0] |= self.fresh * int(Part.KEY | Part.VALUE)
-        if self.rho and not (self.due[1] or every):
-            chosen = chosen | self.verify(i, block, x, before)
-            count += int(self.rho * self.sizes[1])
-        if count:
-            self.recompute(i, block, x, rows, chosen, count)
+        if verify:
+            p, counts[1] = self.sizes[0], int(self.rho * self.sizes[1])
+            if i:
+                self.kv.v[i][:, :, p:] = block.value(x[:, p:])
+            answer = self.answer.expand_as(self.own)
+            chosen = chosen | ops.moved_most(self.kv.v[i], before, answer, counts[1])
+        keys = (chosen if i else self.fresh) * int(Part.KEY | Part.VALUE)
+        values = (self.answer & verify & (i > 0)) * int(Part.VALUE)
+        self.parts[:, i] = chosen * int(Part.ATTENTION | Part.MLP) | keys | values
+        if sum(counts):
+            at, _ = ops.indices(chosen, sum(counts))
+            some, part = ops.rows_at(x, at), rows.take(at)
+            out = self.attend(i, block, *self.project(i, block, some, part), part)
+            wide = at[..., None].expand_as(out)
+            self.attention[i].scatter_(1, wide, out)
+            self.mlp[i].scatter_(1, wide, block.mlp(some + out))
         return x + self.attention[i] + self.mlp[i]
-
-    def verify(self, i, block, x, before):
-        """(B,T) bool: the answer rows whose V moved most; all of the answer's V become new."""
-        p, g = self.sizes
-        if i > 0:
-            self.kv.v[i][:, :, p:] = block.value(x[:, p:])
-            self.parts[:, i] |= (self.answer * int(Part.VALUE)).byte()
-        new, old = (v[:, :, p:].transpose(1, 2).flatten(2).float() for v in (self.kv.v[i], before))
-        similarity = F.cosine_similarity(new, old, dim=-1)
-        # what did not move at all comes last, whatever rounding makes of its cosine
-        similarity = similarity.masked_fill((new == old).all(-1), 2.0)
-        return F.pad(ops.top_k_mask(-similarity, similarity <= 2, int(self.rho * g)), (p, 0))
-
-    def recompute(self, i, block, x, rows, chosen, count):
-        at, _ = ops.indices(chosen, count)
-        wide = at[..., None].expand(-1, -1, x.shape[-1])
-        some, part = x.gather(1, wide), rows.take(at)
-        attention = self.attend(i, block, *self.project(i, block, some, part), part)
-        self.attention[i].scatter_(1, wide, attention)
-        self.mlp[i].scatter_(1, wide, block.mlp(some + attention))
-        done = Part.ATTENTION | Part.MLP if i == 0 else Part.ALL
-        self.parts[:, i] |= chosen * int(done)

@@ -18,12 +18,9 @@ class ElasticCache(CachePolicy, key="elastic"):
     A step recomputes a window, the `beta` leftmost masked positions, and what the step before
     wrote. Each layer watches the written position that the window attended to most: when the
     cosine between its attention in the step before and now falls below `gamma`, all positions are
-    recomputed in every later layer, starting from the kept inputs of that layer. gamma above 1
-    refreshes everything at every step.
-
-    Made from the paper's text, for its code was not at hand. Its silence is filled so: the first
-    step is a full pass; maps are means over heads; masks right of the window keep what they have
-    until it reaches them or a drift renews them. The test reads one number back a layer.
+    recomputed in every later layer, from the kept inputs of that layer; above 1, in all layers at
+    every step. Where the paper is silent, the first step is a full pass, maps are means over heads,
+    and masks right of the window are renewed by drifts only. The host reads each layer's test.
     """
 
     beta: int = knob(32, 1, 1024, "masked positions recomputed a step, from the left")
@@ -31,61 +28,52 @@ class ElasticCache(CachePolicy, key="elastic"):
 
     def begin(self, model, canvas):
         super().begin(model, canvas)
-        c, (b, t) = model.config, canvas.tokens.shape
-        self.hidden = self.kv.k.new_zeros(c.layers + 1, b, t, c.width)  # inputs of each layer
-        self.watched = torch.zeros(c.layers, b, 1, dtype=torch.int64, device=model.device)
-        self.seen = torch.zeros(c.layers, b, 1, t, device=model.device, dtype=model.dtype)
+        shape = (model.config.layers, *canvas.tokens.shape)
+        self.hidden = self.kv.k.new_zeros(*shape, model.config.width)  # input of each layer
+        wide = torch.promote_types(model.dtype, torch.float32)
+        self.seen = torch.zeros(shape, dtype=wide, device=model.device)  # by the watched position
+        self.watched = torch.zeros_like(canvas.start).expand(shape[:2]).clone()
         self.rope = model.rotary((canvas.position - canvas.start[:, None]).clamp_min(0))
         self.before = canvas
 
     def plan(self, canvas):
         self.canvas, changed = canvas, canvas.tokens != self.before.tokens
         self.before, first = canvas, canvas.step == 0
-        self.drifted = torch.full_like(canvas.start, first or self.gamma > 1).bool()
-        self.parts = torch.zeros_like(self.seen[:, :, 0].transpose(0, 1), dtype=torch.uint8)
+        self.drifted = torch.full_like(canvas.own[:, :1], first or self.gamma > 1)
+        self.parts = torch.zeros_like(self.seen, dtype=torch.uint8).transpose(0, 1)
         self.window = canvas.masked & (canvas.masked.cumsum(1) <= self.beta)
-        why = self.window * int(Why.WINDOW) + changed * int(Why.WRITTEN)
-        return super().plan(canvas) if first else Plan(
-            self.window, self.window | changed, why.byte()
-        )  # fmt: skip
+        why = (self.window * int(Why.WINDOW) + changed * int(Why.WRITTEN)).byte()
+        return super().plan(canvas) if first else Plan(self.window, self.window | changed, why)
 
     def block(self, i, block, x, rows):
-        at = rows.index[..., None].expand(-1, -1, x.shape[-1])
-        self.hidden[i].scatter_(1, at, x)
-        drifted = self.drifted[:, None]
-        every = self.canvas.own * int(Part.ALL)
-        self.parts[:, i] = torch.where(drifted, every.byte(), rows.parts(i))
-        if not drifted.any():
-            q, k, v = self.project(i, block, x, rows)
-            out, map_ = ops.attention_map(q, k, v, rows.keys)
+        self.hidden[i].scatter_(1, rows.index[..., None].expand_as(x), x)
+        own = (self.canvas.own * int(Part.ALL)).byte()
+        self.parts[:, i] = torch.where(self.drifted, own, rows.parts(i))
+        if every := bool(self.drifted.any()):
+            x, asks = self.hidden[i], self.window
+            q, *new = block.qkv(x, self.rope)
+            write = (self.drifted | rows.wanted)[:, None, :, None]
+            self.kv.k[i], self.kv.v[i] = map(torch.where, (write,) * 2, new, self.kv.at(i))
         else:
-            x = self.hidden[i]
-            q, k, v = block.qkv(x, self.rope)
-            new = (drifted | rows.wanted)[:, None, :, None]
-            self.kv.k[i], self.kv.v[i] = (
-                torch.where(new, a, b) for a, b in ((k, self.kv.k[i]), (v, self.kv.v[i]))
-            )
-            k, v = self.kv.k[i], self.kv.v[i]
-            out, map_ = ops.attention_map(q, k, v, rows.keys)
-            map_ = map_.gather(1, rows.index[..., None].expand(-1, -1, map_.shape[-1]))
+            q, *_ = self.project(i, block, x, rows)
+            asks = self.window.gather(1, rows.index) & rows.valid
+        k, v = self.kv.at(i)
+        out, attention = ops.attention_map(q, k, v, rows.keys)
         x = x + block.project_out(out)
         x = x + block.mlp(x)
-        if drifted.any():
-            self.hidden[i + 1] = torch.where(drifted[..., None], x, self.hidden[i + 1])
-            x = x.gather(1, at)
-        self.watch(i, block, k, v, map_, rows)
-        return x
+        if every and i + 1 < len(self.hidden):
+            self.hidden[i + 1] = torch.where(self.drifted[..., None], x, self.hidden[i + 1])
+        self.watch(i, block, k, v, (attention * asks[..., None]).sum(1), rows.keys)
+        return ops.rows_at(x, rows.index) if every else x
 
-    def watch(self, i, block, k, v, map_, rows):
+    def watch(self, i, block, k, v, mass, keys):
         """Test the watched position's attention, and choose what to watch until the next step."""
-        asks = self.window.gather(1, rows.index) & rows.valid
-        mass = (map_ * asks[..., None]).sum(1).masked_fill(~self.canvas.known, -1)
-        both = torch.cat((self.watched[i], mass.argmax(1, keepdim=True)), dim=1)
-        x = self.hidden[i].gather(1, both[..., None].expand(-1, -1, self.hidden.shape[-1]))
-        rope = [t[:, 0].gather(1, both[..., None].expand(-1, -1, t.shape[-1]))[:, None]
-                for t in self.rope]  # fmt: skip
-        _, now = ops.attention_map(block.query(x, rope), k, v, rows.keys)
+        top = mass.masked_fill(~self.canvas.known, -1).argmax(1)
+        both = torch.stack((self.watched[i], top), dim=1)
+        rope = [ops.rows_at(t[:, 0], both)[:, None] for t in self.rope]
+        q = block.query(ops.rows_at(self.hidden[i], both), rope)
+        _, now = ops.attention_map(q, k, v, keys)
         if self.canvas.step:
-            near = F.cosine_similarity(now[:, 0].float(), self.seen[i, :, 0].float(), dim=-1)
-            self.drifted = self.drifted | (near < self.gamma)
-        self.watched[i], self.seen[i] = both[:, 1:], now[:, 1:]
+            near = F.cosine_similarity(now[:, 0], self.seen[i], dim=-1)
+            self.drifted = self.drifted | (near < self.gamma)[:, None]
+        self.watched[i], self.seen[i] = top, now[:, 1]

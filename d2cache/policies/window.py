@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from d2cache.canvas import Plan, Why
 from d2cache.policies.prefix import PrefixCache
 from d2cache.registry import knob
 
