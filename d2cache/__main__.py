@@ -106,12 +106,19 @@ def _check_flags(args, policies: list[str]) -> None:
             for name, kinds in (
                 (one.name, ("policy", "decoder")), (f"{cls.kind}_{one.name}", (cls.kind,)),
             ):  # fmt: skip
-                known = {k.name for c in chosen if c.kind in kinds for k in knobs(c)}
-                if getattr(args, name) is not None and one.name not in known:
-                    raise ValueError(
-                        f"--{name.replace('_', '-')} is a knob of {cls.kind} {cls.key!r}, which "
-                        "is not chosen here; leave it out or choose that one"
-                    )
+                if getattr(args, name) is None or _owners(chosen, one.name, kinds):
+                    continue
+                owners = " or ".join(
+                    f"{c.kind} {c.key!r}" for c in _owners(_everything(), one.name, kinds)
+                )
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is a knob of {owners}, which is not chosen here; "
+                    "leave it out or choose that one"
+                )
+
+
+def _owners(classes, knob: str, kinds) -> list:
+    return [c for c in classes if c.kind in kinds and knob in {k.name for k in knobs(c)}]
 
 
 def _decode(args, model, policy: str):

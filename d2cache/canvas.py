@@ -262,7 +262,7 @@ class Step:
     def recomputed(self) -> Tensor:
         """(B,T) bool: rows sent through a layer, all of them or some."""
         if self.parts is not None:
-            return (self.parts & Part.MLP).any(1) & self.before.live[:, None]
+            return ((self.parts & Part.MLP) > 0).any(1) & self.before.live[:, None]
         return self.rows.wanted
 
     @cached_property
@@ -282,14 +282,15 @@ class Step:
     def why(self) -> Tensor:
         """(B,T) uint8 of `Why`: the plan's reasons; SHIFT where a row was needed only to predict
         its neighbour, VERIFY where the policy picked it while the layers ran."""
-        late = torch.where(self.plan.refresh, int(Why.VERIFY), int(Why.SHIFT)).to(torch.uint8)
+        source = self.rows.wanted & ~self.plan.refresh
+        late = torch.where(source, int(Why.SHIFT), int(Why.VERIFY)).to(torch.uint8)
         why = torch.where(self.plan.why == 0, late, self.plan.why)
         return why * self.recomputed
 
     @cached_property
     def work(self) -> Tensor:
         """(B,5) int64: the counts that `ModelConfig.flops` takes."""
-        rows, length = self.valid.sum(1), self.tokens.shape[1]
+        rows, length = self.valid.sum(1), self.before.own.sum(1)
         config = self.run.config
         if self.parts is None:
             work = config.work(rows, length, self.rows.new.sum(1))
@@ -299,7 +300,7 @@ class Step:
                 ((parts & part) > 0).sum(2)
                 for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP, Part.EVICTED)
             )
-            scores = attention * (length - evicted)
+            scores = attention * (length[:, None] - evicted)
             work = [count.sum(1) for count in (key, value, attention, mlp, scores)]
         extra = self.shadow * (rows > 0)
         shadow = config.work(extra, length + self.shadow, extra)

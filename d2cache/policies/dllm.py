@@ -37,7 +37,7 @@ class DLLMCache(CachePolicy, key="dllm"):
         self.sizes = canvas.prompt_length, shape[2] - canvas.prompt_length
 
     def plan(self, canvas):
-        self.own, self.fresh = canvas.own, canvas.tokens != self.kv.ids
+        self.own, self.fresh = canvas.own, canvas.own & (canvas.tokens != self.kv.ids)
         self.due = canvas.step % self.kp == 0, canvas.step % self.kr == 0  # prompt, answer
         self.parts = torch.zeros_like(self.mlp[..., 0], dtype=torch.uint8).transpose(0, 1)
         why = self.refreshed(self.first_layer) * int(Why.FULL)

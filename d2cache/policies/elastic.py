@@ -52,7 +52,7 @@ class ElasticCache(CachePolicy, key="elastic"):
         if every := bool(self.drifted.any()):
             x, asks = self.hidden[i], self.window
             q, *new = block.qkv(x, self.rope)
-            write = (self.drifted | rows.wanted)[:, None, :, None]
+            write = (self.parts[:, i] > 0)[:, None, :, None]
             self.kv.k[i], self.kv.v[i] = map(torch.where, (write,) * 2, new, self.kv.at(i))
         else:
             q, *_ = self.project(i, block, x, rows)
