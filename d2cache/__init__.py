@@ -13,10 +13,10 @@ from d2cache.canvas import Canvas, Part, Plan, Step, Why
 from d2cache.decoders import Decoder, decoders, make_decoder
 from d2cache.generate import generate
 from d2cache.model import CONFIGS, Model, ModelConfig
+from d2cache.models import load
 from d2cache.policies import CachePolicy, make_policy, policies
 from d2cache.registry import knob
 from d2cache.trace import Trace
-from d2cache.weights import load
 
 __all__ = [
     "CONFIGS", "CachePolicy", "Canvas", "Decoder", "Model", "ModelConfig", "Part", "Plan", "Step",

@@ -1,14 +1,16 @@
-"""python -m d2cache run | compare: decode from the command line."""
+"""python -m d2cache run | compare | models: decode from the command line, list models."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 
 from safetensors import SafetensorError
 
 import d2cache
+from d2cache import models
 from d2cache.decoders import Decoder
 from d2cache.policies import CachePolicy
 from d2cache.registry import knobs, make
@@ -40,7 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m d2cache", description="Decode with a cached diffusion language model."
     )
-    commands = parser.add_subparsers(required=True, metavar="run|compare")
+    commands = parser.add_subparsers(required=True, metavar="run|compare|models")
     one = commands.add_parser("run", help="decode one prompt under one policy")
     one.set_defaults(command=run)
     one.add_argument("--policy", default="d2", help=f"one of {_names(CachePolicy)}")
@@ -60,6 +62,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--json", action="store_true", help="end with JSON, a line a run")
         for cls in _everything():
             _knob_flags(sub, cls)
+    known = commands.add_parser("models", help="list the known models and which fit here")
+    known.set_defaults(command=list_models)
+    known.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    known.add_argument("--json", action="store_true", help="JSON alone, a line a model")
     return parser.parse_args(argv)
 
 
@@ -121,6 +127,25 @@ def _owners(classes, knob: str, kinds) -> list:
     return [c for c in classes if c.kind in kinds and knob in {k.name for k in knobs(c)}]
 
 
+def _load(args):
+    """The model, with a bar on a terminal while a large one is fetched and read."""
+    from tqdm.auto import tqdm
+
+    with contextlib.ExitStack() as stack:
+        bars = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bar = tqdm(desc=what, unit="B", unit_scale=True, leave=False, disable=None)
+                bars[what] = stack.enter_context(bar)
+            bars[what].total = total
+            bars[what].update(done - bars[what].n)
+
+        return d2cache.load(
+            args.model, device=args.device, progress=None if args.model == "tiny" else progress
+        )
+
+
 def _decode(args, model, policy: str):
     if not args.prompt.strip():
         raise ValueError("the prompt is empty; give a question in quotes")
@@ -175,7 +200,7 @@ def run(args) -> int:
     _check_flags(args, [args.policy])
     _make(args, CachePolicy, args.policy)  # complain before the model loads
     _make(args, Decoder, args.decoder)
-    model = d2cache.load(args.model, device=args.device)
+    model = _load(args)
     summary = _summary(model, _decode(args, model, args.policy))
     print(_card(summary))
     if args.json:
@@ -190,7 +215,7 @@ def compare(args) -> int:
     _check_flags(args, names)
     for name in names:
         _make(args, CachePolicy, name)
-    model = d2cache.load(args.model, device=args.device)
+    model = _load(args)
     reference = _decode(args, model, "none")
     for name in names:
         trace = reference if name == "none" else _decode(args, model, name)
@@ -199,6 +224,29 @@ def compare(args) -> int:
         summary = _summary(model, trace) | {"agreement_vs_none": same}
         card = f"{_card(summary)}, {100 * same:.0f} % of the answer as without a cache\n"
         print(json.dumps(summary) if args.json else card)
+    return 0
+
+
+def list_models(args) -> int:
+    entries = models.known(args.device)
+    if args.json:
+        for e in entries:
+            print(json.dumps(e.summary()))
+        return 0
+    first = entries[0]
+    free = "unknown" if first.free is None else f"{first.free / 1e9:.1f} GB"
+    print(f"{first.device}, {first.dtype}, free memory: {free}\n")
+    print(f"{'model':38}{'family':8}{'parameters':>12}{'on disk':>9}{'memory':>10}{'fits':>6}")
+    for e in entries:
+        size = (
+            f"{e.parameters / 1e9:.2f} B" if e.parameters > 1e8 else f"{e.parameters / 1e6:.2f} M"
+        )
+        words = {True: "yes", False: "no", None: "?"}
+        print(
+            f"{e.name:38}{e.family:8}{size:>12}{words[e.cached]:>9}"
+            f"{(e.weights + e.kv) / 1e9:>7.2f} GB{words[e.fits]:>6}"
+        )
+    print("\nmemory: the weights, and keys and values of 1024 positions")
     return 0
 
 

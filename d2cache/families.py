@@ -18,6 +18,8 @@ class Family:
     keys: dict[str, tuple[str, ...]]  # field of ModelConfig -> key of config.json, or the next one
     computes: dict[str, object]  # what config.json may say of the mathematics
     fields: dict[str, object]  # fields of ModelConfig that all checkpoints of the family share
+    tokenizers: dict[tuple[str, ...], str]  # files -> the class of transformers that reads them
+    padding: str | None = None  # a token that, where it is known, fills an answer behind its end
 
 
 LLADA = Family(
@@ -50,6 +52,7 @@ LLADA = Family(
         "include_qkv_bias": False, "clip_qkv": None,
     },
     fields={"family": "llada"},
+    tokenizers={("tokenizer.json",): "PreTrainedTokenizerFast"},
 )  # fmt: skip
 
 DREAM = Family(
@@ -79,9 +82,15 @@ DREAM = Family(
     },
     computes={
         "hidden_act": "silu", "use_sliding_window": False, "tie_word_embeddings": False,
-        "rope_scaling": None, "rope_parameters.rope_type": "default",
+        "rope_scaling": None, "rope_parameters.rope_type": "default", "use_mrope": False,
+        "block_size": None,  # block diffusion under the same model_type: causal across blocks
     },
     fields={"family": "dream", "shift": 1, "qkv_bias": True},
+    tokenizers={
+        ("tokenizer.json",): "PreTrainedTokenizerFast",
+        ("vocab.json", "merges.txt"): "Qwen2Tokenizer",
+    },
+    padding="<|dlm_pad|>",  # DiffuCoder's, although its config.json names the end of text
 )  # fmt: skip
 
 FAMILIES = {"llada": LLADA, "dream": DREAM}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,66 +14,42 @@ from torch import Tensor
 from d2cache.families import FAMILIES, Family
 from d2cache.model import Model, ModelConfig
 
-TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+INDEX = "model.safetensors.index.json"
+ONE_FILE = "model.safetensors"
+
+NUMBERS = ("F64", "F32", "F16", "BF16")  # types of stored weights; others are packed or scaled
+
+# progress(what, done, total): what is "fetching" or "reading", done and total are bytes
+Progress = Callable[[str, int, int], None]
 
 
-def load(name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = None) -> Model:
-    """A model ready to decode, with its tokenizer.
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a model could take on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    room = _numbers(Path("/proc/meminfo")).get("MemAvailable")
+    if room is None:
+        return None
+    rooms = [room * 1024]
+    for folder, limit, used, cache in (  # a container's own limit, versions 2 and 1
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+         "total_inactive_file"),
+    ):  # fmt: skip
+        here = [_numbers(Path(folder, name)) for name in (limit, used, "memory.stat")]
+        if all(here):
+            rooms.append(here[0][""] - here[1][""] + here[2].get(cache, 0))
+    return max(0, min(rooms))
 
-    name: "tiny" (in the box), a folder with config.json, *.safetensors and tokenizer files, or a
-    hub id. device: "auto" takes a CUDA GPU where there is one. dtype: default float32 on a CPU,
-    bfloat16 on a GPU. Raises ValueError with one sentence when something is missing or wrong.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"the model is {name!r}; give 'tiny', a hub id or a folder")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype is {dtype!r}; it must be a floating torch.dtype or None")
-    folder = _find(name)
-    config = replace(read_config(folder), name=name if name == "tiny" else _short_name(name))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines "name: 12 kB", "name 12" or "12" of a system's file; nothing where there is none."""
     try:
-        known = torch.device(device).type in ("cpu", "cuda")
-    except (RuntimeError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda")
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU here; use --device cpu or auto")
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with torch.device("meta"):
-        model = Model(config)
-    model.load_state_dict(read_weights(folder, config, device, dtype), assign=True)
-    model.requires_grad_(False).eval()
-    model.tokenizer = read_tokenizer(folder)
-    return model
-
-
-def _short_name(name: str) -> str:
-    """A hub id as it is; of a folder its own name."""
-    return Path(name).resolve().name if Path(name).is_dir() else name
-
-
-def _find(name: str) -> Path:
-    """The folder behind a name; a hub id is fetched (or found in the local cache)."""
-    folder = TINY if name == "tiny" else Path(name)
-    if folder.is_dir():
-        return folder
-    if name == "tiny" or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(
-            f"no model folder at {name!r}; give 'tiny', a hub id such as "
-            "GSAI-ML/LLaDA-8B-Instruct, or a folder with config.json and *.safetensors"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"could not fetch {name!r} from the hub: {reason}") from error
+        text = path.read_text(encoding="ascii")
+    except OSError:
+        return {}
+    found = re.findall(r"^(?:([\w()]+):?\s+)?(\d+)(?: kB)?$", text, re.MULTILINE)
+    return {name: int(number) for name, number in found}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -87,7 +64,7 @@ def read_config(folder: Path) -> ModelConfig:
         for key, value in family.computes.items():
             if _value(raw, key, value) != value:
                 raise ValueError(
-                    f"{path} has {key} {_short(_value(raw, key, value))}; this engine computes "
+                    f"{path} has {key} {short(_value(raw, key, value))}; this engine computes "
                     f"with {value!r} alone"
                 )
         read = {"rope_theta": _number, "norm_eps": _number}
@@ -110,10 +87,10 @@ def _family(path: Path, raw: dict) -> Family:
         if family.model_type == given:
             return family
     known = " and ".join(repr(family.model_type) for family in FAMILIES.values())
-    raise ValueError(f"{path} has model_type {_short(given)}; this engine loads {known}")
+    raise ValueError(f"{path} has model_type {short(given)}; this engine loads {known}")
 
 
-def _short(value) -> str:
+def short(value) -> str:
     """The value for a message, which stays one line whatever a file says."""
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "..."
@@ -138,14 +115,14 @@ def _has(raw: dict, key: str) -> bool:
 def _whole(raw: dict, key: str) -> int:
     value = _value(raw, key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{key} is {_short(value)}, not a whole number")
+        raise TypeError(f"{key} is {short(value)}, not a whole number")
     return value
 
 
 def _number(raw: dict, key: str) -> float:
     value = _value(raw, key)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{key} is {_short(value)}, not a number")
+        raise TypeError(f"{key} is {short(value)}, not a number")
     return float(value)
 
 
@@ -161,31 +138,69 @@ def _read_json(path: Path) -> dict:
     return value
 
 
-def read_weights(folder: Path, config: ModelConfig, device, dtype) -> dict[str, Tensor]:
-    """Our state dict from the folder's safetensors, sharded or not; shapes are checked."""
+def read_weights(
+    folder: Path, config: ModelConfig, device, dtype, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """Our state dict from the folder's safetensors, sharded or not.
+
+    Room on the device, names, shapes and types are checked before a weight is read; then each
+    goes to the device by itself, so that the host never holds the model beside its copy.
+    """
     names = parameter_names(config)
     with torch.device("meta"):
-        expected = Model(config).state_dict()
+        expected = {ours: tensor.shape for ours, tensor in Model(config).state_dict().items()}
+    total = sum(shape.numel() for shape in expected.values()) * dtype.itemsize
+    device, done = torch.device(device), 0
+    free = free_memory(device)
+    if free is not None and total > free:
+        raise _too_large(config.name, total, free, device)
     source = _open_shards(folder)
+    for ours, theirs in names.items():
+        for name, rows in zip(theirs, _rows(config, expected[ours], len(theirs)), strict=True):
+            _check(folder, name, source(name), (rows, *expected[ours][1:]))
     state = {}
     for ours, theirs in names.items():
-        parts = [source(name) for name in theirs]
-        tensor = parts[0] if len(parts) == 1 else _join(ours, parts)
-        if tensor.shape != expected[ours].shape:
-            raise ValueError(
-                f"{' + '.join(theirs)} in {folder} has shape {tuple(tensor.shape)}; "
-                f"config.json asks for {tuple(expected[ours].shape)}"
-            )
-        state[ours] = tensor.to(device, dtype)
+        try:
+            whole = torch.empty(expected[ours], dtype=dtype, device=device)
+        except RuntimeError as error:  # out of memory has this type on a CPU
+            raise _too_large(config.name, total, free, device) from error
+        parts = whole.split(_rows(config, whole.shape, len(theirs)))
+        for name, part in zip(theirs, parts, strict=True):
+            part.copy_(source(name).get_tensor(name))
+        state[ours] = whole
+        done += whole.nbytes
+        if progress is not None:
+            progress("reading", done, total)
     return state
 
 
-def _join(name: str, parts: list[Tensor]) -> Tensor:
-    try:
-        return torch.cat(parts)
-    except RuntimeError as error:
-        shapes = ", ".join(str(tuple(p.shape)) for p in parts)
-        raise ValueError(f"the parts of {name} do not fit together: {shapes}") from error
+def _rows(config: ModelConfig, shape: torch.Size, parts: int) -> list[int]:
+    """Rows of each part of a joined parameter: one; gate and up; or q, k and v."""
+    kv = config.kv_heads * config.head_width
+    return {1: [shape[0]], 2: [config.mlp] * 2, 3: [config.width, kv, kv]}[parts]
+
+
+def _check(folder: Path, name: str, file, wanted: tuple[int, ...]) -> None:
+    """Refuse a stored tensor of another shape or of a type that is not plain numbers."""
+    stored = file.get_slice(name)
+    if tuple(stored.get_shape()) != wanted:
+        raise ValueError(
+            f"{name} in {folder} has shape {short(tuple(stored.get_shape()))}; "
+            f"config.json asks for {wanted}"
+        )
+    if stored.get_dtype() not in NUMBERS:
+        raise ValueError(
+            f"{name} in {folder} has type {stored.get_dtype()}; this engine reads "
+            f"{', '.join(NUMBERS)}: take a checkpoint that is not quantized"
+        )
+
+
+def _too_large(name: str, needed: int, free: int | None, device: torch.device) -> ValueError:
+    there = "too little" if free is None else f"{free / 1e9:.1f} GB"
+    return ValueError(
+        f"{name} needs {needed / 1e9:.1f} GB for its weights, and {device.type} has {there} free; "
+        "free some, or take a smaller model"
+    )
 
 
 def parameter_names(config: ModelConfig) -> dict[str, list[str]]:
@@ -200,52 +215,92 @@ def parameter_names(config: ModelConfig) -> dict[str, list[str]]:
     return names
 
 
+def weight_map(folder: Path) -> dict[str, str]:
+    """The index: tensor's name -> its shard, a file of the folder itself."""
+    index = folder / INDEX
+    listed = _read_json(index).get("weight_map")
+    if not isinstance(listed, dict):
+        raise ValueError(f"{index} has no weight_map")
+    for name, shard in listed.items():
+        # the shards' names are also patterns of a download
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+            raise ValueError(
+                f"{index} points outside its folder for {short(name)[1:-1]}: {short(shard)}; "
+                "it must name a *.safetensors file beside it"
+            )
+    return listed
+
+
 def _open_shards(folder: Path):
-    """A function from a tensor's name to the tensor, over one file or the shards of an index."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index} has no weight_map")
-    elif (folder / "model.safetensors").is_file():
-        weight_map = None
-    else:
-        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.pt*")
-        )
-        found = f"only {pickled[0]}, which could run code; convert it" if pickled else "none"
-        raise ValueError(f"{folder} needs *.safetensors weights; found {found}")
-    files = {}
+    """A function from a tensor's name to the open file that holds it, one file or shards."""
+    listed = weight_map(folder) if (folder / INDEX).is_file() else None
+    if listed is None and not (folder / ONE_FILE).is_file():
+        raise no_weights(folder, [path.name for path in folder.iterdir()])
+    files, stored = {}, {}
 
-    def read(name: str) -> Tensor:
-        shard = "model.safetensors" if weight_map is None else weight_map.get(name)
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            problem = "does not list" if shard is None else "points outside its folder for"
-            raise ValueError(f"{index} {problem} {name}")
-        try:
-            if shard not in files:
-                files[shard] = safe_open(folder / shard, framework="pt")
-            return files[shard].get_tensor(name)
-        except FileNotFoundError as error:
-            raise ValueError(f"{folder} lacks the shard {shard}; fetch it again") from error
-        except (SafetensorError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{folder / shard} cannot give {name}: {reason}") from error
+    def source(name: str):
+        if listed is not None and name not in listed:
+            raise ValueError(f"{folder / INDEX} does not list {name}; fetch it again")
+        shard = ONE_FILE if listed is None else listed[name]
+        if shard not in files:
+            files[shard] = _open(folder, shard)
+            stored[shard] = set(files[shard].keys())
+        if name not in stored[shard]:
+            raise ValueError(f"{folder / shard} cannot give {name}; fetch it again")
+        return files[shard]
 
-    return read
+    return source
 
 
-def read_tokenizer(folder: Path):
-    """The folder's fast tokenizer, or None when it has no tokenizer.json."""
-    if not (folder / "tokenizer.json").is_file():
+def _open(folder: Path, shard: str):
+    # a hub cache keeps its files as links into the folder of the repository
+    root = folder.resolve()
+    root = root.parent.parent if root.parent.name == "snapshots" else root
+    if not (folder / shard).resolve().is_relative_to(root):
+        raise ValueError(f"{folder / shard} is a link out of its folder; put the file itself there")
+    try:
+        return safe_open(folder / shard, framework="pt")
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} lacks the shard {shard}; fetch it again") from error
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last where it cannot be mapped
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder / shard} is not readable: {reason}; fetch it again") from error
+
+
+def no_weights(where, files: list[str]) -> ValueError:
+    pickled = sorted(f for f in files if re.search(r"\.(bin|pt|pth|ckpt|pkl)$", f))
+    found = f"only {pickled[0]}, which could run code; convert it" if pickled else "none"
+    return ValueError(f"{where} needs *.safetensors weights; found {found}")
+
+
+def read_tokenizer(folder: Path, config: ModelConfig):
+    """The folder's tokenizer, or None when it has no files of one.
+
+    Read by classes of transformers, never by the code that a checkpoint brings; ValueError when
+    the files are broken or do not belong to the model.
+    """
+    choices = FAMILIES[config.family].tokenizers
+    files = next((f for f in choices if (folder / f[0]).is_file()), None)
+    if files is None:
         return None
-    from transformers import PreTrainedTokenizerFast  # late: the import takes seconds
+    for file in files:
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} has {files[0]} but lacks {file}; fetch it again")
+    import transformers  # late: the import takes seconds
 
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = getattr(transformers, choices[files]).from_pretrained(folder)
+        ids = tokenizer.get_vocab().values()
+        largest, mask = max(ids, default=0), tokenizer.mask_token_id
     except Exception as error:  # the tokenizers library raises bare Exception on a broken file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {reason}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{folder / files[0]} cannot be read: {reason}; fetch it again") from error
+    if largest >= config.vocab or mask not in (None, config.mask_id):
+        raise ValueError(
+            f"the tokenizer in {folder} has ids up to {largest} and mask {mask}; the model has "
+            f"ids up to {config.vocab - 1} and mask {config.mask_id}: take the model's own"
+        )
+    return tokenizer
 
 
 def save(model: Model, folder: Path, dtype: torch.dtype, shard_bytes: int = 9_000_000) -> None:
@@ -256,10 +311,8 @@ def save(model: Model, folder: Path, dtype: torch.dtype, shard_bytes: int = 9_00
     folder.mkdir(parents=True, exist_ok=True)
     state, theirs = model.state_dict(), {}
     for ours, names in parameter_names(c).items():
-        kv = c.kv_heads * c.head_width
-        sizes = {1: [-1], 2: [c.mlp] * 2, 3: [c.width, kv, kv]}[len(names)]
         tensor = state[ours].detach().to("cpu", dtype)
-        parts = [tensor] if len(names) == 1 else tensor.split(sizes)
+        parts = tensor.split(_rows(c, tensor.shape, len(names)))
         theirs |= {name: part.contiguous() for name, part in zip(names, parts, strict=True)}
     shards, room = [{}], shard_bytes
     for name, tensor in theirs.items():

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 import d2cache
+from d2cache.canvas import Canvas, Rows
 from d2cache.model import Model, ModelConfig
 
 SMALL = ModelConfig(
@@ -75,6 +76,21 @@ def run(model, prompt, policy="none", decoder="confidence", **settings) -> list[
     if isinstance(decoder, tuple):
         decoder = d2cache.make_decoder(decoder[0], **decoder[1])
     return list(d2cache.generate(model, prompt, policy, decoder, **settings))
+
+
+def full_pass(model, tokens):
+    """Logits (B,T,V) of every position of tokens (B,T)."""
+    batch, length = tokens.shape
+    every = torch.arange(length).expand(batch, -1)
+    canvas = Canvas(tokens, torch.zeros(batch), 1, length, model.config.mask_id, 0)
+    policy = d2cache.make_policy("none")
+    policy.begin(model, canvas)
+    whole = torch.ones_like(every).bool()
+    rows = Rows(
+        every, whole, every, every, every, keys=None, full=True, fresh=every, wanted=whole,
+        new=whole,
+    )  # fmt: skip
+    return model(tokens, rows, policy)
 
 
 def confidences(steps) -> torch.Tensor:

@@ -1,33 +1,29 @@
 """The transformer: public reference code's numbers, and a second forward written in the tests."""
 
 import functools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import golden
 from lab import (
     SMALL,
     Reference,
     assert_same_confidence,
     confidence_of,
     confidences,
+    full_pass,
     random_prompt,
     run,
     small_model,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 import d2cache
-from d2cache.canvas import Canvas, Rows
 from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.weights import parameter_names
 
-GOLDENS = Path(__file__).parent / "goldens"
 RUNS = [
     (family, name) for family in FAMILIES for name in (
         "none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold", "none_margin",
@@ -37,12 +33,9 @@ RUNS = [
 
 
 @functools.cache
-def golden(family: str):
+def golden_model(family: str):
     """Settings, tensors, and the model of a family's golden file."""
-    path = GOLDENS / f"{family}-12.safetensors"
-    with safe_open(path, "pt") as file:
-        meta = json.loads(file.metadata()["golden"])
-    tensors = load_file(path)
+    meta, tensors = golden(family)
     same = "layers width heads kv_heads mlp vocab rope_theta mask_id eos_id".split()
     config = ModelConfig(
         **{k: meta[k] for k in same}, norm_eps=meta["rms_norm_eps"], **FAMILIES[family].fields
@@ -55,25 +48,10 @@ def golden(family: str):
     return meta, tensors, model.requires_grad_(False)
 
 
-def full_pass(model, tokens):
-    """Logits (B,T,V) of every position of tokens (B,T)."""
-    batch, length = tokens.shape
-    every = torch.arange(length).expand(batch, -1)
-    canvas = Canvas(tokens, torch.zeros(batch), 1, length, model.config.mask_id, 0)
-    policy = d2cache.make_policy("none")
-    policy.begin(model, canvas)
-    whole = torch.ones_like(every).bool()
-    rows = Rows(
-        every, whole, every, every, every, keys=None, full=True, fresh=every, wanted=whole,
-        new=whole,
-    )  # fmt: skip
-    return model(tokens, rows, policy)
-
-
 @pytest.mark.parametrize("which", ["all_masked", "mixed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_public_code(family, which):
-    meta, tensors, model = golden(family)
+    meta, tensors, model = golden_model(family)
     logits = full_pass(model, tensors[f"forward/{which}/tokens"])
     want = tensors[f"forward/{which}/logits"]
     kept = torch.arange(meta["vocab"]) != meta["mask_id"]
@@ -82,7 +60,7 @@ def test_logits_are_those_of_the_public_code(family, which):
 
 @pytest.mark.parametrize(("family", "name"), RUNS)
 def test_runs_are_those_of_the_public_d2cache_code(family, name):
-    meta, tensors, model = golden(family)
+    meta, tensors, model = golden_model(family)
     want, p = meta["runs"][name], meta["prompt_length"]
     knobs = dict(sigma=want.get("sigma", 0.0), as_shipped=want["cache"] == "none")
     if "threshold" in want:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 
 import pytest
@@ -11,16 +12,49 @@ from safetensors.torch import load_file, save_file
 
 import d2cache
 from d2cache import weights
+from d2cache.families import FAMILIES
 
 INDEX = "model.safetensors.index.json"
-BLOCK = "model.transformer.blocks.1."
+
+# tensors of the second layer, by what they are
+NAMES = {
+    "llada": {
+        "q": "model.transformer.blocks.1.q_proj.weight",
+        "k": "model.transformer.blocks.1.k_proj.weight",
+        "v": "model.transformer.blocks.1.v_proj.weight",
+        "out": "model.transformer.blocks.1.attn_out.weight",
+        "norm": "model.transformer.blocks.1.attn_norm.weight",
+        "gate": "model.transformer.blocks.1.ff_proj.weight",
+        "up": "model.transformer.blocks.1.up_proj.weight",
+        "down": "model.transformer.blocks.1.ff_out.weight",
+    },
+    "dream": {
+        "q": "model.layers.1.self_attn.q_proj.weight",
+        "k": "model.layers.1.self_attn.k_proj.weight",
+        "v": "model.layers.1.self_attn.v_proj.weight",
+        "out": "model.layers.1.self_attn.o_proj.weight",
+        "norm": "model.layers.1.input_layernorm.weight",
+        "gate": "model.layers.1.mlp.gate_proj.weight",
+        "up": "model.layers.1.mlp.up_proj.weight",
+        "down": "model.layers.1.mlp.down_proj.weight",
+    },
+}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A small random model, sharded."""
-    weights.save(small_model(50, kv_heads=2), tmp_path / "m", torch.float64, shard_bytes=40_000)
-    return tmp_path / "m"
+def small(family: str, seed: int = 50):
+    return small_model(seed, kv_heads=2, **FAMILIES[family].fields)
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request, tmp_path):
+    """A small random model, sharded, in a folder named after its family."""
+    path = tmp_path / request.param
+    weights.save(small(request.param), path, torch.float64, shard_bytes=40_000)
+    return path
+
+
+def named(folder, part: str) -> str:
+    return NAMES[folder.name][part]
 
 
 def as_one_file(folder):
@@ -55,12 +89,12 @@ def test_a_saved_model_loads_as_it_was(folder, one_file):
     assert len(list(folder.glob("*.safetensors"))) > 2
     if one_file:
         as_one_file(folder)
-    model, loaded = small_model(50, kv_heads=2), d2cache.load(str(folder), "cpu", torch.float64)
+    model, loaded = small(folder.name), d2cache.load(str(folder), "cpu", torch.float64)
     for (name, ours), (other, theirs) in zip(
         model.state_dict().items(), loaded.state_dict().items(), strict=True
     ):
         assert name == other and torch.equal(ours, theirs)
-    assert loaded.config.__dict__ == model.config.__dict__ | {"name": "m"}
+    assert loaded.config.__dict__ == model.config.__dict__ | {"name": folder.name}
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     same = [confidences(run(m, random_prompt(5), gen_length=4)) for m in (model, loaded)]
     assert_same_confidence(*same, within=1e-12)
@@ -73,21 +107,23 @@ def test_each_shard_stays_under_its_size(folder):
     assert listed["metadata"]["total_size"] == sum(sizes)
 
 
-def test_names_are_those_of_llada_checkpoints(folder):
+def test_names_and_keys_are_those_of_the_familys_checkpoints(folder):
     listed = json.loads((folder / INDEX).read_text())["weight_map"]
-    for part in ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"):
-        assert f"{BLOCK}{part}.weight" in listed
-    state = small_model(50, kv_heads=2).state_dict()
+    state = small(folder.name).state_dict()
     whole, gates = (state[f"blocks.1.{n}.weight"] for n in ("qkv_proj", "gate_up_proj"))
     for part, want in (
-        ("q_proj", whole[:32]), ("k_proj", whole[32:48]), ("v_proj", whole[48:]),
-        ("ff_proj", gates[:48]), ("up_proj", gates[48:]),
+        ("q", whole[:32]), ("k", whole[32:48]), ("v", whole[48:]), ("gate", gates[:48]),
+        ("up", gates[48:]), ("out", state["blocks.1.out_proj.weight"]),
+        ("down", state["blocks.1.down_proj.weight"]), ("norm", state["blocks.1.attn_norm.weight"]),
     ):  # fmt: skip
-        name = f"{BLOCK}{part}.weight"
+        name = named(folder, part)
         assert torch.equal(load_file(folder / listed[name])[name], want)
     config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == "llada" and config["n_kv_heads"] == 2
-    assert config["mask_token_id"] == 59 and config["embedding_size"] == 60
+    keys = {"llada": ("n_heads", "n_kv_heads"), "dream": ("num_attention_heads",
+            "num_key_value_heads")}[folder.name]  # fmt: skip
+    assert [config[key] for key in keys] == [4, 2]
+    assert config["model_type"] == {"llada": "llada", "dream": "Dream"}[folder.name]
+    assert config["mask_token_id"] == 59 and config["vocab_size"] == 60
 
 
 def test_weights_are_converted_to_the_type_that_is_asked_for(folder):
@@ -113,24 +149,11 @@ def test_a_folder_that_is_not_there_is_refused(name):
     refused(name, "no model folder at", "give 'tiny', a hub id such as")
 
 
-def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch):
-    import huggingface_hub
-
-    def offline(*args, **kwargs):
-        assert all(".bin" not in p and ".py" not in p for p in kwargs["allow_patterns"])
-        raise OSError("no network\nmore lines")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    refused("some/model", "could not fetch 'some/model' from the hub: no network")
-
-
-def test_a_hub_id_is_read_from_where_it_was_fetched(folder, monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kw: str(folder))
-    assert d2cache.load("some/model", device="cpu").config.width == 32
-
-
+# key of ModelConfig -> the family's key of config.json
+KEYS = {
+    family: {field: keys[0] for field, keys in table.keys.items()}
+    for family, table in FAMILIES.items()
+}
 CONFIGS = {
     "missing": (None, "has no config.json"),
     "broken": ("{", "is not readable JSON"),
@@ -142,27 +165,33 @@ CONFIGS = {
         "has model_type 'llama'; this engine loads 'llada' and 'Dream'",
     ),
     "no family": (dict(model_type=...), "has model_type None"),
-    "biases": (
-        dict(include_bias=True),
-        "has include_bias True; this engine computes with False alone",
-    ),
-    "no width": (dict(d_model=...), "lacks 'd_model'; it must have the keys of 'llada'"),
-    "no mask": (dict(mask_token_id=...), "lacks 'mask_token_id'"),
-    "text": (dict(n_layers="3"), "n_layers is '3', not a whole number"),
-    "float": (dict(n_heads=4.0), "n_heads is 4.0, not a whole number"),
-    "switch": (dict(d_model=True), "d_model is True, not a whole number"),
-    "null": (dict(rope_theta=None), "rope_theta is None, not a number"),
+    "a list for a family": (dict(model_type=["llada"] * 100), "has model_type ['llada', "),
+    "no width": (dict(width=...), "'; it must have the keys of '"),
+    "no mask": (dict(mask_id=...), "lacks 'mask_token_id'"),
+    "text": (dict(layers="3"), "layers is '3', not a whole number"),
+    "float": (dict(heads=4.0), "heads is 4.0, not a whole number"),
+    "switch": (dict(width=True), " is True, not a whole number"),
+    "no base": (dict(rope_theta=None), "rope_theta is None, not a number"),
     "word for a number": (dict(rope_theta="fast"), "rope_theta is 'fast', not a number"),
     "too large a number": (dict(rope_theta=10**400), "config.json"),
     "not above zero": (
-        dict(rms_norm_eps=float("nan")),
+        dict(norm_eps=float("nan")),
         "norm_eps is nan; it must be a number above 0",
     ),
-    "negative": (dict(n_layers=-1), "layers is -1; it must be"),
-    "million layers": (dict(n_layers=10**6), "layers is 1000000; it must be"),
-    "gigantic": (dict(d_model=10**30), "width is 1000"),
-    "odd heads": (dict(n_heads=5, n_kv_heads=5), "does not split into 5 heads"),
-    "mask outside": (dict(mask_token_id=99), "mask_id is 99"),
+    "negative": (dict(layers=-1), "layers is -1; it must be"),
+    "million layers": (dict(layers=10**6), "layers is 1000000; it must be"),
+    "gigantic": (dict(width=10**30), "width is 1000"),
+    "gigantic vocabulary": (dict(vocab=10**12), "vocab is 1000000000000; it must be"),
+    "odd heads": (dict(heads=5, kv_heads=5), "does not split into 5 heads"),
+    "mask outside": (dict(mask_id=99), "mask_id is 99"),
+    "tied": (
+        dict(weight_tying=True, tie_word_embeddings=True),
+        "True; this engine computes with False alone",
+    ),
+    "other activation": (
+        dict(activation_type="gelu", hidden_act="gelu"),
+        "'gelu'; this engine computes with 'silu' alone",
+    ),
 }
 
 
@@ -173,70 +202,125 @@ def test_a_bad_config_is_refused(folder, kind):
     if content is None:
         path.unlink()
     elif isinstance(content, dict):
-        edit_json(path, **content)
+        keys = KEYS[folder.name]
+        edit_json(path, **{keys.get(field, field): value for field, value in content.items()})
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(folder, says)
 
 
-@pytest.mark.parametrize("key", ["embedding_size", "n_kv_heads"])
-def test_keys_that_llada_leaves_out_have_its_defaults(tmp_path, key):
-    weights.save(small_model(51), tmp_path / "m", torch.float64)
-    edit_json(tmp_path / "m" / "config.json", **{key: ...})
-    assert d2cache.load(str(tmp_path / "m"), "cpu").config.kv_heads == 4
+LLADA_ONLY = {
+    "biases": (dict(include_bias=True), "include_bias True; this engine computes with False"),
+    "biases of q, k, v": (dict(include_qkv_bias=True), "include_qkv_bias True; this engine"),
+    "clipped": (dict(clip_qkv=8.0), "clip_qkv 8.0; this engine computes with None alone"),
+}
+DREAM_ONLY = {
+    "window": (dict(use_sliding_window=True), "use_sliding_window True; this engine computes"),
+    "scaled": (
+        dict(rope_scaling={"type": "linear", "factor": 4.0}),
+        "rope_scaling {'type': 'linear', 'factor': 4.0}; this engine computes with None alone",
+    ),
+    "scaled, newer writers": (
+        dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}),
+        "rope_parameters.rope_type 'yarn'; this engine computes with 'default' alone",
+    ),
+    "blocks": (dict(block_size=32), "block_size 32; this engine computes with None alone"),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llada", k) for k in LLADA_ONLY] + [("dream", k) for k in DREAM_ONLY]
+)
+def test_mathematics_that_is_not_computed_here_is_refused(tmp_path, family, kind):
+    weights.save(small(family), tmp_path / family, torch.float64)
+    changes, says = (LLADA_ONLY if family == "llada" else DREAM_ONLY)[kind]
+    edit_json(tmp_path / family / "config.json", **changes)
+    refused(tmp_path / family, says)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llada", dict(embedding_size=...)), ("llada", dict(n_kv_heads=...)),
+        ("llada", dict(n_kv_heads=None)), ("dream", dict(num_key_value_heads=...)),
+        ("dream", dict(eos_token_id=None)),
+        ("dream", dict(rope_theta=..., rope_parameters={"rope_theta": 100.0})),
+    ],
+)  # fmt: skip
+def test_keys_that_a_writer_leaves_out_have_the_familys_defaults(tmp_path, family, changes):
+    model = small_model(51, **FAMILIES[family].fields)
+    weights.save(model, tmp_path / "m", torch.float64)
+    edit_json(tmp_path / "m" / "config.json", **changes)
+    loaded = d2cache.load(str(tmp_path / "m"), "cpu")
+    assert loaded.config.__dict__ == model.config.__dict__ | {"name": "m"}
 
 
 def shard_of(folder, name):
     return folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
 
 
+def shard_of_k(folder):
+    return shard_of(folder, named(folder, "k"))
+
+
 def without(folder):
-    shard = shard_of(folder, BLOCK + "k_proj.weight")
+    shard = shard_of_k(folder)
     shard.unlink()
     return f"lacks the shard {shard.name}; fetch it again"
 
 
 def truncated(folder):
-    shard = shard_of(folder, BLOCK + "k_proj.weight")
+    shard = shard_of_k(folder)
     shard.write_bytes(shard.read_bytes()[:-100])
-    return f"{shard.name} cannot give"
+    return f"{shard.name} is not readable"
 
 
 def emptied(folder):
-    shard = shard_of(folder, BLOCK + "k_proj.weight")
+    shard = shard_of_k(folder)
     shard.write_bytes(b"")
-    return f"{shard.name} cannot give"
+    return f"{shard.name} is not readable"
 
 
 def lying_header(folder):
-    shard = shard_of(folder, BLOCK + "k_proj.weight")
+    shard = shard_of_k(folder)
     data = shard.read_bytes()
     shard.write_bytes(struct.pack("<Q", 1 << 60) + data[8:])
-    return f"{shard.name} cannot give"
+    return f"{shard.name} is not readable"
 
 
-def lying_size(folder):
-    shard = shard_of(folder, BLOCK + "k_proj.weight")
-    head = json.dumps(
-        {BLOCK + "k_proj.weight": {"dtype": "F64", "shape": [9, 9], "data_offsets": [0, 8]}}
-    ).encode()
-    shard.write_bytes(struct.pack("<Q", len(head)) + head + bytes(8))
-    return f"{shard.name} cannot give"
+def lying_tensor(shape, size, says):
+    """The shard holds one tensor that says it has a shape, and so many bytes."""
+
+    def fault(folder):
+        tensor = {"dtype": "F64", "shape": shape, "data_offsets": [0, size]}
+        head = json.dumps({named(folder, "k"): tensor}).encode()
+        shard_of_k(folder).write_bytes(struct.pack("<Q", len(head)) + head + bytes(8))
+        return says
+
+    return fault
 
 
 def other_tensors(folder):
-    shard = shard_of(folder, BLOCK + "k_proj.weight")
+    shard = shard_of_k(folder)
     save_file({"a": torch.ones(1)}, shard)
     return f"{shard.name} cannot give"
 
 
-def changed(name, edit):
+def a_folder(folder):
+    shard = shard_of_k(folder)
+    shard.unlink()
+    shard.mkdir()
+    return f"{shard.name} is not readable"
+
+
+def changed(part, edit, says="in {folder} has shape"):
     def fault(folder):
-        shard = shard_of(folder, BLOCK + name)
+        name = named(folder, part)
+        shard = shard_of(folder, name)
         tensors = load_file(shard)
-        tensors[BLOCK + name] = edit(tensors[BLOCK + name]).contiguous()
+        tensors[name] = edit(tensors[name]).contiguous()
         save_file(tensors, shard)
-        return "blocks.1."
+        return f"{name} {says.format(folder=folder)}"
 
     return fault
 
@@ -244,18 +328,26 @@ def changed(name, edit):
 def listed(edit, says):
     def fault(folder):
         content = json.loads((folder / INDEX).read_text())
-        edit(content)
+        edit(content, named(folder, "k"))
         (folder / INDEX).write_text(json.dumps(content))
-        return says
+        return says.format(k=named(folder, "k"))
 
     return fault
 
 
 def points(where):
     return listed(
-        lambda c: c["weight_map"].update({BLOCK + "k_proj.weight": where}),
-        f"for {BLOCK}k_proj.weight",
+        lambda content, k: content["weight_map"].update({k: where}),
+        f"points outside its folder for {{k}}: {where!r}",
     )
+
+
+def linked_out(folder):
+    """The shard is a link to a file that would do, elsewhere."""
+    shard = shard_of_k(folder)
+    shard.rename(folder.parent / "elsewhere.safetensors")
+    shard.symlink_to(folder.parent / "elsewhere.safetensors")
+    return f"{shard.name} is a link out of its folder; put the file itself there"
 
 
 def broken_index(folder):
@@ -273,25 +365,36 @@ FAULTS = {
     "shard missing": without,
     "shard truncated": truncated,
     "shard empty": emptied,
+    "shard a folder": a_folder,
     "header size lies": lying_header,
-    "tensor size lies": lying_size,
+    "tensor size lies": lying_tensor([9, 9], 8, "is not readable"),
+    "tensor past the end": lying_tensor([16, 32], 4096, "is not readable"),
+    "tensor size overflows": lying_tensor([1 << 62, 1 << 62], 8, "is not readable"),
     "shard of other tensors": other_tensors,
-    "norm too long": changed("attn_norm.weight", lambda t: torch.cat((t, t))),
-    "matrix turned": changed("ff_out.weight", lambda t: t.T),
-    "one row fewer": changed("up_proj.weight", lambda t: t[1:]),
-    "part too wide": changed("v_proj.weight", lambda t: torch.cat((t, t), 1)),
-    "part flat": changed("k_proj.weight", lambda t: t.flatten()),
-    "part a number": changed("k_proj.weight", lambda t: t[0, 0]),
-    "index broken": broken_index,
-    "index without map": listed(lambda c: c.pop("weight_map"), "has no weight_map"),
-    "map a list": listed(lambda c: c.update(weight_map=[]), "has no weight_map"),
-    "tensor not listed": listed(
-        lambda c: c["weight_map"].pop(BLOCK + "k_proj.weight"), "does not list " + BLOCK
+    "norm too long": changed("norm", lambda t: torch.cat((t, t))),
+    "matrix turned": changed("down", lambda t: t.T),
+    "one row fewer": changed("up", lambda t: t[1:]),
+    "part too wide": changed("v", lambda t: torch.cat((t, t), 1)),
+    "part flat": changed("k", lambda t: t.flatten()),
+    "part a number": changed("k", lambda t: t[0, 0]),
+    "quantized": changed("k", lambda t: t.to(torch.int8), "in {folder} has type I8"),
+    "quantized to eight bits of float": changed(
+        "q", lambda t: t.to(torch.float8_e4m3fn), "in {folder} has type F8_E4M3"
     ),
+    "index broken": broken_index,
+    "index without map": listed(lambda c, k: c.pop("weight_map"), "has no weight_map"),
+    "map a list": listed(lambda c, k: c.update(weight_map=[]), "has no weight_map"),
+    "tensor not listed": listed(lambda c, k: c["weight_map"].pop(k), "does not list {k}"),
     "shard a number": points(3),
     "shard above the folder": points("../outside.safetensors"),
     "shard far away": points("/tmp/outside.safetensors"),
     "shard in a folder": points("sub/x.safetensors"),
+    "shard any file": points("*.safetensors"),
+    "shard of another kind": points("pytorch_model.bin"),
+    "shard the folder": points("."),
+    "shard no name": points(""),
+    "shard with a zero": points("a\0b.safetensors"),
+    "shard a link out": linked_out,
     "no weights": no_weights,
 }
 
@@ -299,16 +402,63 @@ FAULTS = {
 @pytest.mark.parametrize("kind", FAULTS)
 def test_bad_weights_are_refused(folder, kind):
     if "shard above" in kind:  # it is there and would do
-        outside = load_file(shard_of(folder, BLOCK + "k_proj.weight"))
+        outside = load_file(shard_of_k(folder))
         save_file(outside, folder.parent / "outside.safetensors")
     says = FAULTS[kind](folder)
     refused(folder, says)
 
 
-@pytest.mark.parametrize("where", ["..", ".", "", "a\0b"])
-def test_a_shard_that_is_no_file_name_is_refused(folder, where):
-    points(where)(folder)
-    refused(folder)
+@pytest.mark.parametrize("folder", ["llada"], indirect=True)
+@pytest.mark.parametrize("name", ["model.safetensors", INDEX])
+def test_a_folder_for_a_file_is_refused(folder, name):
+    no_weights(folder)
+    (folder / name).mkdir()
+    refused(folder, "needs *.safetensors weights; found none")
+
+
+def test_one_file_that_is_a_link_out_is_refused(folder):
+    as_one_file(folder)
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere.safetensors")
+    refused(folder, "model.safetensors is a link out of its folder")
+
+
+def test_a_link_inside_a_hubs_cache_is_followed(folder, tmp_path):
+    """The hub's cache keeps snapshots/COMMIT/FILE as a link to blobs/HASH."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    for path in folder.iterdir():
+        path.rename(blobs / path.name)
+        (snapshot / path.name).symlink_to(os.path.join("..", "..", "blobs", path.name))
+    assert d2cache.load(str(snapshot), device="cpu").config.family == folder.name
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_its_weights_are_opened(folder):
+    sizes = dict(layers=1000, width=1 << 17, heads=8, kv_heads=8, vocab=1 << 20)
+    keys = KEYS[folder.name]
+    edit_json(folder / "config.json", **{keys[k]: v for k, v in sizes.items()})
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"never read")
+    says = refused(folder, "GB for its weights, and cpu has ", "free some, or take a smaller")
+    assert float(re.search(r"needs ([\d.]+) GB", says)[1]) > 1e5
+
+
+def test_free_memory_is_what_the_system_says():
+    free = weights.free_memory(torch.device("cpu"))
+    assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_progress_goes_from_nothing_to_all_bytes(folder, one_file):
+    if one_file:
+        as_one_file(folder)
+    seen = []
+    model = d2cache.load(str(folder), "cpu", torch.float32, progress=lambda *a: seen.append(a))
+    total = sum(p.nbytes for p in model.parameters())
+    assert {what for what, _, _ in seen} == {"reading"} and {t for _, _, t in seen} == {total}
+    done = [d for _, d, _ in seen]
+    assert done == sorted(done) and done[-1] == total and len(done) == len(model.state_dict())
 
 
 class Payload:
@@ -335,7 +485,9 @@ def test_code_that_a_folder_brings_is_not_run(folder, tmp_path):
     code = f"import os; os.mkdir({str(tmp_path / 'executed')!r})\nclass T: pass\nclass M: pass\n"
     for name in ("modeling_llada.py", "tokenization_x.py", "configuration_llada.py"):
         (folder / name).write_text(code)
-    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling_llada.M"})
+    edit_json(
+        folder / "config.json", auto_map={"AutoModel": "modeling_llada.M"}, trust_remote_code=True
+    )
     write_tokenizer(folder, auto_map={"AutoTokenizer": ["tokenization_x.T", None]})
     d2cache.load(str(folder), device="cpu")
     assert not (tmp_path / "executed").exists()

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from d2cache import weights
+from d2cache import models, weights
 from d2cache.model import CONFIGS, Block, Model, ModelConfig
 from d2cache.teaching.data import (
     ANSWER,
@@ -311,7 +311,7 @@ def train(args) -> None:
             worker.terminate()
         shutil.rmtree(folder, ignore_errors=True)
     if args.problems:
-        fresh = weights.load(str(out), device=str(device))  # what counts is what was saved
+        fresh = models.load(str(out), device=str(device))  # what counts is what was saved
         print(exam_table(fresh, ["none", "d2"], args.problems, seed=args.seed))
 
 
