@@ -29,7 +29,7 @@ class Shadow:
         self.rows = canvas.block_length
         inside = canvas.block & (canvas.position >= canvas.prompt_length)
         target = inside.int().argsort(dim=1, descending=True, stable=True)[:, : self.rows]
-        index = target - model.config.shift
+        index = (target - model.config.shift).clamp_min(0)  # what fills a short block up may be 0
         whole = torch.arange(self.rows, device=index.device).expand_as(index)
         valid = inside.gather(1, target)  # the last block may be short
         own = canvas.own[:, None] & (canvas.position != target[..., None])
