@@ -15,8 +15,8 @@ class Factor(Decoder, key="factor"):
     """Factor decoding (Fast-dLLM, arXiv 2505.22618): the largest n with (n + 1)(1 - c_n) < factor.
 
     c_n is the n-th highest raw confidence: the more are written at once, the surer each must be.
-    When not even one passes, the best `tokens_per_step` are written, ranked with the prior. Public
-    ports of the rule stop one short when every position passes.
+    When fewer than `tokens_per_step` pass, the best of the rest are added, ranked with the prior.
+    Public ports of the rule stop one short when every position passes.
     """
 
     factor: float = knob(1.0, 0.0, 8.0, "bound on (n + 1)(1 - confidence of the n-th)")

@@ -18,7 +18,7 @@ class SlowFast(Decoder, key="slowfast"):
     Slow: write the best `tokens_per_step`, or all candidates of confidence `threshold` if there
     are more, and note the last position whose confidence is above `low`. When that end has
     settled (variance of the last two below 1), or after `cycles` slow steps, run. Fast: up to that
-    end write all candidates of confidence `threshold`, or the best; when nothing masked is left
+    end write all candidates of confidence `threshold`, or the best; when no candidate is left
     before it, scout again. The numbers are the paper's; its code has low 0.3, 6 cycles, 0.9. The
     paper also reuses logits beyond the end, which is a cache's business here.
     """
