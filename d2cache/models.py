@@ -42,7 +42,8 @@ KNOWN = {"tiny": CONFIGS["tiny"]} | {name: CONFIGS[s] for s, names in HUB.items(
 # all that is fetched of a hub repository beside its weights: no code, no pickles
 SMALL_FILES = [
     "config.json", INDEX, FREQUENCY, "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja",
 ]  # fmt: skip
 
 CANVAS = 1024  # positions that the listed memory for K,V is for
