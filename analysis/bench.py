@@ -111,7 +111,7 @@ def main(argv=None) -> int:
     weights = sum(p.nbytes for p in model.parameters())
     floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)
     length = args.prompt_length + args.gen_length
-    full = model.config.flops(length, length, args.gen_length)
+    full = model.config.flops(*model.config.work(length, length, length), args.gen_length)
     machine = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine()
     print(
         f"{model.config.name}, {str(model.dtype)[6:]}, {machine}, "

@@ -5,27 +5,47 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from d2cache import ModelConfig, Trace, Why
+from d2cache import ModelConfig, Part, Trace, Why
 
 
 def steps(trace: Trace) -> pd.DataFrame:
     """One line a denoising step (a run of one row).
 
-    step (from 0), milliseconds (host time), rows (recomputed), hit_rate (share of the canvas
-    whose K,V were reused, 0 to 1), written (tokens), predicted (rows through the LM head),
-    gflops (`ModelConfig.flops` / 1e9), and a column why_NAME per reason of
+    step (from 0), milliseconds (host time), rows (recomputed, mean over the layers), hit_rate
+    (share of the canvas that was not recomputed, 0 to 1), written (tokens), predicted (rows
+    through the LM head), gflops (`ModelConfig.flops` / 1e9), and a column why_NAME per reason of
     `d2cache.Why`: rows recomputed for it (a row may have several).
     """
     config = ModelConfig(**trace.run["shape"])
-    rows, length = trace.recomputed.sum(1), trace.tokens.shape[1]
+    rows, length = trace.recomputed_by_layer.mean(1).sum(1), trace.tokens.shape[1]
     frame = pd.DataFrame({
         "step": np.arange(len(rows)), "milliseconds": 1e3 * trace.seconds, "rows": rows,
         "hit_rate": 1 - rows / length,
         "written": (trace.tokens[1:] != trace.tokens[:-1]).sum(1), "predicted": trace.predicted,
-        "gflops": config.flops(rows, length, trace.predicted) / 1e9,
+        "gflops": config.flops(*trace.work.T, trace.predicted) / 1e9,
     })  # fmt: skip
     for reason in Why:
         frame[f"why_{reason.name.lower()}"] = ((trace.why & int(reason)) > 0).sum(1)
+    return frame
+
+
+def layers(trace: Trace) -> pd.DataFrame:
+    """One line a step and layer (a run of one row): how much was recomputed, how old the rest is.
+
+    step and layer (from 0), rows (recomputed there), evicted (rows left out of its attention),
+    and age_key, age_value, age_attention, age_mlp: mean over the canvas of the steps since that
+    part of a row was last computed there (0: at this step).
+    """
+    rows = trace.recomputed_by_layer.sum(2)
+    steps, count = rows.shape
+    none = np.zeros_like(rows)
+    evicted = none if trace.parts is None else ((trace.parts & Part.EVICTED) > 0).sum(2)
+    frame = pd.DataFrame({
+        "step": np.repeat(np.arange(steps), count), "layer": np.tile(np.arange(count), steps),
+        "rows": rows.ravel(), "evicted": evicted.ravel(),
+    })  # fmt: skip
+    for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP):
+        frame[f"age_{part.name.lower()}"] = trace.age(part).mean(2).ravel()
     return frame
 
 

@@ -42,7 +42,8 @@ def rollout_map(model: Model, trace: Trace, step: int) -> np.ndarray:
     policy = _KeepMaps()
     policy.begin(model, canvas)
     plan = policy.plan(canvas)
-    rows = gather_rows(canvas, plan, model.config.shift, torch.tensor(False, device=model.device))
+    stuck = torch.tensor(False, device=model.device)
+    rows = gather_rows(canvas, plan, model.config.shift, stuck, policy.kv.ids)
     model(canvas.tokens, rows, policy)
     eye = torch.eye(tokens.shape[1], device=model.device)
     product = eye

@@ -50,12 +50,13 @@ class Events:
     def step(
         self, index: int, after: np.ndarray, masked: np.ndarray, written: list,
         confidence: np.ndarray, density: np.ndarray, rollout: np.ndarray | None, why: np.ndarray,
-        rows: int, predicted: int, seconds: float,
+        rows: float, work: np.ndarray, predicted: int, changed: int, seconds: float,
     ) -> list[dict]:  # fmt: skip
         """rec and totals of one step. after (T,) ids; masked (G,) bool before the step; written:
-        (answer position, id, confidence, candidate ids, their probabilities) each."""
+        (answer position, id, confidence, candidate ids, their probabilities) each; rows, work,
+        predicted, changed, seconds as `Totals.add` takes them."""
         p, shape = self.run["prompt_length"], self.run["shape"]
-        self.totals.add(rows, predicted, int(masked.sum()), seconds)
+        self.totals.add(rows, work, predicted, int(masked.sum()), changed, seconds)
         totals = self.totals.report(len(answer_ids(after[p:], shape)))
         seen = np.isfinite(confidence)
         planes = {
@@ -70,7 +71,7 @@ class Events:
         ]  # fmt: skip
         record = {
             "k": "rec", "run": self.key, "seq": self.seq, "s": index,
-            "ms": round(1e3 * seconds, 2), "rows": rows, "w": writes,
+            "ms": round(1e3 * seconds, 2), "rows": _short(rows), "w": writes,
             **{name: _plane(values) for name, values in planes.items()},
         }  # fmt: skip
         self.seq += 1
@@ -102,6 +103,8 @@ def trace_events(trace: Trace, key: str, stored: bool = False) -> list[dict]:
     p, mask_id = trace.prompt_length, trace.run["shape"]["mask_id"]
     events = Events(key, trace.run, trace.text_of)
     has_rollout = not np.isnan(trace.rollout).all()
+    rows = trace.recomputed_by_layer.mean(1).sum(1)
+    changed = (trace.tokens[1:] != trace.tokens[:-1]).sum(1)
     out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
     for s in range(len(trace.seconds)):
         written = [
@@ -112,7 +115,8 @@ def trace_events(trace: Trace, key: str, stored: bool = False) -> list[dict]:
         out += events.step(
             s, trace.tokens[s + 1], trace.tokens[s, p:] == mask_id, written, trace.confidence[s],
             trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s],
-            int(trace.recomputed[s].sum()), int(trace.predicted[s]), float(trace.seconds[s]),
+            float(rows[s]), trace.work[s], int(trace.predicted[s]), int(changed[s]),
+            float(trace.seconds[s]),
         )  # fmt: skip
     return [*out, events.end(*ending(trace))]
 
@@ -166,8 +170,9 @@ class LiveEvents:
         return self.events.step(
             step.index, step.tokens[0].cpu().numpy(),
             step.before.masked[0, p:].cpu().numpy(), written, confidence, density, rollout,
-            step.why[0].cpu().numpy(), int(step.valid.sum()),
-            int(step.plan.predict.sum()), step.seconds,
+            step.why[0].cpu().numpy(), float(step.rows_per_layer[0]),
+            step.work[0].cpu().numpy(), int(step.predicted[0]), int(step.changed[0].sum()),
+            step.seconds,
         )  # fmt: skip
 
     def end(self, status: str, note: str) -> dict:

@@ -1,4 +1,4 @@
-"""python -m d2cache run | compare | models: decode from the command line, list models."""
+"""python -m d2cache run | compare | models | methods: decode and list what there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import d2cache
 from d2cache import models
 from d2cache.decoders import Decoder
 from d2cache.policies import CachePolicy
-from d2cache.registry import knobs, make
+from d2cache.registry import knobs, make, table
 from d2cache.trace import Recorder
 
 
@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m d2cache", description="Decode with a cached diffusion language model."
     )
-    commands = parser.add_subparsers(required=True, metavar="run|compare|models")
+    commands = parser.add_subparsers(required=True, metavar="run|compare|models|methods")
     one = commands.add_parser("run", help="decode one prompt under one policy")
     one.set_defaults(command=run)
     one.add_argument("--policy", default="d2", help=f"one of {_names(CachePolicy)}")
@@ -62,6 +62,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--json", action="store_true", help="end with JSON, a line a run")
         for cls in _everything():
             _knob_flags(sub, cls)
+    tables = commands.add_parser("methods", help="print tables of every policy and decoder")
+    tables.set_defaults(command=list_methods)
     known = commands.add_parser("models", help="list the known models and which fit here")
     known.set_defaults(command=list_models)
     known.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -112,12 +114,19 @@ def _check_flags(args, policies: list[str]) -> None:
             for name, kinds in (
                 (one.name, ("policy", "decoder")), (f"{cls.kind}_{one.name}", (cls.kind,)),
             ):  # fmt: skip
-                known = {k.name for c in chosen if c.kind in kinds for k in knobs(c)}
-                if getattr(args, name) is not None and one.name not in known:
-                    raise ValueError(
-                        f"--{name.replace('_', '-')} is a knob of {cls.kind} {cls.key!r}, which "
-                        "is not chosen here; leave it out or choose that one"
-                    )
+                if getattr(args, name) is None or _owners(chosen, one.name, kinds):
+                    continue
+                owners = " or ".join(
+                    f"{c.kind} {c.key!r}" for c in _owners(_everything(), one.name, kinds)
+                )
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is a knob of {owners}, which is not chosen here; "
+                    "leave it out or choose that one"
+                )
+
+
+def _owners(classes, knob: str, kinds) -> list:
+    return [c for c in classes if c.kind in kinds and knob in {k.name for k in knobs(c)}]
 
 
 def _load(args):
@@ -217,6 +226,13 @@ def compare(args) -> int:
         summary = _summary(model, trace) | {"agreement_vs_none": same}
         card = f"{_card(summary)}, {100 * same:.0f} % of the answer as without a cache\n"
         print(json.dumps(summary) if args.json else card)
+    return 0
+
+
+def list_methods(args) -> int:
+    print(table(CachePolicy, "what it reuses"))
+    print()
+    print(table(Decoder, "what it writes at a step"))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntFlag
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d2cache import ops
+from d2cache.model import ModelConfig
 
 CANDIDATES = 5  # likeliest tokens that are shown and kept for a written position
 
@@ -19,12 +20,25 @@ class Why(IntFlag):
 
     FULL = 1  # a full pass
     CHOSEN = 2  # a masked position likely to be written soon
-    WRITTEN = 4  # written by the step before: its K,V are still those of [MASK]
+    VERIFY = 2  # picked while the layers ran, by a test of what is cached; shares the bit above:
+    # both are chosen by a score, and eight bits hold eight reasons
+    WRITTEN = 4  # changed by the step before: its K,V are still those of the old token
     ROLLOUT = 8  # attention rollout finds it influential
     GAP = 16  # fills a short gap between recomputed rows
     SHIFT = 32  # predicts its right neighbour
     BLOCK = 64  # in the open block
     WINDOW = 128  # near the open block
+
+
+class Part(IntFlag):
+    """What a layer computed for a row; for policies that decide layer by layer."""
+
+    KEY = 1
+    VALUE = 2
+    ATTENTION = 4  # the attention output, query included
+    MLP = 8  # the MLP output: the row went through the whole layer
+    ALL = 15
+    EVICTED = 16  # its K,V were left out of attention
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,10 @@ class Run:
     dtype: str
     shape: dict  # the ModelConfig
     tokenizer: object = None  # gives a trace its token texts; not part of the configuration
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        return ModelConfig(**self.shape)
 
     def settings(self) -> dict:
         """The configuration as plain values, for a trace's header."""
@@ -105,8 +123,11 @@ class Canvas:
         ends = (self.tokens == self.eos_id) & (self.position >= self.prompt_length)
         return (self.masked & (ends.cumsum(1) == 0)).any(1)
 
-    def density(self, sigma: float, as_shipped: bool = False) -> Tensor:
-        """Certainty density (B,T) float32 on this canvas; as_shipped: the public code's padding."""
+    def density(self, sigma: float | Tensor, as_shipped: bool = False) -> Tensor:
+        """Certainty density (B,T) float32 on this canvas; sigma: one, or (B,1) one a row.
+
+        as_shipped: the public code's padding.
+        """
         if as_shipped:
             return ops.certainty_density_as_shipped(self.known, self.prompt_length, sigma)
         return ops.certainty_density(self.known, sigma)
@@ -140,6 +161,8 @@ class Rows:
     one (writing the same K,V twice is exact), and `valid` (B,R) bool counts each once.
     position (B,R): index counted from the row's own first token. head (B,Q): which of the R rows
     predict; target (B,Q): the canvas position each predicts. keys (B,T) bool or None: real keys.
+    fresh (B,F): which of the R rows hold a token id that layer 0 has not seen at their position.
+    wanted, new (B,T) bool: the rows, and the fresh ones among them, on the canvas.
     """
 
     index: Tensor
@@ -148,28 +171,62 @@ class Rows:
     head: Tensor
     target: Tensor
     keys: Tensor | None
-    full: bool
+    full: bool  # all T positions, in their order
+    fresh: Tensor
+    wanted: Tensor
+    new: Tensor
     rope: tuple[Tensor, Tensor] | None = None
+
+    def take(self, at: Tensor) -> Rows:
+        """The rows at `at` (B,N), indices into these R, as rows of their own, none fresh."""
+        cos, sin = (ops.rows_at(t[:, 0], at)[:, None] for t in self.rope)
+        index = self.index.gather(1, at)
+        return replace(self, index=index, full=False, rope=(cos, sin), fresh=at[:, :0])
+
+    def parts(self, i: int) -> Tensor:
+        """(B,T) uint8 of `Part`: what sending these rows through the whole of layer i computes."""
+        keys = self.new if i == 0 else self.wanted
+        through = self.wanted * int(Part.ATTENTION | Part.MLP)
+        return (through + keys * int(Part.KEY | Part.VALUE)).byte()
 
 
 @dataclass(frozen=True)
 class Candidates:
     """What the model proposes: tokens (B,T) int64, confidence (B,T), -inf where none.
 
-    density (B,T): certainty density for the decoder's sigma, None where sigma is 0.
+    confidence: the decoder's certainty, in [0,1]. density (B,T): certainty density for the
+    decoder's sigma, None without a prior. logits (B,Q,V) of `target` (B,Q), after temperature
+    and top-p; computed (B,T) bool: where a prediction was made. noise (B,T): uniform in [0,1),
+    for decoders that draw, else None.
     """
 
     tokens: Tensor
     confidence: Tensor
     density: Tensor | None
+    logits: Tensor
+    target: Tensor
+    computed: Tensor
+    noise: Tensor | None = None
+
+    def plane(self, values: Tensor, blank: float) -> Tensor:
+        """Values (B,Q) of the predictions on the canvas (B,T); `blank` where none was made."""
+        return on_canvas(values, self.target, self.computed, blank)
+
+
+def on_canvas(values: Tensor, target: Tensor, computed: Tensor, blank: float) -> Tensor:
+    """(B,Q) -> (B,T): each value at its target, `blank` where nothing was computed."""
+    plane = torch.zeros(computed.shape, dtype=values.dtype, device=values.device)
+    return plane.scatter(1, target, values).masked_fill(~computed, blank)
 
 
 @dataclass(frozen=True)
 class Step:
     """One finished denoising step. Holds references to tensors that exist anyway: free to make.
 
-    before, after: the canvases; logits (B,Q,V) of `rows.target`. rollout (B,T) or None.
-    seconds: host time from the start of the step to its yield.
+    before, after: the canvases; logits (B,Q,V) of `rows.target`. rollout (B,T) or None. parts
+    (B,L,T) uint8 of `Part` where the policy decides layer by layer, else None. shadow: rows a
+    row of the batch that the decoder sent through the layers besides. seconds: host time from
+    the start of the step to its yield.
     """
 
     run: Run
@@ -181,8 +238,10 @@ class Step:
     logits: Tensor
     candidates: Candidates
     accepted: Tensor  # (B,T) bool
-    rollout: Tensor | None
-    seconds: float
+    rollout: Tensor | None = None
+    parts: Tensor | None = None
+    shadow: int = 0
+    seconds: float = 0.0
 
     @property
     def tokens(self) -> Tensor:
@@ -194,10 +253,58 @@ class Step:
         """(B,T): of each candidate, -inf where none was predicted."""
         return self.candidates.confidence
 
+    @cached_property
+    def changed(self) -> Tensor:
+        """(B,T) bool: positions whose token id this step changed."""
+        return self.after.tokens != self.before.tokens
+
+    @cached_property
+    def recomputed(self) -> Tensor:
+        """(B,T) bool: rows sent through a layer, all of them or some."""
+        if self.parts is not None:
+            return ((self.parts & Part.MLP) > 0).any(1) & self.before.live[:, None]
+        return self.rows.wanted
+
+    @cached_property
+    def rows_per_layer(self) -> Tensor:
+        """(B,) recomputed rows, mean over the layers."""
+        if self.parts is None:
+            return self.valid.sum(1)
+        through = (self.parts & Part.MLP) > 0
+        return through.sum(2).float().mean(1) * self.before.live
+
     @property
+    def predicted(self) -> Tensor:
+        """(B,) int64: rows sent through the LM head."""
+        return (self.plan.predict.sum(1) + self.shadow) * self.before.live
+
+    @cached_property
     def why(self) -> Tensor:
-        """(B,T) uint8 of `Why`."""
-        return self.plan.why
+        """(B,T) uint8 of `Why`: the plan's reasons; SHIFT where a row was needed only to predict
+        its neighbour, VERIFY where the policy picked it while the layers ran."""
+        source = self.rows.wanted & ~self.plan.refresh
+        late = torch.where(source, int(Why.SHIFT), int(Why.VERIFY)).to(torch.uint8)
+        why = torch.where(self.plan.why == 0, late, self.plan.why)
+        return why * self.recomputed
+
+    @cached_property
+    def work(self) -> Tensor:
+        """(B,5) int64: the counts that `ModelConfig.flops` takes."""
+        rows, length = self.valid.sum(1), self.before.own.sum(1)
+        config = self.run.config
+        if self.parts is None:
+            work = config.work(rows, length, self.rows.new.sum(1))
+        else:
+            parts = self.parts * self.before.live[:, None, None]
+            key, value, attention, mlp, evicted = (
+                ((parts & part) > 0).sum(2)
+                for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP, Part.EVICTED)
+            )
+            scores = attention * (length[:, None] - evicted)
+            work = [count.sum(1) for count in (key, value, attention, mlp, scores)]
+        extra = self.shadow * (rows > 0)
+        shadow = config.work(extra, length + self.shadow, extra)
+        return torch.stack([a + b for a, b in zip(work, shadow, strict=True)], dim=1)
 
     @property
     def valid(self) -> Tensor:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from d2cache import ops
-from d2cache.canvas import Candidates, Canvas, Plan, Rows, Run, Step
+from d2cache.canvas import Candidates, Canvas, Plan, Rows, Run, Step, on_canvas
 from d2cache.decoders import Decoder, make_decoder
 from d2cache.model import Model
 from d2cache.policies import CachePolicy, make_policy
+from d2cache.shadow import Shadow
 
 
 def generate(
@@ -35,7 +36,8 @@ def generate(
     when everything before its first end-of-text token is written; what is masked by then stays so.
 
     Each step, numbered as below: 1 the policy plans rows; 2 rows become indices, with the one
-    host sync; 3 the model runs on them; 4 the decoder accepts candidates; 5 the policy observes.
+    host sync; 3 the model runs on them; 4 the decoder accepts candidates, and may mask what it
+    doubts again; 5 the policy observes.
 
     Raises ValueError for bad input at the call, RuntimeError when a step accepts nothing.
     """
@@ -62,37 +64,43 @@ def generate(
 
 @torch.inference_mode()
 def _steps(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
-    if policy.running:
-        raise ValueError("this policy object is in another run; make a second one")
-    policy.running = True
+    for one in (policy, decoder):
+        if one.running:
+            raise ValueError(f"this {one.kind} object is in another run; make a second one")
+    policy.running = decoder.running = True
     try:
         yield from _loop(model, canvas, policy, decoder, seeds, run)
     finally:
-        policy.running = False
+        policy.running = decoder.running = False
 
 
 def _loop(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     stuck = torch.zeros((), dtype=torch.bool, device=model.device)
     policy.begin(model, canvas)
+    decoder.begin(model, canvas)
     while True:
         start = time.perf_counter()
         plan = policy.plan(canvas)  # 1
-        rows = gather_rows(canvas, plan, model.config.shift, stuck)  # 2
+        rows = gather_rows(canvas, plan, model.config.shift, stuck, policy.kv.ids)  # 2
         if rows is None:
             return
         logits = model(canvas.tokens, rows, policy)  # 3
         logits[..., model.config.mask_id] = -torch.inf  # a model may predict [MASK], for ever
+        policy.kv.ids.scatter_(1, rows.index, canvas.tokens.gather(1, rows.index))
         candidates = _candidates(canvas, plan, rows, logits, decoder, randoms)
         accepted = decoder.accept(canvas, candidates)  # 4
         stuck = (canvas.live & ~accepted.any(1)).any()
-        after = replace(
-            canvas, tokens=torch.where(accepted, candidates.tokens, canvas.tokens),
-            step=canvas.step + 1,
-        )  # fmt: skip
+        tokens = torch.where(accepted, candidates.tokens, canvas.tokens)
+        shadow = Shadow(model, policy.kv, canvas)
+        doubted = decoder.revise(canvas, accepted, shadow)
+        if doubted is not None:
+            tokens = torch.where(doubted, canvas.mask_id, tokens)
+        after = replace(canvas, tokens=tokens, step=canvas.step + 1)
         step = Step(
-            run, canvas.step, canvas, after, plan, rows, logits, candidates, accepted, None, 0.0
-        )
+            run, canvas.step, canvas, after, plan, rows, logits, candidates, accepted,
+            parts=policy.parts, shadow=shadow.rows,
+        )  # fmt: skip
         policy.observe(after, step)  # 5
         yield replace(step, rollout=policy.rollout, seconds=time.perf_counter() - start)
         canvas = after
@@ -168,15 +176,20 @@ def _row_seeds(seed, batch: int) -> tuple[int, ...]:
     return seeds
 
 
-def gather_rows(canvas: Canvas, plan: Plan, shift: int, stuck: Tensor) -> Rows | None:
-    """Masks to indices, with the step's one host sync; None when nothing is left to write."""
+def gather_rows(canvas: Canvas, plan: Plan, shift: int, stuck: Tensor, ids: Tensor) -> Rows | None:
+    """Masks to indices, with the step's one host sync; None when nothing is left to write.
+
+    ids (B,T): the token id that layer 0 last saw at each position.
+    """
     live = canvas.live[:, None]
     # the logits that predict position j stand at row j - shift
     source = plan.predict.roll(-shift, 1) & live
     wanted = (plan.refresh & live) | source
-    rows, all_rows, heads, left, stalled = torch.stack(
-        (wanted.sum(1).amax(), wanted.sum(1).amin(), source.sum(1).amax(), live.sum(), stuck)
-    ).tolist()
+    fresh = wanted & (canvas.tokens != ids)
+    rows, all_rows, heads, changed, left, stalled = torch.stack((
+        wanted.sum(1).amax(), wanted.sum(1).amin(), source.sum(1).amax(), fresh.sum(1).amax(),
+        live.sum(), stuck,
+    )).tolist()  # fmt: skip
     if stalled:
         raise RuntimeError(
             f"step {canvas.step - 1} wrote nothing: the decoder must accept at least one "
@@ -184,42 +197,40 @@ def gather_rows(canvas: Canvas, plan: Plan, shift: int, stuck: Tensor) -> Rows |
         )
     if not left:
         return None
-    index, valid = _indices(wanted, rows)
-    at, _ = _indices(source, heads)
+    index, valid = ops.indices(wanted, rows)
+    at, _ = ops.indices(source, heads)
+    new, _ = ops.indices(fresh, changed)
     rank = wanted.cumsum(1) - 1
     full = all_rows == canvas.tokens.shape[1]
     return Rows(
         index=index, valid=valid, position=(index - canvas.start[:, None]).clamp_min(0),
         head=rank.gather(1, at).clamp_min(0), target=at + shift,
         keys=canvas.own if canvas.padded else None, full=full,
+        fresh=rank.gather(1, new).clamp_min(0), wanted=wanted, new=fresh,
     )  # fmt: skip
-
-
-def _indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Positions of a mask (B,T) in rising order, (B,count); short rows repeat their first."""
-    order = mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
-    valid = mask.gather(1, order)
-    return torch.where(valid, order, order[:, :1]), valid
 
 
 def _candidates(canvas, plan, rows, logits, decoder, randoms) -> Candidates:
     """Logits of the predicting rows -> candidates on the canvas (B,T)."""
-    uniform = None
-    if decoder.temperature > 0:
+
+    def draw() -> Tensor:
         # one number a position and step, whatever rows are computed: batch mates change nothing
         gen = canvas.tokens.shape[1] - canvas.prompt_length
         drawn = torch.stack([torch.rand(gen, generator=g) for g in randoms])
-        at = (rows.target - canvas.prompt_length).clamp_min(0)
-        uniform = drawn.to(logits.device, non_blocking=True).gather(1, at)
-    tokens, confidence = ops.choose_tokens(logits, decoder.temperature, decoder.top_p, uniform)
+        drawn = torch.nn.functional.pad(drawn, (canvas.prompt_length, 0))
+        return drawn.to(logits.device, non_blocking=True)
+
+    logits = ops.temper(logits, decoder.temperature, decoder.top_p)
+    uniform = draw().gather(1, rows.target) if decoder.temperature > 0 else None
+    tokens, probability = ops.choose_tokens(logits, uniform)
     computed = plan.predict & canvas.live[:, None]
-    blank = torch.zeros_like(canvas.tokens, dtype=confidence.dtype)
-    confidence = blank.scatter(1, rows.target, confidence)
-    confidence = torch.where(computed, confidence, -torch.inf)
+    certainty = decoder.certainty(logits, probability)
+    confidence = on_canvas(certainty, rows.target, computed, -torch.inf)
     if plan.as_shipped:
         confidence = confidence.masked_fill(canvas.masked & ~computed, 1 / logits.shape[-1])
-    tokens = torch.zeros_like(canvas.tokens).scatter(1, rows.target, tokens)
-    density = None
-    if decoder.sigma > 0:
-        density = canvas.density(decoder.sigma, decoder.as_shipped or plan.as_shipped)
-    return Candidates(tokens, confidence, density)
+    return Candidates(
+        tokens=torch.zeros_like(canvas.tokens).scatter(1, rows.target, tokens),
+        confidence=confidence, density=decoder.prior(canvas, plan.as_shipped),
+        logits=logits, target=rows.target, computed=computed,
+        noise=draw() if decoder.draws else None,
+    )  # fmt: skip

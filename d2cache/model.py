@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2cache.families import FAMILIES
+from d2cache.ops import rows_at
 
 if TYPE_CHECKING:
     from d2cache.canvas import Rows
@@ -81,16 +82,27 @@ class ModelConfig:
     def head_width(self) -> int:
         return self.width // self.heads
 
-    def flops(self, rows, length, predicted):
-        """Floating-point operations of one step (2 per multiply-add), matrix products only.
+    def work(self, rows, keys, fresh) -> tuple:
+        """What `rows` rows through every layer compute: see `flops` for the five counts.
 
-        rows: recomputed rows, length: keys each row attends to, predicted: rows through the LM
-        head; numbers or arrays. Norms, rotations and the choice of tokens are not counted.
+        keys: how many keys each row attends to. fresh: rows whose token id is new; layer 0's K,V
+        depend on id and position alone, so only theirs are made there. Numbers, arrays or tensors.
         """
-        kv = self.kv_heads * self.head_width
-        weights = 2 * self.width * self.width + 2 * self.width * kv + 3 * self.width * self.mlp
-        per_row = self.layers * (2 * weights + 4 * length * self.width)
-        return rows * per_row + 2 * predicted * self.width * self.vocab
+        whole = self.layers * rows
+        return whole - rows + fresh, whole - rows + fresh, whole, whole, whole * keys
+
+    def flops(self, keys, values, attention, mlp, scores, predicted):
+        """Floating-point operations of a step (2 per multiply-add), matrix products only.
+
+        Counts of rows x layers whose K, V, attention output and MLP output were computed, of
+        query-key pairs that met, and of rows through the LM head; numbers or arrays. Norms,
+        rotations and the choice of tokens are not counted.
+        """
+        d, kv = self.width, self.kv_heads * self.head_width
+        projections = (keys + values) * d * kv + 2 * attention * d * d
+        return 2 * (
+            projections + 2 * scores * d + 3 * mlp * d * self.mlp + predicted * d * self.vocab
+        )
 
 
 CONFIGS = {
@@ -132,9 +144,37 @@ class Block(nn.Module):
         q, k = rotate(qk, rope).split((c.heads, c.kv_heads), dim=1)
         return q, k, v
 
+    def query(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """(B,R,d) -> q (B,H,R,D) alone, rotated."""
+        return rotate(self._heads(x, 0, self.config.heads), rope)
+
+    def key_value(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(B,R,d) -> k (rotated), v (B,Hkv,R,D) alone."""
+        c = self.config
+        k, v = self._heads(x, c.heads, c.heads + 2 * c.kv_heads).chunk(2, dim=1)
+        return rotate(k, rope), v
+
+    def value(self, x: Tensor) -> Tensor:
+        """(B,R,d) -> v (B,Hkv,R,D) alone."""
+        c = self.config
+        return self._heads(x, c.heads + c.kv_heads, c.heads + 2 * c.kv_heads)
+
+    def _heads(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Heads first to last of q, k, v in a line, (B,last-first,R,D), not rotated."""
+        width = self.config.head_width
+        part = slice(first * width, last * width)
+        bias = self.qkv_proj.bias
+        y = F.linear(
+            self.attn_norm(x), self.qkv_proj.weight[part], None if bias is None else bias[part]
+        )
+        return y.unflatten(-1, (-1, width)).transpose(1, 2)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
-        """q (B,H,R,D) over all k, v (B,Hkv,T,D) -> (B,R,d); keys (B,T) bool marks real ones."""
-        mask = None if keys is None else keys[:, None, None]
+        """q (B,H,R,D) over all k, v (B,Hkv,T,D) -> (B,R,d).
+
+        keys, (B,T) or a row of its own for each query (B,R,T) bool, says which keys count.
+        """
+        mask = None if keys is None else keys[:, None] if keys.dim() == 3 else keys[:, None, None]
         grouped = self.config.heads != self.config.kv_heads
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return self.project_out(y)
@@ -150,12 +190,17 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Embedding, blocks, norm and LM head. `tokenizer` is attached by `d2cache.load`."""
+    """Embedding, blocks, norm and LM head.
+
+    `d2cache.load` attaches `tokenizer` and `frequency`: share of each token id in a corpus, (V,)
+    float, or None where the folder has none.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.tokenizer = None
+        self.frequency: Tensor | None = None
         self.embed = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -179,8 +224,7 @@ class Model(nn.Module):
         rows = replace(rows, rope=self.rotary(rows.position))
         for i, block in enumerate(self.blocks):
             x = policy.block(i, block, x, rows)
-        x = x.gather(1, rows.head[..., None].expand(-1, -1, x.shape[-1]))
-        return self.head(self.norm(x))
+        return self.head(self.norm(rows_at(x, rows.head)))
 
     def rotary(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """positions (B,R) -> cos and sin, each (B,1,R,D/2), in the model's dtype."""

@@ -13,12 +13,14 @@ import torch
 from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.weights import (
+    FREQUENCY,
     INDEX,
     ONE_FILE,
     Progress,
     free_memory,
     no_weights,
     read_config,
+    read_frequency,
     read_tokenizer,
     read_weights,
     weight_map,
@@ -39,8 +41,9 @@ KNOWN = {"tiny": CONFIGS["tiny"]} | {name: CONFIGS[s] for s, names in HUB.items(
 
 # all that is fetched of a hub repository beside its weights: no code, no pickles
 SMALL_FILES = [
-    "config.json", INDEX, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "config.json", INDEX, FREQUENCY, "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja",
 ]  # fmt: skip
 
 CANVAS = 1024  # positions that the listed memory for K,V is for
@@ -72,7 +75,7 @@ def load(
     state = read_weights(folder, config, device, dtype, progress)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False).eval()
-    model.tokenizer = tokenizer
+    model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
     return model
 
 

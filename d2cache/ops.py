@@ -8,20 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WIDEST = 40.0  # positions: the largest sigma that may differ from row to row
 
-def certainty_density(known: Tensor, sigma: float) -> Tensor:
+
+def certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
     """Share of a Gaussian window around each position that lies on known positions.
 
     known (B,T) bool -> (B,T) float32 in [0,1]. d2Cache (arXiv 2509.23094) Eq. 3: a sum over
     known positions j of exp(-(i-j)^2 / 2 sigma^2), here divided by the window's whole mass and
-    cut off at 6 sigma; nothing lies beyond the edges. sigma in positions.
+    cut off no nearer than 6 sigma; nothing lies beyond the edges. sigma in positions: one number,
+    or a tensor (B,1) with one of at most WIDEST a row.
     """
-    radius = math.ceil(6 * sigma)
+    radius = math.ceil(6 * (WIDEST if isinstance(sigma, Tensor) else sigma))
     lag = torch.arange(-radius, radius + 1, device=known.device, dtype=torch.float64)
     window = torch.exp(-(lag**2) / (2 * sigma**2))
+    window = (window / window.sum(-1, keepdim=True)).expand(known.shape[0], -1)
     # float64: short, and a GPU would otherwise round a convolution to 10 bits
-    total = F.conv1d(known[:, None].double(), (window / window.sum())[None, None], padding=radius)
-    return total[:, 0].float()
+    total = F.conv1d(known[None].double(), window[:, None], padding=radius, groups=len(known))
+    return total[0].float()
 
 
 def certainty_density_as_shipped(known: Tensor, prompt_length: int, sigma: float) -> Tensor:
@@ -37,6 +41,19 @@ def certainty_density_as_shipped(known: Tensor, prompt_length: int, sigma: float
     return torch.cat((torch.ones_like(prompt, dtype=density.dtype), density), dim=1)
 
 
+def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions of a mask (B,T) in rising order, (B,count), and which of them count (B,count):
+    a row with fewer repeats its first, for writing the same thing twice is exact."""
+    order = mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+    valid = mask.gather(1, order)
+    return torch.where(valid, order, order[:, :1]), valid
+
+
+def rows_at(x: Tensor, at: Tensor) -> Tensor:
+    """x (B,T,d), at (B,N) int64 -> its rows there, (B,N,d)."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     """(B,T) bool: the k highest eligible scores above -inf; ties go to the leftmost position.
 
@@ -46,6 +63,18 @@ def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     top = score.sort(dim=1, descending=True, stable=True)
     picked = torch.zeros_like(eligible).scatter_(1, top.indices[:, :k], True)
     return picked & (score > float("-inf"))
+
+
+def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """(B,T) bool: the k eligible rows of lowest cosine similarity between two stores.
+
+    new, old (B,Hkv,T,D): heads are joined. dLLM-Cache's V-verify (arXiv 2506.06295). What did not
+    move at all comes last, whatever rounding makes of its cosine; ties go to the left.
+    """
+    new, old = (v.transpose(1, 2).flatten(2) for v in (new, old))
+    wide = torch.promote_types(new.dtype, torch.float32)
+    similarity = F.cosine_similarity(new.to(wide), old.to(wide), dim=-1)
+    return top_k_mask(-similarity.masked_fill((new == old).all(-1), 2), eligible, k)
 
 
 def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:
@@ -110,13 +139,15 @@ def fill_gaps(selected: Tensor, width: int) -> Tensor:
 def attention_map(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention that keeps its map: -> outputs (B,H,R,D), head-averaged weights (B,R,T).
 
-    q (B,H,R,D), k and v (B,Hkv,T,D), keys (B,T) bool or None. Softmax in at least float32.
+    q (B,H,R,D), k and v (B,Hkv,T,D), keys (B,T) or (B,R,T) bool or None. Softmax in at least
+    float32.
     """
     if k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if keys is not None:
-        score = score.masked_fill(~keys[:, None, None], float("-inf"))
+        keys = keys[:, None] if keys.dim() == 3 else keys[:, None, None]
+        score = score.masked_fill(~keys, float("-inf"))
     weight = score.softmax(-1, dtype=torch.promote_types(score.dtype, torch.float32))
     return weight.to(v.dtype) @ v, weight.mean(1)
 
@@ -137,31 +168,38 @@ def rollout_mass(maps: list[Tensor], rows: Tensor, valid: Tensor, length: int) -
     return mass
 
 
-def choose_tokens(
-    logits: Tensor, temperature: float, top_p: float, uniform: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Logits (B,Q,V) -> tokens (B,Q) int64 and their probability (B,Q), without a host sync.
-
-    temperature 0 takes the likeliest token; otherwise `uniform` (B,Q) in [0,1) picks from the
-    distribution by its inverse. top_p < 1 first keeps the smallest set with at least that mass.
-    """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    logits = logits.to(wide)
+def temper(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Logits (B,Q,V) as they are chosen from, in at least float32: divided by a temperature above
+    0, and with top_p < 1 all but the smallest set of at least that mass at -inf."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature > 0:
         logits = logits / temperature
-    if top_p < 1:
-        logits = _truncate(logits, top_p)
-    if temperature == 0:
+    return _truncate(logits, top_p) if top_p < 1 else logits
+
+
+def choose_tokens(logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits (B,Q,V) -> tokens (B,Q) int64 and their probability (B,Q), without a host sync.
+
+    uniform None takes the likeliest token; otherwise `uniform` (B,Q) in [0,1) picks from the
+    distribution by its inverse.
+    """
+    if uniform is None:
         top = logits.max(-1)
         return top.indices, (top.values - logits.logsumexp(-1)).exp()
     prob = logits.softmax(-1)
     # the last token of positive probability catches a uniform that rounding puts past the end
     total = prob.cumsum(-1)
-    target = (uniform[..., None] * total[..., -1:]).to(wide)
+    target = (uniform[..., None] * total[..., -1:]).to(prob.dtype)
     token = torch.searchsorted(total, target, right=True)
     last = prob.shape[-1] - 1 - (prob.flip(-1) > 0).int().argmax(-1, keepdim=True)
     token = torch.minimum(token, last)
     return token[..., 0], prob.gather(-1, token)[..., 0]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy (B,Q) in nats of each distribution, from logits (B,Q,V) that may hold -inf."""
+    log = logits.log_softmax(-1)
+    return -torch.xlogy(log.exp(), log.exp()).sum(-1)
 
 
 def _truncate(logits: Tensor, top_p: float) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import MISSING, dataclass, field, fields
+import re
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 
 
 def knob(default, low, high, help: str):
@@ -50,6 +51,7 @@ class Registered:
     key: str
     kind: str  # "policy" or "decoder", for messages
     registry: dict[str, type]
+    running: bool = False  # a run holds this object's state
 
     def __init_subclass__(cls, key: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -87,6 +89,29 @@ def describe(registry: dict[str, type]) -> list[dict]:
         first, _, rest = (cls.__doc__ or "").strip().partition("\n")
         entries.append({"name": name, "paper": first, "help": rest.strip(), "knobs": knobs(cls)})
     return entries
+
+
+def table(base, says: str) -> str:
+    """A Markdown table of the policies or decoders: key, method with its paper, what it does (under
+    the heading `says`), and the knobs that not all of them share, with their defaults.
+
+    Raises ValueError for a docstring that does not begin with "METHOD (arXiv NUMBER): WHAT.".
+    """
+    lines = [f"| name | method | {says} | knobs |", "| --- | --- | --- | --- |"]
+    common = [(k.name, k.default) for k in knobs(base)] if is_dataclass(base) else []
+    for entry in describe(base.registry):
+        match = re.fullmatch(r"(.+?) \(.*?arXiv (\d{4}\.\d{5}).*?\): (.+)\.", entry["paper"])
+        if not match:
+            raise ValueError(
+                f"the docstring of {entry['name']!r} begins {entry['paper']!r}; it must begin "
+                "'METHOD (arXiv NUMBER): WHAT.'"
+            )
+        method, number, what = match.groups()
+        own = [k for k in entry["knobs"] if (k.name, k.default) not in common]
+        own = ", ".join(f"`{one.name}` {one.default}" for one in own)
+        link = f"[{number}](https://arxiv.org/abs/{number})"
+        lines.append(f"| `{entry['name']}` | {method}, {link} | {what} | {own} |")
+    return "\n".join(lines)
 
 
 def make(registry: dict[str, type], kind: str, name, settings: dict):

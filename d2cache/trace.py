@@ -14,15 +14,16 @@ import torch
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
-from d2cache.canvas import CANDIDATES, Canvas, Run, Step
+from d2cache.canvas import CANDIDATES, Canvas, Part, Run, Step
 from d2cache.model import ModelConfig
 
-SCHEMA = "d2cache-trace/1"
+SCHEMA = "d2cache-trace/2"
 LARGEST = 1 << 26  # bytes of a trace file that is still opened
 MOST_CELLS = 1 << 22  # steps x positions that are still opened
 LONGEST_TEXT = 256  # characters of a token
 
-# name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions, K candidates
+# name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions,
+# K candidates, L layers, W counts of work
 ARRAYS = {
     "tokens": (np.int64, "CT"),
     "step_of_token": (np.int32, "G"),
@@ -31,11 +32,14 @@ ARRAYS = {
     "rollout": (np.float32, "ST"),
     "recomputed": (np.bool_, "ST"),
     "why": (np.uint8, "ST"),
+    "parts": (np.uint8, "SLT"),
+    "work": (np.int64, "SW"),
     "predicted": (np.int32, "S"),
     "seconds": (np.float64, "S"),
     "candidates": (np.int64, "GK"),
     "candidate_confidence": (np.float32, "GK"),
 }
+OPTIONAL = ("parts",)  # None in runs of policies that do not decide layer by layer
 
 
 @dataclass
@@ -48,8 +52,11 @@ class Trace:
     confidence           (S,G)   float32  of the candidate, -inf where none was predicted
     density              (S,G)   float32  certainty density before the step's writes, in [0,1]
     rollout              (S,T)   float32  attention-rollout column mass, sums to T; NaN if none
-    recomputed           (S,T)   bool     rows sent through the layers
+    recomputed           (S,T)   bool     rows sent through a layer, all of them or some
     why                  (S,T)   uint8    bit set of `d2cache.Why`, 0 where K,V were reused
+    parts                (S,L,T) uint8    bit set of `d2cache.Part`: what each layer computed for
+                                          each row; None where every layer computes `recomputed`
+    work                 (S,5)   int64    the counts that `ModelConfig.flops` takes
     predicted            (S,)    int32    rows sent through the LM head
     seconds              (S,)    float64  host time of each step
     candidates           (G,5)   int64    likeliest tokens at the step that wrote the position
@@ -68,7 +75,9 @@ class Trace:
     seconds: np.ndarray
     candidates: np.ndarray
     candidate_confidence: np.ndarray
+    work: np.ndarray
     header: dict
+    parts: np.ndarray | None = None
 
     @staticmethod
     def record(steps: Iterable[Step]) -> Trace:
@@ -99,6 +108,8 @@ class Trace:
         cut = {}
         for name, (_, axes) in ARRAYS.items():
             value = getattr(self, name)
+            if value is None:
+                continue
             if name != "seconds":  # one clock for the batch
                 value = value[b] if axes[0] == "G" else value[:, b]
             if axes[0] in "SC":
@@ -119,13 +130,33 @@ class Trace:
         return answer_ids(self.tokens[-1, self.prompt_length :], self.run["shape"])
 
     @property
+    def recomputed_by_layer(self) -> np.ndarray:
+        """(S,L,T) bool: rows that went through each layer whole."""
+        self._single("recomputed_by_layer")
+        if self.parts is not None:
+            return (self.parts & Part.MLP) > 0
+        steps, length = self.recomputed.shape
+        shape = (steps, self.run["shape"]["layers"], length)
+        return np.broadcast_to(self.recomputed[:, None], shape)
+
+    def age(self, part: Part) -> np.ndarray:
+        """(S,L,T) int32: steps since each layer last computed this part of each row, 0 for this
+        step, -1 if it never did. K, V, attention and MLP output of one row may differ in age."""
+        done = self.recomputed_by_layer if self.parts is None else (self.parts & part) > 0
+        step = np.arange(len(done), dtype=np.int32)[:, None, None]
+        last = np.maximum.accumulate(np.where(done, step, -1), axis=0)
+        return np.where(last < 0, -1, step - last)
+
+    @property
     def totals(self) -> dict:
         """Numbers of the whole run: see `Totals`."""
         self._single("totals")
         config = ModelConfig(**self.run["shape"])
         masked = (self.tokens[:-1, self.prompt_length :] == config.mask_id).sum(1)
+        changed = (self.tokens[1:] != self.tokens[:-1]).sum(1)
         totals = Totals(config, self.tokens.shape[1])
-        totals.add(self.recomputed.sum(1), self.predicted, masked, self.seconds)
+        rows = self.recomputed_by_layer.sum((1, 2)) / config.layers
+        totals.add(rows, self.work, self.predicted, masked, changed, self.seconds)
         return totals.report(len(self.answer))
 
     def _single(self, what: str):
@@ -135,7 +166,8 @@ class Trace:
     def save(self, path) -> None:
         """One safetensors file: the arrays, and the header as JSON in its metadata."""
         self._single("save")
-        arrays = {n: np.ascontiguousarray(getattr(self, n)) for n in ARRAYS}
+        present = [n for n in ARRAYS if getattr(self, n) is not None]
+        arrays = {n: np.ascontiguousarray(getattr(self, n)) for n in present}
         for name in ("tokens", "candidates"):  # ids are short; half the file
             arrays[name] = arrays[name].astype(np.int32)
         arrays["recomputed"] = arrays["recomputed"].astype(np.uint8)
@@ -180,23 +212,29 @@ class Totals:
     """What a run cost so far; every number of a run is defined here.
 
     answer_tokens: answer tokens before the first end-of-text token. tokens_per_second: those
-    over the seconds of all steps. hit_rate: share of rows, over all steps, whose cached K,V were
-    reused. flops: `ModelConfig.flops` of what was computed; flops_none: of every row at every
-    one of these steps; flops_vs_none: their ratio.
+    over the seconds of all steps. hit_rate: share of rows, over all steps and layers, that were
+    not recomputed. flops: `ModelConfig.flops` of what was computed; flops_none: of every row at
+    every one of these steps, with the same exact savings; flops_vs_none: their ratio.
     """
 
     def __init__(self, config: ModelConfig, length: int):
         self.config, self.length = config, length
-        self.steps = self.rows = 0
-        self.seconds = self.flops = self.flops_none = 0.0
+        self.steps, self.fresh = 0, length
+        self.rows = self.seconds = self.flops = self.flops_none = 0.0
 
-    def add(self, rows, predicted, masked, seconds) -> None:
-        """One step, or arrays (S,) of steps: recomputed rows, LM-head rows, masks, seconds."""
+    def add(self, rows, work, predicted, masked, changed, seconds) -> None:
+        """One step, or arrays (S,) of steps: recomputed rows (mean over the layers), work (5,) or
+        (S,5), LM-head rows, masks before, token ids changed, seconds."""
         self.steps += np.size(seconds)
-        self.rows += int(np.sum(rows))
+        self.rows += float(np.sum(rows))
         self.seconds += float(np.sum(seconds))
-        self.flops += float(np.sum(self.config.flops(rows, self.length, predicted)))
-        self.flops_none += float(np.sum(self.config.flops(self.length, self.length, masked)))
+        flops = self.config.flops
+        self.flops += float(np.sum(flops(*np.moveaxis(np.asarray(work), -1, 0), predicted)))
+        # without a cache, layer 0 meets new ids where the step before wrote
+        fresh = np.append(self.fresh, changed)
+        whole = self.config.work(self.length, self.length, fresh[:-1])
+        self.flops_none += float(np.sum(flops(*whole, masked)))
+        self.fresh = int(fresh[-1])
 
     def report(self, answer_tokens: int) -> dict:
         return {
@@ -225,12 +263,12 @@ class Recorder:
             self.run, self.canvas = step.run, step.before
         rows, live = step.rows, step.before.live
         top, share = step.likeliest
-        once = step.valid.to(torch.uint8)
         kept = {
             "tokens": step.tokens, "confidence": step.confidence,
             "density": density_of(step), "rollout": step.rollout,
-            "recomputed": torch.zeros_like(step.why).scatter_add_(1, rows.index, once) > 0,
-            "why": step.why * live[:, None], "predicted": step.plan.predict.sum(1) * live,
+            "recomputed": step.recomputed, "why": step.why, "work": step.work,
+            "parts": None if step.parts is None else step.parts * live[:, None, None],
+            "predicted": step.predicted,
             "seconds": step.seconds, "accepted": step.accepted,
             "target": rows.target, "top": top, "share": share,
         }  # fmt: skip
@@ -247,7 +285,9 @@ class Recorder:
         def stacked(name: str) -> np.ndarray:
             return torch.stack(columns[name]).cpu().numpy()
 
-        arrays = {name: stacked(name) for name in ("recomputed", "why")}
+        arrays = {name: stacked(name) for name in ("recomputed", "why", "work")}
+        if columns["parts"][0] is not None:
+            arrays["parts"] = stacked("parts")
         arrays["tokens"] = torch.stack([canvas.tokens, *columns["tokens"]]).cpu().numpy()
         arrays["predicted"] = stacked("predicted").astype(np.int32)
         arrays["seconds"] = np.array(columns["seconds"])
@@ -262,8 +302,8 @@ class Recorder:
         arrays["candidates"], arrays["candidate_confidence"] = self._candidates(written, p)
         start = canvas.start.tolist()
         if len(start) == 1:
-            for name, (_, axes) in ARRAYS.items():
-                whole = arrays[name]
+            for name, whole in arrays.items():
+                axes = ARRAYS[name][1]
                 if axes[0] == "G":
                     arrays[name] = whole[0]
                 elif name != "seconds":
@@ -378,8 +418,11 @@ def _checked_arrays(arrays: dict[str, np.ndarray], run: dict) -> dict[str, np.nd
     steps = len(arrays["seconds"]) if arrays["seconds"].ndim == 1 else 0
     if not 1 <= steps <= MOST_CELLS // (p + g):
         raise ValueError(f"it has {steps} steps, 1 to {MOST_CELLS // (p + g)} are allowed")
-    sizes = {"T": p + g, "G": g, "K": CANDIDATES, "S": steps, "C": steps + 1}
-    for name, (dtype, axes) in ARRAYS.items():
+    sizes = {
+        "T": p + g, "G": g, "K": CANDIDATES, "S": steps, "C": steps + 1, "L": config.layers, "W": 5,
+    }  # fmt: skip
+    present = {n: kind for n, kind in ARRAYS.items() if n in arrays or n not in OPTIONAL}
+    for name, (dtype, axes) in present.items():
         shape = tuple(sizes[a] for a in axes)
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, {shape} is needed")
@@ -388,13 +431,14 @@ def _checked_arrays(arrays: dict[str, np.ndarray], run: dict) -> dict[str, np.nd
     for name, low, high in (
         ("tokens", 0, config.vocab - 1), ("candidates", 0, config.vocab - 1),
         ("step_of_token", -1, steps - 1), ("density", 0, 1.001), ("seconds", 0, 1e6),
-        ("candidate_confidence", 0, 1.001), ("predicted", 0, p + g), ("why", 0, 255),
-        ("recomputed", 0, 1),
+        ("candidate_confidence", 0, 1.001), ("predicted", 0, 2 * (p + g)), ("why", 0, 255),
+        ("recomputed", 0, 1), ("work", 0, 2 * config.layers * (2 * (p + g)) ** 2),
+        *((("parts", 0, 31),) if "parts" in present else ()),
     ):  # fmt: skip
         # written so that a NaN fails too
         if not ((arrays[name] >= low) & (arrays[name] <= high)).all():
             raise ValueError(f"{name} has values outside {low} to {high}")
-    clean = {name: arrays[name].astype(dtype) for name, (dtype, _) in ARRAYS.items()}
+    clean = {name: arrays[name].astype(dtype) for name, (dtype, _) in present.items()}
     confidence = clean["confidence"]
     if not (np.isneginf(confidence) | ((confidence >= 0) & (confidence <= 1.001))).all():
         raise ValueError("confidence has values that are neither -inf nor in 0 to 1")

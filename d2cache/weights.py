@@ -16,6 +16,7 @@ from d2cache.model import Model, ModelConfig
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
+FREQUENCY = "frequency.safetensors"  # how often each token occurs in a corpus
 
 NUMBERS = ("F64", "F32", "F16", "BF16")  # types of stored weights; others are packed or scaled
 
@@ -301,6 +302,23 @@ def read_tokenizer(folder: Path, config: ModelConfig):
             f"ids up to {config.vocab - 1} and mask {config.mask_id}: take the model's own"
         )
     return tokenizer
+
+
+def read_frequency(folder: Path, config: ModelConfig) -> Tensor | None:
+    """Share of each token id in a corpus, (V,) float32, or None when the folder has no such file;
+    ValueError when it is none."""
+    if not (folder / FREQUENCY).is_file():
+        return None
+    try:
+        share = _open(folder, FREQUENCY).get_tensor("frequency")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / FREQUENCY} lacks the tensor 'frequency'") from error
+    if share.shape != (config.vocab,) or not share.is_floating_point() or not (share >= 0).all():
+        raise ValueError(
+            f"{folder / FREQUENCY} has shape {tuple(share.shape)} and type {share.dtype}; it must "
+            f"be ({config.vocab},) numbers of 0 or more"
+        )
+    return share.float()
 
 
 def save(model: Model, folder: Path, dtype: torch.dtype, shard_bytes: int = 9_000_000) -> None:

@@ -24,9 +24,21 @@ KNOBS = {
         dict(current_k=2, rollout_p=0.3, sigma=3.0, inflate_w=3),
         dict(current_k=3, rollout_p=0.1, sigma=3.0, as_shipped=True),
     ],
+    "dllm": [
+        dict(kp=5, kr=3), dict(kp=4, kr=50, rho=0.5, first_layer=True), dict(kp=3, kr=4, rho=0.0),
+    ],
+    "dkv": [dict(reload=4)],
+    "elastic": [dict(beta=3), dict(beta=4, gamma=0.99)],
+    "sparse": [dict(keep_ratio=0.4)],
+    "window": [dict(before=2, after=2, warmup=2), dict(before=1, after=0, warmup=0, every=3)],
 }  # fmt: skip
 POLICIES = [(p["name"], knobs) for p in d2cache.policies() for knobs in KNOBS.get(p["name"], [{}])]
-DECODER_KNOBS = {"threshold": dict(threshold=0.35)}
+# knobs under which a decoder's rule really acts on a random model
+DECODER_KNOBS = {
+    "threshold": dict(threshold=0.35), "factor": dict(factor=3.0), "eb": dict(gamma=1.0),
+    "klass": dict(kl=1.0, threshold=0.3), "slowfast": dict(threshold=0.4, low=0.3, cycles=3),
+    "wino": dict(wide_in=0.35, narrow_out=0.5),
+}  # fmt: skip
 DECODERS = [d["name"] for d in d2cache.decoders()]
 
 
@@ -73,7 +85,11 @@ def full_pass(model, tokens):
     canvas = Canvas(tokens, torch.zeros(batch), 1, length, model.config.mask_id, 0)
     policy = d2cache.make_policy("none")
     policy.begin(model, canvas)
-    rows = Rows(every, torch.ones_like(every).bool(), every, every, every, keys=None, full=True)
+    whole = torch.ones_like(every).bool()
+    rows = Rows(
+        every, whole, every, every, every, keys=None, full=True, fresh=every, wanted=whole,
+        new=whole,
+    )  # fmt: skip
     return model(tokens, rows, policy)
 
 

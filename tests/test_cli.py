@@ -161,7 +161,7 @@ BAD = {
     ),
     "knob of another decoder": (
         ["run", "--threshold", "0.5"],
-        "--threshold is a knob of decoder 'threshold', which is not chosen here",
+        "or decoder 'threshold', which is not chosen here",
     ),
     "knob of no compared policy": (["compare", "--policies", "none", "--current-k", "3"], "'d2'"),
     "no answer": (["run", "--gen-length", "0"], "gen_length is 0; it must be a whole number"),

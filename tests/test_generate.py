@@ -17,7 +17,7 @@ from lab import (
 )
 
 import d2cache
-from d2cache.canvas import Plan
+from d2cache.canvas import Part, Plan, Why
 from d2cache.generate import gather_rows, open_canvas
 from d2cache.policies import CachePolicy
 
@@ -28,12 +28,13 @@ def ids(pair):
     return pair[0] + "".join(f"-{k}{v}" for k, v in pair[1].items())
 
 
-MODES = ["greedy", "sampled", "blocks", "stop_at_eos", "stop_in_blocks", "grouped"]
-# every policy in every mode under one decoder, and every decoder in two modes over two policies
-PAIRS = [(p, "confidence", m) for p in POLICIES for m in MODES] + [
-    (p, d, m) for p in POLICIES if p[0] in ("none", "d2") and "inflate_w" not in p[1]
-    for d in DECODERS if d != "confidence" for m in ("sampled", "stop_in_blocks")
-]  # fmt: skip
+MODES = ["greedy", "sampled", "blocks", "stop_at_eos", "stop_in_blocks", "shifted"]
+# every policy in every mode under one decoder, every decoder sampled, and every pair of both
+PAIRS = (
+    [(p, "confidence", m) for p in POLICIES for m in MODES]
+    + [(p, d, "sampled") for p in POLICIES if p[0] == "none" for d in DECODERS if d != "confidence"]
+    + [(p, d, "stop_in_blocks") for p in POLICIES for d in DECODERS if d != "confidence"]
+)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,8 @@ def test_batch_mates_and_padding_change_nothing(policy, decoder, mode):
     gen, settings, seeds = 10, {}, [5, 6, 7]
     lengths = (4, 7, 5)
     prompts = [random_prompt(n, n) for n in lengths]
-    model = small_model(3, kv_heads=2 if mode == "grouped" else 4)
+    shifted = dict(shift=1, kv_heads=2, qkv_bias=True)  # Dream's shape
+    model = small_model(3, **(shifted if mode == "shifted" else {}))
     if mode == "sampled":
         knobs |= dict(temperature=0.9, top_p=0.9)
     if mode in ("blocks", "stop_in_blocks"):
@@ -67,15 +69,15 @@ def test_batch_mates_and_padding_change_nothing(policy, decoder, mode):
         for mine, own in zip(together, alone, strict=False):
             assert torch.equal(mine.accepted[b, start:], own.accepted[0])
             assert torch.equal(mine.after.tokens[b, start:], own.after.tokens[0])
-            assert torch.equal(mine.plan.why[b, start:], own.plan.why[0])
-            assert not mine.plan.why[b, :start].any(), "padding is never recomputed"
+            assert torch.equal(mine.why[b, start:], own.why[0])
+            assert not mine.why[b, :start].any(), "padding is never recomputed"
         for mine in together[steps:]:
             assert torch.equal(mine.after.tokens[b, start:], alone[-1].after.tokens[0])
         same_trace(trace.row(b), d2cache.Trace.record(iter(alone)))
 
 
 def same_trace(mine, own):
-    for name in ("tokens", "step_of_token", "recomputed", "why", "predicted"):
+    for name in ("tokens", "step_of_token", "recomputed", "why", "predicted", "work"):
         np.testing.assert_array_equal(getattr(mine, name), getattr(own, name), err_msg=name)
     for name in ("confidence", "density", "rollout", "candidate_confidence"):
         np.testing.assert_allclose(
@@ -98,7 +100,7 @@ def test_rows_of_a_batch_that_end_early_do_not_disturb_the_others(policy):
         lengths.add(len(alone))
         assert torch.equal(together[-1].after.tokens[b], alone[-1].after.tokens[0])
         for step in together[len(alone) :]:
-            assert not step.rows.valid[b].any(), "a row that has ended is computed no more"
+            assert not step.recomputed[b].any(), "a row that has ended is computed no more"
         for rows in (trace.recomputed, trace.why, trace.predicted):
             assert rows[: len(alone), b].any() and not rows[len(alone) :, b].any()
     assert len(lengths) > 1, "guard: the rows must end at different steps"
@@ -160,47 +162,89 @@ def test_blocks_are_written_one_after_the_other(policy, decoder):
     assert (steps[-1].after.tokens != SMALL.mask_id).all()
 
 
+FAMILIES = [{}, dict(shift=1, kv_heads=2, qkv_bias=True)]
+
+
+@pytest.mark.parametrize("changes", FAMILIES, ids=["llada", "dream"])
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
-def test_exactly_the_planned_rows_of_keys_and_values_change(policy):
-    model = small_model(11)
+def test_exactly_the_rows_that_the_step_tells_of_change(policy, changes):
+    model = small_model(11, **changes)
     prompts = [random_prompt(n, n) for n in LENGTHS]
     made = d2cache.make_policy(policy[0], **policy[1])
     # blocks keep a default d2 from computing everything
     steps = d2cache.generate(model, prompts, made, gen_length=12, block_length=6)
-    old_k = old_v = None
+    old = None
     for step in steps:
-        planned = torch.zeros_like(step.accepted)
-        for b in range(len(prompts)):
-            planned[b, step.rows.index[b][step.rows.valid[b]]] = True
-        assert torch.equal(planned, step.plan.why > 0)
-        assert torch.equal(planned, step.plan.refresh | step.plan.predict)
-        if old_k is not None:
-            for new, old in ((made.kv.k, old_k), (made.kv.v, old_v)):
-                changed = (new != old).any(-1).any(2)  # (L,B,T)
-                assert not changed[:, ~planned].any(), "a row outside the plan was written"
-                for layer in changed[1:]:
-                    assert torch.equal(layer, planned), "a planned row was left stale"
-        old_k, old_v = made.kv.k.clone(), made.kv.v.clone()
+        parts = step.parts
+        if parts is None:
+            parts = torch.stack([step.rows.parts(i) for i in range(3)], dim=1)
+        through = ((parts & Part.MLP) > 0) & step.before.live[:, None, None]
+        assert torch.equal(step.recomputed, through.any(1))
+        assert torch.equal(step.why > 0, step.recomputed), "every recomputed row has a reason"
+        sources = step.plan.predict.roll(-model.config.shift, 1)
+        if step.parts is None:
+            assert torch.equal(step.recomputed, step.plan.refresh | sources)
+            assert torch.equal(step.why[step.plan.refresh], step.plan.why[step.plan.refresh])
+            assert (step.why[sources & ~step.plan.refresh] == int(Why.SHIFT)).all()
+        unplanned = step.recomputed & ~(step.plan.refresh | sources)
+        assert (step.why[unplanned] == int(Why.VERIFY)).all()
+        if old is not None:
+            for store, part, before in zip(
+                (made.kv.k, made.kv.v), (Part.KEY, Part.VALUE), old, strict=True
+            ):
+                changed = (store != before).any(-1).any(2).transpose(0, 1)  # (B,L,T)
+                told = (parts & part) > 0
+                assert not (changed & ~told).any(), "a row that the step does not tell of changed"
+                # what dllm tests and elastic renews may turn out not to have moved at all
+                if policy[0] not in ("dllm", "elastic"):
+                    assert torch.equal(changed, told), "a row that it tells of was left stale"
+        old = made.kv.k.clone(), made.kv.v.clone()
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
-def test_planned_rows_are_overwritten_before_anything_reads_them(policy, monkeypatch):
+def test_planned_rows_are_overwritten_before_anything_reads_them(policy):
     """Poison every row that is about to be recomputed: nothing may change."""
     model = small_model(11, kv_heads=2)
     prompts = [random_prompt(n, n) for n in LENGTHS]
     clean = run(model, prompts, policy, gen_length=12)
     made = d2cache.make_policy(policy[0], **policy[1])
     plan = made.plan
+    layers = slice(0, 1 if policy[1].get("first_layer") else None)  # there its plan speaks of one
 
     def poisoned(canvas):
         planned = plan(canvas)
+        sure = planned.why > 0
         for store in (made.kv.k, made.kv.v):
-            store[:, planned.refresh[:, None].expand(-1, 2, -1)] = 1e3
+            store[layers, sure[:, None].expand(-1, 2, -1)] = 1e3
+        made.kv.ids[sure] = -1  # layer 0 keeps what it has while a token stays
         return planned
 
-    monkeypatch.setattr(made, "plan", poisoned)
+    made.plan = poisoned
     poisoned_steps = run(model, prompts, made, gen_length=12)
-    assert_same_confidence(confidences(poisoned_steps), confidences(clean), 0.0)
+    assert_same_confidence(confidences(poisoned_steps), confidences(clean), 1e-12)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=ids)
+def test_layer_0_keeps_the_keys_and_values_of_a_token_that_stays(policy):
+    """Exactly: as if every row were new to it at every step; and it does less work."""
+    model, prompt = small_model(11), random_prompt(6)
+    kept = run(model, prompt, policy, gen_length=12, block_length=6)
+    made = d2cache.make_policy(policy[0], **policy[1])
+    plan = made.plan
+
+    def forgetful(canvas):
+        if policy[0] == "dllm":
+            return plan(canvas)  # its V-verify asks what moved
+        made.kv.ids.fill_(-1)
+        return plan(canvas)
+
+    made.plan = forgetful
+    again = run(model, prompt, made, gen_length=12, block_length=6)
+    assert_same_confidence(confidences(kept), confidences(again), 1e-12)
+    work = [sum(step.work[0, :2].sum() for step in steps) for steps in (kept, again)]
+    assert work[0] < work[1] or policy[0] == "dllm"
+    for step in kept[1:]:
+        assert int(step.rows.new.sum()) <= 1, "one token was written, one is new"
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
@@ -232,7 +276,8 @@ def test_rows_are_the_refreshed_and_the_sources_of_predictions(shift):
         predict[:, 8] = True
         refresh = torch.rand(3, 16, generator=rng) < 0.3
         plan = Plan(predict, refresh, predict.byte())
-        rows = gather_rows(canvas, plan, shift, torch.tensor(False))
+        ids = torch.where(torch.rand(3, 16, generator=rng) < 0.5, canvas.tokens, -1)
+        rows = gather_rows(canvas, plan, shift, torch.tensor(False), ids)
         for b in range(3):
             source = {j - shift for j in predict[b].nonzero().flatten().tolist()}
             want = source | set(refresh[b].nonzero().flatten().tolist())
@@ -241,6 +286,11 @@ def test_rows_are_the_refreshed_and_the_sources_of_predictions(shift):
             assert set(rows.target[b].tolist()) == {j + shift for j in source}
             at = rows.index[b][rows.head[b]]
             assert (at + shift).tolist() == rows.target[b].tolist()
+            assert rows.wanted[b].nonzero().flatten().tolist() == sorted(want)
+            new = {j for j in want if ids[b, j] != canvas.tokens[b, j]}
+            assert set(rows.new[b].nonzero().flatten().tolist()) == new
+            if new:
+                assert set(rows.index[b][rows.fresh[b]].tolist()) == new
 
 
 @pytest.mark.parametrize(

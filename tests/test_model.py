@@ -24,9 +24,12 @@ from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.weights import parameter_names
 
-PLAIN = ["none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold"]
-CACHED = ["prefix", "dual", "d2_as_shipped", "d2_as_shipped_inflate4"]
-RUNS = [("llada", name) for name in PLAIN + CACHED] + [("dream", name) for name in PLAIN]
+RUNS = [
+    (family, name) for family in FAMILIES for name in (
+        "none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold", "none_margin",
+        "prefix", "dual", "dllm_8_4_25", "dllm_1_1", "d2_as_shipped", "d2_as_shipped_inflate4",
+    )
+]  # fmt: skip
 
 
 @functools.cache
@@ -63,14 +66,19 @@ def test_runs_are_those_of_the_public_d2cache_code(family, name):
     if "threshold" in want:
         decoder = d2cache.make_decoder("threshold", threshold=want["threshold"], **knobs)
     else:
+        rule = "margin" if want.get("alg") == "topk_margin" else "confidence"
         written = want.get("num_transfer_tokens", 1)
-        decoder = d2cache.make_decoder("confidence", tokens_per_step=written, **knobs)
-    policy = want["cache"]
-    if policy == "d2":
-        policy = d2cache.make_policy(
-            "d2", current_k=want["current_k"], rollout_p=want["rollout_p"],
+        decoder = d2cache.make_decoder(rule, tokens_per_step=written, **knobs)
+    settings = {
+        "d2": lambda: dict(
+            current_k=want["current_k"], rollout_p=want["rollout_p"],
             sigma=want["cache_sigma"], inflate_w=want["inflate_w"], as_shipped=True,
-        )  # fmt: skip
+        ),
+        "dllm": lambda: dict(kp=want["kp"], kr=want["kr"], rho=want["rou"], first_layer=True),
+        "prefix": lambda: dict(as_shipped=True),
+        "dual": lambda: dict(as_shipped=True),
+    }.get(want["cache"], dict)  # fmt: skip
+    policy = d2cache.make_policy(want["cache"], **settings())
     prompt = tensors["forward/all_masked/tokens"][0, :p]
     trace = d2cache.Trace.record(
         d2cache.generate(
@@ -83,9 +91,14 @@ def test_runs_are_those_of_the_public_d2cache_code(family, name):
     }
     assert trace.tokens[-1, p:].tolist() == saved["tokens"].tolist()
     assert trace.step_of_token.tolist() == saved["step_of_token"].tolist()
-    assert torch.equal(torch.from_numpy(trace.recomputed), saved["recomputed"])
+    if want["cache"] == "dllm":  # its rows differ from layer to layer; layer 0 has all of them
+        assert saved["recomputed"].all() and trace.recomputed_by_layer[:, 0].all()
+        assert want["kp"] == 1 or not trace.recomputed_by_layer[:, 1].all()
+    else:
+        assert torch.equal(torch.from_numpy(trace.recomputed), saved["recomputed"])
     if name == "dual":  # the public code reads 1/V where it computed nothing; that is no prediction
-        unseen = ~saved["recomputed"][:, p:]
+        row = p - model.config.shift
+        unseen = ~saved["recomputed"][:, row : row + meta["gen_length"]]
         blank = saved["confidence"][unseen]
         assert torch.all((blank == -torch.inf) | (blank == 1 / meta["vocab"]))
         saved["confidence"][unseen] = -torch.inf
@@ -193,8 +206,10 @@ def test_flops_count_every_matrix_product():
     one = 2 * rows * 8 * (8 + 4 + 4) + 2 * rows * 8 * 8  # q, k, v; out
     one += 2 * 2 * 2 * rows * length * 4  # scores and sums, 2 heads of width 4
     one += 3 * 2 * rows * 8 * 12  # gate, up, down
-    assert c.flops(rows, length, predicted) == 2 * one + 2 * predicted * 8 * 60
-    full = CONFIGS["llada-8b"].flops(1, 1, 0) / 2
+    first = 2 * (rows - 2) * 8 * (4 + 4)  # layer 0 keeps the k and v of the other three
+    assert c.flops(*c.work(rows, length, rows), predicted) == 2 * one + 2 * predicted * 8 * 60
+    assert c.flops(*c.work(rows, length, 2), 0) == 2 * one - first
+    full = CONFIGS["llada-8b"].flops(*CONFIGS["llada-8b"].work(1, 1, 1), 0) / 2
     assert math.isclose(full, 6.98e9, rel_tol=0.01), "weights of LLaDA's layers, about 7 billion"
 
 

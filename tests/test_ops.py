@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from lab import naive_density
@@ -177,9 +178,13 @@ def test_rollout_is_the_dense_product_with_repeats_counted_once(seed):
     )
 
 
+def choose(logits, temperature, top_p, uniform):
+    return ops.choose_tokens(ops.temper(logits, temperature, top_p), uniform)
+
+
 def test_greedy_choice_is_the_likeliest_token_and_its_probability():
     logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    token, share = ops.choose_tokens(logits, 0.0, 1.0, None)
+    token, share = choose(logits, 0.0, 1.0, None)
     whole = logits.exp() / logits.exp().sum(-1, keepdim=True)
     assert torch.equal(token, whole.argmax(-1))
     torch.testing.assert_close(share, whole.max(-1).values, rtol=0, atol=1e-12)
@@ -194,21 +199,21 @@ def test_top_p_keeps_the_smallest_set_with_that_mass_and_shares_it_anew(top_p):
     count = next(c for c in range(1, 9) if sum(whole[i] for i in order[:c]) >= top_p)
     kept = order[:count]
     uniform = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[None]
-    token, share = ops.choose_tokens(logits.expand(1, n, 8), 1.0, top_p, uniform)
+    token, share = choose(logits.expand(1, n, 8), 1.0, top_p, uniform)
     assert set(token[0].tolist()) <= set(kept)
     mass = sum(whole[i] for i in kept)
     for i in kept:
         assert abs((token == i).double().mean() - whole[i] / mass) < 2 / n
         assert (share[token == i] - whole[i] / mass).abs().max() < 1e-12
-    _, greedy = ops.choose_tokens(logits[None, None], 0.0, top_p, None)
+    _, greedy = choose(logits[None, None], 0.0, top_p, None)
     assert abs(greedy.item() - whole.max() / mass) < 1e-12
 
 
 def test_top_p_at_exactly_the_mass_takes_no_more():
     logits = torch.tensor([[[0.5, 0.25, 0.125, 0.125]]], dtype=torch.float64).log()
-    _, share = ops.choose_tokens(logits, 0.0, 0.5, None)
+    _, share = choose(logits, 0.0, 0.5, None)
     assert abs(share.item() - 1.0) < 1e-12
-    _, share = ops.choose_tokens(logits, 0.0, 0.51, None)
+    _, share = choose(logits, 0.0, 0.51, None)
     assert abs(share.item() - 2 / 3) < 1e-12
 
 
@@ -217,7 +222,7 @@ def test_sampling_follows_the_tempered_distribution(temperature):
     rng = torch.Generator().manual_seed(3)
     logits, n = torch.randn(6, generator=rng, dtype=torch.float64), 20000
     uniform = torch.rand(1, n, generator=rng, dtype=torch.float64)
-    token, share = ops.choose_tokens(logits.expand(1, n, 6), temperature, 1.0, uniform)
+    token, share = choose(logits.expand(1, n, 6), temperature, 1.0, uniform)
     want = (logits / temperature).exp() / (logits / temperature).exp().sum()
     count = torch.bincount(token[0], minlength=6).double()
     chi_square = ((count - n * want) ** 2 / (n * want)).sum()
@@ -228,12 +233,65 @@ def test_sampling_follows_the_tempered_distribution(temperature):
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
 def test_a_token_of_no_probability_is_never_sampled(uniform):
     logits = torch.tensor([[[-torch.inf, 0.0, -torch.inf, 0.1, -torch.inf]]])
-    token, share = ops.choose_tokens(logits, 1.0, 1.0, torch.tensor([[uniform]]))
+    token, share = choose(logits, 1.0, 1.0, torch.tensor([[uniform]]))
     assert token.item() in (1, 3) and share.item() > 0
 
 
 def test_choices_are_made_in_float32_when_the_model_is_coarser():
     logits = torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    _, share = ops.choose_tokens(logits, 0.0, 1.0, None)
+    _, share = choose(logits, 0.0, 1.0, None)
     want = logits.double().softmax(-1).max()
     assert share.dtype == torch.float32 and abs(share.item() / want - 1) < 1e-5
+
+
+def test_entropy_is_that_of_the_distribution_and_banned_tokens_add_nothing():
+    rng = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, 3, 9, generator=rng, dtype=torch.float64)
+    logits[:, :, 4] = -torch.inf
+    share = logits.softmax(-1).numpy()
+    kept = share[share > 0].reshape(2, 3, 8)
+    np.testing.assert_allclose(ops.entropy(logits), -(kept * np.log(kept)).sum(-1), atol=1e-12)
+    one_left = torch.tensor([[[-torch.inf, 3.0, -torch.inf]]])
+    assert ops.entropy(one_left).item() == 0
+    even = ops.entropy(torch.zeros(1, 1, 7)).item()
+    assert abs(even - np.log(7)) < 1e-6
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 6])
+def test_rows_that_moved_most_have_the_lowest_cosine_over_all_heads(k):
+    rng = torch.Generator().manual_seed(k)
+    old, new = torch.randn(2, 3, 2, 8, 4, generator=rng, dtype=torch.float64)
+    new = old + 0.3 * new
+    new[:, :, 2] = old[:, :, 2]  # did not move
+    new[:, :, 5] = 3 * old[:, :, 5]  # longer, same direction: cosine 1
+    eligible = torch.arange(8) >= torch.tensor([[1], [0], [3]])
+    picked = ops.moved_most(new, old, eligible, k)
+    for b in range(3):
+        a, z = (v[b].transpose(0, 1).reshape(8, 8).numpy() for v in (new, old))
+        cosine = (a * z).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(z, axis=1)
+        cosine[2] = 2
+        order = sorted(np.flatnonzero(eligible[b].numpy()), key=lambda i: cosine[i])
+        assert set(picked[b].nonzero().flatten().tolist()) == set(order[:k])
+
+
+def test_rows_that_did_not_move_tie_to_the_left():
+    """In float32 the cosine of equal vectors is not always the same number."""
+    same = torch.randn(1, 2, 50, 16, generator=torch.Generator().manual_seed(0))
+    picked = ops.moved_most(same, same.clone(), torch.ones(1, 50, dtype=torch.bool), 7)
+    assert picked[0].nonzero().flatten().tolist() == list(range(7))
+
+
+def test_indices_rise_and_short_rows_repeat_their_first():
+    mask = torch.tensor([[0, 1, 0, 1, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()
+    index, valid = ops.indices(mask, 3)
+    assert index[:2].tolist() == [[1, 3, 4], [3, 3, 3]]
+    assert valid.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+
+
+@pytest.mark.parametrize("widths", [(1.0, 7.5, 40.0), (3.0, 3.0, 3.0)])
+def test_density_with_a_width_of_its_own_in_each_row(widths):
+    known = torch.rand(3, 60, generator=torch.Generator().manual_seed(2)) < 0.4
+    got = ops.certainty_density(known, torch.tensor(widths)[:, None])
+    for b, sigma in enumerate(widths):
+        want = ops.certainty_density(known[b : b + 1], sigma)
+        torch.testing.assert_close(got[b : b + 1], want, rtol=0, atol=1e-7)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import d2cache
-from d2cache.__main__ import parse
+from d2cache.__main__ import main, parse
+from d2cache.registry import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,14 +44,16 @@ def test_the_example_policy_is_a_cache_known_everywhere(example):
     assert 0 < cached.totals["hit_rate"] and not np.allclose(cached.confidence, none.confidence)
 
 
-@pytest.mark.parametrize("entries", [d2cache.policies(), d2cache.decoders()])
-def test_every_policy_and_decoder_is_in_the_tables(entries):
-    for entry in entries:
-        line = next(x for x in README.splitlines() if x.startswith(f"| `{entry['name']}`"))
-        assert re.search(r"\d{4}\.\d{5}", entry["paper"] + line)
-    d2 = next(x for x in README.splitlines() if x.startswith("| `d2`"))
-    for one in next(p for p in d2cache.policies() if p["name"] == "d2")["knobs"]:
-        assert f"`{one.name}`" in d2
+@pytest.mark.parametrize("base", [d2cache.CachePolicy, d2cache.Decoder])
+def test_the_tables_of_methods_are_those_of_the_registries(base):
+    """`python -m d2cache methods` prints what to put here."""
+    heading = "what it reuses" if base is d2cache.CachePolicy else "what it writes at a step"
+    assert table(base, heading) in README
+
+
+def test_the_methods_command_prints_them(capsys):
+    assert main(["methods"]) == 0
+    assert all(line in README for line in capsys.readouterr().out.splitlines())
 
 
 def test_requirements_are_pinned_inside_the_ranges_of_the_package():

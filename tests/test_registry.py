@@ -1,6 +1,7 @@
 """Knobs and registries: what is allowed, and a new file known everywhere without another edit."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from lab import random_prompt, run, small_model
@@ -8,7 +9,7 @@ from lab import random_prompt, run, small_model
 import d2cache
 from d2cache.decoders import Decoder
 from d2cache.policies import CachePolicy
-from d2cache.registry import knobs
+from d2cache.registry import Registered, knob, knobs, table
 
 ALL = [(d2cache.make_policy, p) for p in d2cache.policies()] + [
     (d2cache.make_decoder, d) for d in d2cache.decoders()
@@ -146,3 +147,34 @@ def test_a_name_that_another_file_has_is_refused(registries):
 def test_a_decoder_without_a_rule_says_so_when_used():
     with pytest.raises(NotImplementedError):
         Decoder.accept(d2cache.make_decoder("confidence"), None, None)
+
+
+def test_a_table_shows_method_paper_and_the_knobs_that_not_all_share():
+    @dataclass
+    class Base(Registered):
+        registry: ClassVar[dict] = {}
+        kind: ClassVar[str] = "thing"
+        shared: int = knob(1, 0, 9, "every thing has it")
+        moved: int = knob(2, 0, 9, "and this")
+
+    @dataclass
+    class One(Base, key="one"):
+        """Method One (as in Someone, arXiv 1234.56789): what it does.
+
+        More.
+        """
+
+        moved: int = knob(5, 0, 9, "another default")
+        own: float = knob(0.5, 0, 1, "its own")
+
+    text = table(Base, "what").splitlines()
+    assert text[0] == "| name | method | what | knobs |"
+    link = "[1234.56789](https://arxiv.org/abs/1234.56789)"
+    assert text[2] == f"| `one` | Method One, {link} | what it does | `moved` 5, `own` 0.5 |"
+
+    @dataclass
+    class Vague(Base, key="vague"):
+        """Does something."""
+
+    with pytest.raises(ValueError, match="the docstring of 'vague' begins 'Does something.'"):
+        table(Base, "what")

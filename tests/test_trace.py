@@ -25,9 +25,11 @@ from lab import (
 from safetensors.numpy import load_file, save_file
 
 import d2cache
+from d2cache import Decoder, Part
 from d2cache.trace import ARRAYS, Recorder, Trace
 
 D2 = ("d2", dict(current_k=3, rollout_p=0.15, sigma=3.0))
+DLLM = ("dllm", dict(kp=4, kr=3))
 PROMPT, GEN = random_prompt(6), 10
 
 
@@ -86,10 +88,19 @@ def test_a_trace_replays_the_live_run(policy, decoder):
         live = step.candidates.confidence[0, p:].numpy()
         np.testing.assert_array_equal(trace.confidence[i], live.astype(np.float32))
         assert trace.seconds[i] == step.seconds >= 0
-        assert trace.predicted[i] == int(step.plan.predict.sum())
-        np.testing.assert_array_equal(trace.why[i], step.plan.why[0].numpy())
+        assert trace.predicted[i] == int(step.plan.predict.sum()) + step.shadow
+        np.testing.assert_array_equal(trace.why[i], step.why[0].numpy())
+        np.testing.assert_array_equal(trace.recomputed[i], step.recomputed[0].numpy())
+        np.testing.assert_array_equal(trace.work[i], step.work[0].numpy())
+        if step.parts is None:
+            assert trace.parts is None
+        else:
+            np.testing.assert_array_equal(trace.parts[i], step.parts[0].numpy())
         known = (trace.tokens[i] != SMALL.mask_id).tolist()
-        if not policy[1].get("as_shipped"):
+        if decoder == "adaptive":  # it shows the prior that it used
+            used = step.candidates.density[0, p:]
+            np.testing.assert_allclose(trace.density[i], used, atol=1e-6, rtol=0)
+        elif not policy[1].get("as_shipped"):
             want = naive_density(known, 2.5)[p:]
             np.testing.assert_allclose(trace.density[i], want, atol=1e-6, rtol=0)
         if step.rollout is None:
@@ -105,7 +116,8 @@ def test_a_trace_replays_the_live_run(policy, decoder):
         assert trace.tokens[-1, p + j] != SMALL.mask_id
         if not policy[1].get("as_shipped"):
             assert trace.candidates[j, 0] == trace.tokens[-1, p + j], "greedy takes the first"
-            assert abs(trace.candidate_confidence[j, 0] - trace.confidence[s, j]) < 1e-6
+            if Decoder.registry[decoder].certainty is Decoder.certainty:
+                assert abs(trace.candidate_confidence[j, 0] - trace.confidence[s, j]) < 1e-6
             logits = steps[s].logits[0, steps[s].rows.target[0].tolist().index(p + j)]
             best = logits.softmax(-1).topk(5)
             assert trace.candidates[j].tolist() == best.indices.tolist()
@@ -128,7 +140,7 @@ def test_rows_without_rollout_are_not_numbers_and_a_decoder_may_take_several():
     assert np.bincount(trace.step_of_token).tolist() == [3, 3, 3, 1]
 
 
-@pytest.mark.parametrize("policy", [D2, "none"], ids=["d2", "none"])
+@pytest.mark.parametrize("policy", [D2, "none", DLLM], ids=["d2", "none", "dllm"])
 def test_a_saved_trace_loads_as_it_was(tmp_path, policy):
     model = small_model(40)
     model.tokenizer = Words()
@@ -137,6 +149,9 @@ def test_a_saved_trace_loads_as_it_was(tmp_path, policy):
     loaded = Trace.load(tmp_path / "run.safetensors")
     for name, (dtype, _) in ARRAYS.items():
         mine, other = getattr(trace, name), getattr(loaded, name)
+        if mine is None:
+            assert other is None and name == "parts"
+            continue
         assert mine.dtype == other.dtype == dtype, name
         np.testing.assert_array_equal(mine, other, err_msg=name)
     assert loaded.header == json.loads(json.dumps(trace.header))
@@ -154,6 +169,10 @@ def hand_made(tokens, recomputed, predicted, seconds, eos=58):
     trace.header["run"] |= {"shape": shape, "prompt_length": 2, "gen_length": 3}
     trace.tokens, trace.recomputed = np.array(tokens), np.array(recomputed, bool)
     trace.predicted, trace.seconds = np.array(predicted), np.array(seconds)
+    changed = np.append(5, (trace.tokens[1:-1] != trace.tokens[:-2]).sum(1))
+    rows = trace.recomputed.sum(1)
+    kv = 2 * rows + changed  # two layers, and the new ids at the first
+    trace.work = np.stack([kv, kv, 3 * rows, 3 * rows, 15 * rows], axis=1)
     return trace
 
 
@@ -166,8 +185,9 @@ def test_totals_of_a_run_counted_by_hand():
     assert totals["steps"] == 3 and totals["seconds"] == 1.0
     assert totals["answer_tokens"] == 2 and totals["tokens_per_second"] == 2.0
     assert abs(totals["hit_rate"] - 5 / 15) < 1e-12
-    assert totals["flops"] == 10 * per_row + 5 * head
-    assert totals["flops_none"] == 15 * per_row + (3 + 2 + 1) * head
+    kept = 2 * 2 * 32 * 32  # k and v of a row at layer 0, where its token is not new
+    assert totals["flops"] == 10 * per_row - (10 - 5 - 1 - 1) * kept + 5 * head
+    assert totals["flops_none"] == 15 * per_row - (15 - 5 - 1 - 1) * kept + (3 + 2 + 1) * head
     assert totals["flops_vs_none"] == totals["flops"] / totals["flops_none"]
 
 
@@ -215,6 +235,25 @@ def test_a_batch_is_taken_apart_before_it_is_summed_or_saved(tmp_path):
     one.save(tmp_path / "row.safetensors")
     loaded = Trace.load(tmp_path / "row.safetensors")
     assert loaded.totals == one.totals and loaded.row(0) is loaded
+
+
+def test_a_layer_by_layer_run_keeps_the_age_of_every_part():
+    _, trace = recorded(DLLM)
+    assert trace.parts.shape == (10, 3, 16) and trace.recomputed_by_layer.shape == (10, 3, 16)
+    for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP):
+        ages = trace.age(part)
+        for layer, position in ((0, 2), (1, 7), (2, 15), (1, 12)):
+            last = None
+            for s in range(10):
+                last = s if trace.parts[s, layer, position] & part else last
+                assert ages[s, layer, position] == s - last
+    by_value, by_key = trace.age(Part.VALUE)[:, 1:, 6:], trace.age(Part.KEY)[:, 1:, 6:]
+    assert (by_value == 0).all() and by_key.max() > 0, "V is renewed at every step, K is not"
+    assert trace.totals["hit_rate"] == 1 - trace.recomputed_by_layer.mean()
+    _, rows = recorded(D2)
+    assert rows.parts is None
+    assert (rows.recomputed_by_layer == rows.recomputed[:, None]).all()
+    assert ((rows.age(Part.KEY) == 0) == rows.recomputed[:, None]).all()
 
 
 def test_nothing_recorded_is_an_error():
@@ -312,12 +351,21 @@ FAULTS = {
     "why too high": (change(why=lambda x: put(256)(x.astype("i4"))), "why has values outside"),
     "why negative": (change(why=lambda x: put(-1)(x.astype("i4"))), "why has values outside"),
     "recomputed 2": (change(recomputed=put(2)), "recomputed has values outside 0 to 1"),
+    "work negative": (change(work=put(-1)), "work has values outside"),
+    "work too high": (change(work=put(10**9)), "work has values outside"),
+    "work one short": (change(work=lambda x: x[:, :4]), r"work has shape \(10, 4\)"),
+    "parts too few": (
+        lambda a, h: a.update(parts=np.zeros((10, 2, 16), "u1")), r"parts has shape \(10, 2, 16\)",
+    ),
+    "parts unknown": (
+        lambda a, h: a.update(parts=np.full((10, 3, 16), 32, "u1")), "parts has values outside",
+    ),
     "density NaN": (change(density=put(np.nan)), "density has values outside"),
     "density 2": (change(density=put(2)), "density has values outside 0 to 1"),
     "seconds NaN": (change(seconds=put(np.nan)), "seconds has values outside"),
     "seconds negative": (change(seconds=put(-1)), "seconds has values outside"),
     "seconds infinite": (change(seconds=put(np.inf)), "seconds has values outside"),
-    "predicted high": (change(predicted=put(17)), "predicted has values outside 0 to 16"),
+    "predicted high": (change(predicted=put(33)), "predicted has values outside 0 to 32"),
     "share NaN": (change(candidate_confidence=put(np.nan)), "candidate_confidence has values"),
     "confidence NaN": (change(confidence=put(np.nan)), "confidence has values that are neither"),
     "confidence +inf": (change(confidence=put(np.inf)), "confidence has values that are neither"),

@@ -7,12 +7,13 @@ import struct
 
 import pytest
 import torch
-from lab import assert_same_confidence, confidences, random_prompt, run, small_model
+from lab import SMALL, assert_same_confidence, confidences, random_prompt, run, small_model
 from safetensors.torch import load_file, save_file
 
 import d2cache
 from d2cache import weights
 from d2cache.families import FAMILIES
+from d2cache.weights import FREQUENCY, read_frequency
 
 INDEX = "model.safetensors.index.json"
 
@@ -537,3 +538,36 @@ def test_the_model_in_the_box_loads_and_decodes():
     assert ids.ndim == 1 and len(ids) > 3
     steps = run(model, ids, "d2", gen_length=8)
     assert isinstance(model.decode(steps[-1].after.tokens[0, len(ids) :]), str)
+
+
+def test_token_frequencies_come_with_the_model_in_the_box():
+    """Most frequent in the world's texts: signs and little words; every text has one end."""
+    model = d2cache.load("tiny", device="cpu")
+    share = model.frequency
+    assert share.shape == (1024,) and abs(float(share.double().sum()) - 1) < 1e-5
+    common = {model.tokenizer.decode([int(i)]) for i in share.topk(5).indices}
+    assert {".", " the", " is"} <= common
+    assert 0 < share[model.config.eos_id] < share.max() and share[model.config.mask_id] == 0
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"other": torch.ones(60)}, "lacks the tensor 'frequency'"),
+        ({"frequency": torch.ones(7)}, r"has shape \(7,\)"),
+        ({"frequency": torch.ones(60, dtype=torch.int64)}, "type torch.int64"),
+        ({"frequency": torch.full((60,), torch.nan)}, "numbers of 0 or more"),
+        ({"frequency": -torch.ones(60)}, "numbers of 0 or more"),
+    ],
+)
+def test_wrong_token_frequencies_are_refused(tmp_path, tensors, says):
+    assert read_frequency(tmp_path, SMALL) is None
+    save_file(tensors, tmp_path / FREQUENCY)
+    with pytest.raises(ValueError, match=says):
+        read_frequency(tmp_path, SMALL)
+
+
+def test_token_frequencies_are_read_in_float32(tmp_path):
+    share = torch.rand(60, dtype=torch.float64)
+    save_file({"frequency": share}, tmp_path / FREQUENCY)
+    assert torch.equal(read_frequency(tmp_path, SMALL), share.float())

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from d2cache import ops
 from d2cache.canvas import Candidates, Canvas
+from d2cache.model import Model
 from d2cache.registry import Registered, knob
+
+if TYPE_CHECKING:
+    from d2cache.shadow import Shadow
 
 
 @dataclass
 class Decoder(Registered):
-    """A pure rule from candidates to the positions that are written.
+    """A rule from candidates to the positions that are written.
 
-    Subclass as a dataclass with a key and give it `accept`. The knobs here are every decoder's.
+    Subclass as a dataclass with a key and give it `accept`; what it must remember from step to
+    step stands in attributes set by `begin`. The knobs here are every decoder's.
     """
 
     registry: ClassVar[dict[str, type]] = {}
     kind: ClassVar[str] = "decoder"
+    draws: ClassVar[bool] = False  # whether `accept` needs candidates.noise
 
     tokens_per_step: int = knob(1, 1, 64, "tokens written a step (at least)")
     temperature: float = knob(0.0, 0.0, 2.0, "0 takes the likeliest token, above 0 samples")
@@ -30,12 +37,37 @@ class Decoder(Registered):
     )
     as_shipped: bool = knob(False, None, None, "pad the prior's density as the public code does")
 
+    def begin(self, model: Model, canvas: Canvas) -> None:
+        """Called once before the first step."""
+
+    def certainty(self, logits: Tensor, probability: Tensor) -> Tensor:
+        """Confidence (B,Q) of the chosen tokens, in [0,1]: here their probability.
+
+        logits (B,Q,V) after temperature and top-p, probability (B,Q) of each chosen token.
+        """
+        return probability
+
+    def prior(self, canvas: Canvas, as_shipped: bool = False) -> Tensor | None:
+        """Certainty density (B,T) that scores are multiplied with, None without a prior."""
+        return canvas.density(self.sigma, self.as_shipped or as_shipped) if self.sigma else None
+
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
         """(B,T) bool: eligible positions to write; at least one in each live row."""
         raise NotImplementedError
 
+    def revise(self, canvas: Canvas, accepted: Tensor, shadow: Shadow) -> Tensor | None:
+        """(B,T) bool: written positions of the canvas to mask again, fewer than `accepted`."""
+        return None
+
+    def at_least(self, canvas: Canvas, candidates: Candidates, sure: Tensor) -> Tensor:
+        """(B,T) bool: what is sure, filled up to `tokens_per_step` with the best of the rest."""
+        # the sure come first, whatever the prior says of them
+        score = self.score(candidates) + 2 * sure
+        return sure | ops.top_k_mask(score, canvas.eligible, self.tokens_per_step)
+
     def score(self, candidates: Candidates) -> Tensor:
-        """(B,T): confidence, times certainty density with the prior (d2Cache Eq. 4)."""
+        """(B,T) in [0,1]: confidence, times certainty density with the prior (d2Cache Eq. 4);
+        -inf where there is no candidate."""
         if candidates.density is None:
             return candidates.confidence
         product = candidates.confidence * candidates.density

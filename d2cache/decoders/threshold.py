@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2cache import ops
 from d2cache.canvas import Candidates, Canvas
 from d2cache.decoders.base import Decoder
 from d2cache.registry import knob
@@ -22,6 +21,4 @@ class Threshold(Decoder, key="threshold"):
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
         sure = canvas.eligible & (candidates.confidence >= self.threshold)
-        # those above the threshold come first, whatever the prior says
-        score = self.score(candidates) + 2 * sure
-        return sure | ops.top_k_mask(score, canvas.eligible, self.tokens_per_step)
+        return self.at_least(canvas, candidates, sure)

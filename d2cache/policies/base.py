@@ -7,19 +7,28 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from d2cache import ops
 from d2cache.canvas import Canvas, Plan, Rows, Step, Why
 from d2cache.model import Block, Model
 from d2cache.registry import Registered
 
 
 class KV:
-    """Keys (already rotated: positions never move) and values, (L,B,Hkv,T,D) each."""
+    """Keys (already rotated: positions never move) and values, (L,B,Hkv,T,D) each.
+
+    ids (B,T) int64: the token id that layer 0 last saw at each position, -1 before the first.
+    """
 
     def __init__(self, model: Model, batch: int, length: int):
         c = model.config
         shape = (c.layers, batch, c.kv_heads, length, c.head_width)
         self.k = torch.zeros(shape, device=model.device, dtype=model.dtype)
         self.v = torch.zeros_like(self.k)
+        self.ids = torch.full((batch, length), -1, device=model.device)
+
+    def at(self, i: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of layer i, (B,Hkv,T,D) each."""
+        return self.k[i], self.v[i]
 
     def write(self, i: int, rows: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k, v (B,Hkv,R,D) of `rows` in place; -> all keys and values (B,Hkv,T,D)."""
@@ -30,7 +39,7 @@ class KV:
             at = rows.index[:, None, :, None].expand_as(k)
             self.k[i].scatter_(2, at, k)
             self.v[i].scatter_(2, at, v)
-        return self.k[i], self.v[i]
+        return self.at(i)
 
 
 class CachePolicy(Registered):
@@ -42,8 +51,8 @@ class CachePolicy(Registered):
 
     registry: ClassVar[dict[str, type]] = {}
     kind: ClassVar[str] = "policy"
-    running: bool = False  # a run holds this object's state
     rollout: Tensor | None = None  # (B,T) column mass of the last step, where a policy makes one
+    parts: Tensor | None = None  # (B,L,T) uint8 of `Part`, by policies that decide by layer
 
     def begin(self, model: Model, canvas: Canvas) -> None:
         """Called once before the first step: make room."""
@@ -56,9 +65,25 @@ class CachePolicy(Registered):
 
     def block(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
         """Layer i on the rows: x (B,R,d) -> (B,R,d)."""
-        q, k, v = block.qkv(x, rows.rope)
-        x = x + self.attend(i, block, q, *self.kv.write(i, rows, k, v), rows)
+        x = x + self.attend(i, block, *self.project(i, block, x, rows), rows)
         return x + block.mlp(x)
+
+    def project(self, i: int, block: Block, x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        """Rows -> their q (B,H,R,D), and all keys and values (B,Hkv,T,D) with the rows' own new."""
+        if i > 0:
+            q, k, v = block.qkv(x, rows.rope)
+            return q, *self.kv.write(i, rows, k, v)
+        self.renew(block, x, rows)
+        return block.query(x, rows.rope), *self.kv.at(0)
+
+    def renew(self, block: Block, x: Tensor, rows: Rows) -> None:
+        """Layer 0's K,V of the rows whose token id is new there.
+
+        They depend on id and position alone: kept while the id stays, they are exact.
+        """
+        if rows.fresh.shape[1]:
+            fresh = rows.take(rows.fresh)
+            self.kv.write(0, fresh, *block.key_value(ops.rows_at(x, rows.fresh), fresh.rope))
 
     def attend(self, i: int, block: Block, q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
         """q (B,H,R,D) over all keys and values (B,Hkv,T,D) -> (B,R,d)."""

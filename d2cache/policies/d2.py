@@ -12,7 +12,7 @@ from d2cache.registry import knob
 
 @dataclass
 class D2Cache(CachePolicy, key="d2"):
-    """d2Cache (arXiv 2509.23094): certainty density picks masks, attention rollout picks the rest.
+    """d2Cache (arXiv 2509.23094): all rows but likely masks and those of high attention rollout.
 
     One full pass, then each step recomputes: the `current_k` masked positions of highest
     confidence x certainty density (stage 1; a position keeps the confidence it had when it was
@@ -38,6 +38,8 @@ class D2Cache(CachePolicy, key="d2"):
         super().begin(model, canvas)
         self.maps = [None] * model.config.layers
         self.confidence = canvas.masked.to(torch.float32)  # last seen while computed
+        self.shift = model.config.shift if self.as_shipped else 0
+        self.dropped = canvas.prompt_length - 1 if self.shift else -1
         self.next_plan = replace(super().plan(canvas), as_shipped=self.as_shipped)
 
     def plan(self, canvas):
@@ -53,14 +55,16 @@ class D2Cache(CachePolicy, key="d2"):
         if step.index == 0 or not self.as_shipped:
             seen = step.confidence > -torch.inf
             self.confidence = torch.where(seen, step.confidence, self.confidence)
-        chosen = self.stage_one(canvas, step.before)
-        taken = chosen | step.accepted
+        chosen = self.stage_one(canvas, step.before).roll(-self.shift, 1)
+        taken = chosen | step.changed
         pick = ops.nucleus_within if self.as_shipped else ops.nucleus
-        influential = pick(self.rollout, canvas.own & ~taken, self.rollout_p)
+        last = canvas.position == self.dropped  # its mass counts, but it is never taken
+        influential = ~last & pick(self.rollout, canvas.own & (~taken | last), self.rollout_p)
         filled = ops.fill_gaps(taken | influential, self.inflate_w) & canvas.own
-        why = chosen * int(Why.CHOSEN) + step.accepted * int(Why.WRITTEN)
+        why = chosen * int(Why.CHOSEN) + step.changed * int(Why.WRITTEN)
         why = why + influential * int(Why.ROLLOUT) + (filled & ~taken & ~influential) * int(Why.GAP)
-        self.next_plan = Plan(canvas.masked & filled, filled, why.byte(), self.as_shipped)
+        predict = canvas.masked & filled.roll(self.shift, 1)
+        self.next_plan = Plan(predict, filled, why.byte(), self.as_shipped)
 
     def stage_one(self, canvas, before):
         """(B,T) bool: masked positions to recompute."""

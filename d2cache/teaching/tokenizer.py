@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from d2cache.teaching.tasks import FAMILIES, draw
+from d2cache.weights import FREQUENCY
 
 END = "<|endoftext|>"
 MASK = "<|mdm_mask|>"
@@ -91,8 +94,19 @@ def train_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 2000) 
     return tokenizer
 
 
+def token_frequency(tokenizer: Tokenizer, seed: int = 0, samples: int = 2000) -> torch.Tensor:
+    """Share of each token id in the world's texts, (V,) float32, summing to 1; each text ends."""
+    counts = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.float64)
+    for text in training_texts(seed, samples):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        ids.append(tokenizer.token_to_id(END))
+        counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
+    return (counts / counts.sum()).float()
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes the files that ``transformers.PreTrainedTokenizerFast.from_pretrained`` reads."""
+    """Writes the files that ``transformers.PreTrainedTokenizerFast.from_pretrained`` reads, and
+    how frequent each token is."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -108,3 +122,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    share = {"frequency": token_frequency(tokenizer)}
+    save_file(share, str(folder / FREQUENCY))

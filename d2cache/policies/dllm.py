@@ -1,0 +1,76 @@
+"""dLLM-Cache: the prompt rarely, the answer by the similarity of its values."""
+
+from dataclasses import dataclass
+
+import torch
+
+from d2cache import ops
+from d2cache.canvas import Part, Plan, Why
+from d2cache.policies.base import CachePolicy
+from d2cache.registry import knob
+
+
+@dataclass
+class DLLMCache(CachePolicy, key="dllm"):
+    """dLLM-Cache (arXiv 2506.06295): the prompt for kp steps, and answer rows that hold still.
+
+    Keeps K, V, attention output and MLP output of every row and layer. The prompt is recomputed
+    every `kp` steps, the answer every `kr`; between those, each layer projects V of the whole
+    answer and recomputes the share `rho` of rows whose V moved most from the last step's (lowest
+    cosine similarity). All V are then the new ones, so V, K and the outputs of one row differ in
+    age, and a slow drift goes unseen until the next `kr`.
+
+    `first_layer` recomputes layer 0 whole at every step, as the public code does and the paper
+    does not say: one layer's work of a full pass on top of every step.
+    """
+
+    kp: int = knob(50, 1, 1024, "steps between refreshes of the prompt")
+    kr: int = knob(4, 1, 1024, "steps between refreshes of the answer")
+    rho: float = knob(0.25, 0.0, 1.0, "share of answer rows recomputed at the other steps")
+    first_layer: bool = knob(False, None, None, "recompute layer 0 at every step")
+
+    def begin(self, model, canvas):
+        super().begin(model, canvas)
+        shape = (model.config.layers, *canvas.tokens.shape)
+        self.attention, self.mlp = self.kv.k.new_zeros(2, *shape, model.config.width)
+        self.answer = canvas.position >= canvas.prompt_length
+        self.sizes = canvas.prompt_length, shape[2] - canvas.prompt_length
+
+    def plan(self, canvas):
+        self.own, self.fresh = canvas.own, canvas.own & (canvas.tokens != self.kv.ids)
+        self.due = canvas.step % self.kp == 0, canvas.step % self.kr == 0  # prompt, answer
+        self.parts = torch.zeros_like(self.mlp[..., 0], dtype=torch.uint8).transpose(0, 1)
+        why = self.refreshed(self.first_layer) * int(Why.FULL)
+        # every row passes through the layers: as new work or as what is kept of it
+        return Plan(canvas.masked, torch.ones_like(canvas.own), why.byte())
+
+    def refreshed(self, every):
+        """(B,T) bool: rows that this step recomputes whatever their values say."""
+        prompt, answer = (due or every for due in self.due)
+        return self.own & torch.where(self.answer, answer, prompt)
+
+    def block(self, i, block, x, rows):
+        every = self.first_layer and i == 0
+        verify = self.rho > 0 and not (self.due[1] or every)
+        chosen = self.refreshed(every)
+        counts = [n * (due or every) for n, due in zip(self.sizes, self.due, strict=True)]
+        before = self.kv.v[i].clone() if verify else None
+        if i == 0:
+            self.renew(block, x, rows)
+        if verify:
+            p, counts[1] = self.sizes[0], int(self.rho * self.sizes[1])
+            if i:
+                self.kv.v[i][:, :, p:] = block.value(x[:, p:])
+            answer = self.answer.expand_as(self.own)
+            chosen = chosen | ops.moved_most(self.kv.v[i], before, answer, counts[1])
+        keys = (chosen if i else self.fresh) * int(Part.KEY | Part.VALUE)
+        values = (self.answer & verify & (i > 0)) * int(Part.VALUE)
+        self.parts[:, i] = chosen * int(Part.ATTENTION | Part.MLP) | keys | values
+        if sum(counts):
+            at, _ = ops.indices(chosen, sum(counts))
+            some, part = ops.rows_at(x, at), rows.take(at)
+            out = self.attend(i, block, *self.project(i, block, some, part), part)
+            wide = at[..., None].expand_as(out)
+            self.attention[i].scatter_(1, wide, out)
+            self.mlp[i].scatter_(1, wide, block.mlp(some + out))
+        return x + self.attention[i] + self.mlp[i]

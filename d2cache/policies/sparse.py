@@ -1,0 +1,76 @@
+"""Sparse-dLLM: keys that the open block does not look at are dropped."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from d2cache import ops
+from d2cache.canvas import Part, Plan, Why
+from d2cache.policies.base import CachePolicy
+from d2cache.registry import knob
+
+
+@dataclass
+class SparseCache(CachePolicy, key="sparse"):
+    """Sparse-dLLM (arXiv 2508.02558): the K,V that the open block attends to; the rest is evicted.
+
+    Each block begins with two full passes. In the second, one step late because the first is
+    not stable yet, every layer scores the positions outside the block by the product of their
+    key with the block's queries (mean over queries and heads, then the largest of three
+    neighbours) and keeps the share `keep_ratio` of highest score. Until the block is written,
+    its rows alone are recomputed and attend to themselves and to what was kept. The paper's
+    evaluations use 0.5, its code's default is 0.7. Evicted K,V no longer take part, but the store
+    keeps its size.
+    """
+
+    keep_ratio: float = knob(0.5, 0.0, 1.0, "share of K,V outside the block that is kept")
+
+    def begin(self, model, canvas):
+        super().begin(model, canvas)
+        shape = (len(canvas.tokens), model.config.layers, canvas.tokens.shape[1])
+        self.kept = torch.ones(shape, dtype=torch.bool, device=model.device)
+        self.opened = torch.full_like(canvas.start, -1)
+        self.age = torch.zeros_like(canvas.start)  # steps since the block was opened
+        self.room = canvas.block_length + model.config.shift  # most rows of a step that is not full
+
+    def plan(self, canvas):
+        full = super().plan(canvas)
+        first = torch.where(canvas.block, canvas.position, canvas.tokens.shape[1]).amin(1)
+        self.age = torch.where(first == self.opened, self.age + 1, 0)
+        self.opened = first
+        self.canvas, self.small = canvas, (self.age >= 2)[:, None]
+        refresh = torch.where(self.small, canvas.block, full.refresh)
+        why = torch.where(self.small, (canvas.block * int(Why.BLOCK)).byte(), full.why)
+        self.parts = torch.zeros_like(self.kept, dtype=torch.uint8)
+        return Plan(canvas.masked & refresh, refresh, why)
+
+    def attend(self, i, block, q, k, v, rows):
+        full = rows.full or rows.index.shape[1] > self.room
+        if full:
+            self.choose(i, q, k, rows)
+        own = self.canvas.own
+        sees = own & (self.kept[:, i] | ~self.small)
+        self.parts[:, i] = rows.parts(i) + ((own & ~sees) * int(Part.EVICTED)).byte()
+        if not full:  # what is kept, gathered: fewer keys to meet
+            count = min(int(self.keep_ratio * k.shape[2]) + self.room, k.shape[2])
+            at, sees = ops.indices(sees, count)
+            wide = at[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+            k, v = k.gather(2, wide), v.gather(2, wide)
+        return block.attend(q, k, v, sees)
+
+    def choose(self, i, q, k, rows):
+        """Mark what layer i keeps, in the rows of the batch that make their second full pass."""
+        asks = self.canvas.block.gather(1, rows.index) & rows.valid
+        mean = (q * asks[:, None, :, None]).sum(2) / asks.sum(1)[:, None, None]
+        shared = mean.unflatten(1, (k.shape[1], -1)).mean(2)  # grouped heads share a key
+        score = (k @ shared[..., None])[..., 0].mean(1)
+        score = score.to(torch.promote_types(score.dtype, torch.float32))
+        outside = self.canvas.own & ~self.canvas.block
+        score = F.max_pool1d(score.masked_fill(~outside, -torch.inf)[:, None], 3, 1, 1)[:, 0]
+        order = score.masked_fill(~outside, -torch.inf).sort(dim=1, descending=True, stable=True)
+        most = (outside.sum(1, keepdim=True).double() * self.keep_ratio).long()
+        best = torch.zeros_like(outside).scatter(1, order.indices, self.canvas.position < most)
+        age = self.age[:, None]
+        chosen = torch.where(age == 1, best | self.canvas.block, self.kept[:, i])
+        self.kept[:, i] = chosen | (age == 0)

@@ -1,0 +1,57 @@
+"""A second look: what the model thinks of written tokens when it cannot see them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from d2cache.canvas import Canvas, Rows
+from d2cache.model import Block, Model
+from d2cache.policies.base import KV
+
+
+class Shadow:
+    """WINO's shadow block (arXiv 2507.18578, figure 2b) over the keys and values of this step.
+
+    One row of [MASK] for each position of the open block, at the position whose row predicts it.
+    Every shadow row sees all of the canvas but the token that it predicts, and the other shadow
+    rows; nothing on the canvas sees a shadow row, so the pass can follow the step's own and reads
+    the K,V that it left. `rows` counts the rows sent through the layers, 0 until `probability`
+    is called.
+    """
+
+    def __init__(self, model: Model, kv: KV, canvas: Canvas):
+        self.model, self.kv, self.canvas, self.rows = model, kv, canvas, 0
+
+    def probability(self) -> Tensor:
+        """(B,T): of each token of the open block that stands on the canvas, unseen; else inf."""
+        canvas, model = self.canvas, self.model
+        self.rows = canvas.block_length
+        inside = canvas.block & (canvas.position >= canvas.prompt_length)
+        target = inside.int().argsort(dim=1, descending=True, stable=True)[:, : self.rows]
+        index = (target - model.config.shift).clamp_min(0)  # what fills a short block up may be 0
+        whole = torch.arange(self.rows, device=index.device).expand_as(index)
+        valid = inside.gather(1, target)  # the last block may be short
+        own = canvas.own[:, None] & (canvas.position != target[..., None])
+        self.sees = torch.cat((own, valid[:, None].expand(-1, self.rows, -1)), dim=2)
+        rows = Rows(
+            index=index, valid=valid, head=whole, target=target, keys=None,
+            position=(index - canvas.start[:, None]).clamp_min(0), full=False, fresh=whole,
+            wanted=inside, new=inside,
+        )  # fmt: skip
+        logits = model(torch.full_like(canvas.tokens, canvas.mask_id), rows, self)
+        logits[..., canvas.mask_id] = -torch.inf
+        share = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+        written = canvas.tokens.gather(1, target)
+        share = share.gather(2, written[..., None])[..., 0]
+        share = share.masked_fill(~rows.valid | (written == canvas.mask_id), torch.inf)
+        return torch.full_like(canvas.tokens, torch.inf, dtype=share.dtype).scatter(
+            1, target, share
+        )
+
+    def block(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
+        """Layer i on the shadow rows; stands in for a policy's."""
+        q, k, v = block.qkv(x, rows.rope)
+        k, v = torch.cat((self.kv.k[i], k), dim=2), torch.cat((self.kv.v[i], v), dim=2)
+        x = x + block.attend(q, k, v, self.sees)
+        return x + block.mlp(x)
