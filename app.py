@@ -80,7 +80,7 @@ class Models:
 
     def start(self, label: str) -> None:
         """Begin to load behind the page, unless it is loaded or loading."""
-        if label not in self.offered:
+        if not isinstance(label, str) or label not in self.offered:
             raise ValueError(
                 f"The model is {label!r}; this page offers {', '.join(self.offered)}: choose one."
             )
@@ -146,7 +146,7 @@ def offered_models(listed: str | None) -> dict[str, str]:
 
     A folder's label is its own name: a visitor sees no paths. ValueError for one that cannot be.
     """
-    if listed is None:
+    if not listed:
         names = ["tiny"]
         if models.pick_device().type == "cuda":
             names += ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"]

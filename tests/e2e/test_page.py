@@ -76,6 +76,10 @@ def test_a_stored_run_is_there_at_once(tab):
     assert tab.locator("#prompt textarea").input_value() in asked
 
 
+def test_with_one_model_there_is_none_to_choose(tab):
+    assert tab.locator("#run").is_visible() and not tab.locator("#model").is_visible()
+
+
 def test_a_live_run_paints_every_step_and_gives_the_engines_answer(tab, model):
     run_to_end(tab)
     trace, seen = decoded(model), state(tab)
