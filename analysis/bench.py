@@ -46,14 +46,17 @@ def _sync(device):
         torch.cuda.synchronize()
 
 
-def measure(model, policy: str, prompt: torch.Tensor, gen_length: int, repeats: int) -> dict:
+def measure(model, policy: str, prompt, gen_length: int, block_length, repeats: int) -> dict:
     """Whole generations, recorded; the best of `repeats` after one that warms up."""
     runs = []
     for repeat in range(repeats + 1):
         recorder, marks = Recorder(), []
         _sync(model.device)
         begin = time.perf_counter()
-        for step in d2cache.generate(model, prompt, policy, gen_length=gen_length):
+        steps = d2cache.generate(
+            model, prompt, policy, gen_length=gen_length, block_length=block_length
+        )
+        for step in steps:
             recorder.add(step)
             marks.append(time.perf_counter())
         trace = recorder.trace()
@@ -66,7 +69,7 @@ def measure(model, policy: str, prompt: torch.Tensor, gen_length: int, repeats: 
     return {
         "policy": policy, "steps": totals["steps"], "median_ms": median,
         "steps_per_second": totals["steps"] / whole, "hit_rate": totals["hit_rate"],
-        "rows": float(trace.recomputed.sum(1)[1:].mean()),
+        "rows": float(trace.recomputed_by_layer.mean(1).sum(1)[1:].mean()),
         "flops_vs_none": totals["flops_vs_none"], "spread": max(r[0] for r in runs) / whole,
     }  # fmt: skip
 
@@ -85,6 +88,7 @@ def main(argv=None) -> int:
     parser.add_argument("--policies", default=",".join(p["name"] for p in d2cache.policies()))
     parser.add_argument("--prompt-length", type=int, default=96)
     parser.add_argument("--gen-length", type=int, default=96)
+    parser.add_argument("--block-length", type=int, default=None, help="default: one block")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
@@ -102,7 +106,8 @@ def main(argv=None) -> int:
                 raise ValueError(f"--{flag} is {getattr(args, name)}; it must be at least 1")
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model = d2cache.load(args.model, args.device, dtype)
-        open_canvas(model, prompt_of(model, args.prompt_length), args.gen_length)
+        prompt = prompt_of(model, args.prompt_length)
+        open_canvas(model, prompt, args.gen_length, args.block_length)
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -125,9 +130,7 @@ def main(argv=None) -> int:
     results = []
     print("policy        ms/step   steps/s   ratio   hit rate   rows/step   FLOPs vs none   spread")
     for name in names:
-        r = measure(
-            model, name, prompt_of(model, args.prompt_length), args.gen_length, args.repeats
-        )
+        r = measure(model, name, prompt, args.gen_length, args.block_length, args.repeats)
         r["ratio"] = r["steps_per_second"] / (results[0] if results else r)["steps_per_second"]
         results.append(r)
         print(

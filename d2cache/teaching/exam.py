@@ -20,11 +20,12 @@ def held_out(family: str, count: int, seed: int) -> list[tasks.Problem]:
 
 def exam(
     model: Model, family: str, policy: str, decoder: Decoder, count: int, seed: int,
-    batch: int = 16, shots: int = 0,
+    batch: int = 16, shots: int = 0, block_length: int | None = None,
 ) -> dict:  # fmt: skip
-    """Decode `count` held-out problems; -> accuracy, steps, seconds and the failures.
+    """Decode `count` held-out problems; -> accuracy, mean steps a problem, seconds, failures.
 
-    shots: solved training problems of the family put before each question.
+    shots: solved training problems of the family put before each question. block_length: of
+    semi-autoregressive decoding, None for the whole answer at once.
 
     Rows of a batch stop at their own end of text, which changes no answer: what is written
     before the end stays. Accuracy is `tasks.correct`, in [0,1].
@@ -39,9 +40,9 @@ def exam(
         part = order[at : at + batch]
         for step in generate(
             model, [prompts[i] for i in part], make_policy(policy), decoder,
-            gen_length=tasks.ANSWER_LENGTH[family], stop_at_eos=True,
+            gen_length=tasks.ANSWER_LENGTH[family], stop_at_eos=True, block_length=block_length,
         ):  # fmt: skip
-            steps += 1
+            steps += int(step.before.live.sum())  # rows that have ended take no more
             last = step
         answers = last.after.tokens[:, last.after.prompt_length :].cpu()
         for i, ids in zip(part, answers, strict=True):
@@ -49,8 +50,8 @@ def exam(
             if not tasks.correct(problems[i], text):
                 failures.append((problems[i], text))
     return {
-        "family": family, "policy": policy, "problems": count,
-        "accuracy": 1 - len(failures) / count, "steps": steps,
+        "family": family, "policy": policy, "decoder": decoder.key, "problems": count,
+        "accuracy": 1 - len(failures) / count, "steps": steps / count,
         "seconds": time.perf_counter() - begin, "failures": failures,
     }  # fmt: skip
 
