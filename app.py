@@ -89,7 +89,9 @@ class Models:
                 return
             self.busy.add(label)
             self.state[label] = f"Loading {label}."
-        threading.Thread(target=self._load, args=(label,), daemon=True).start()
+        threading.Thread(
+            target=self._load, args=(label,), name=f"load {label}", daemon=True
+        ).start()
 
     def watch(self, label: str):
         """What the loading of a model is at, a sentence each time that changes, to its end."""

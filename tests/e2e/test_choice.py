@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import browser
@@ -164,6 +165,8 @@ def test_a_model_is_loaded_once_and_behind_the_page(folders):
         for _ in range(2):
             with pytest.raises(app.Loading, match="Loading small-dream. Press Run when it is"):
                 models.get("small-dream")
+        at_work = [thread for thread in threading.enumerate() if thread.name == "load small-dream"]
+        assert len(at_work) == 1
         seen = models.watch("small-dream")
         assert next(seen) == "Loading small-dream."
     assert all(text.startswith("Loading small-dream: reading ") for text in seen)
