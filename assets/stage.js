@@ -34,7 +34,7 @@ const POLICY_WORDS = {
     kept: "layer outputs",
     reused: { why: "the cached outputs of its layers were used; at most its values (V) were computed, to see how far they moved" },
     full: { label: "refresh", why: "the prompt, the answer or the whole first layer was due to be computed again" },
-    chosen: { label: "values moved", why: "its values (V) in some layer had moved most since the step before" },
+    chosen: { label: "values moved", why: "among those whose values (V) moved most since the step before, in some layer; of equals the leftmost" },
     more: (knobs) => (knobs.rho > 0 ? "Between refreshes each layer computes the values (V) of the whole answer, to find those that moved most." : ""),
   },
   elastic: {
