@@ -1,7 +1,10 @@
 """The training script: its masks, its optimiser, and three steps that go on where they ended."""
 
 import random
+import re
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from lab import run, small_model
@@ -9,8 +12,9 @@ from safetensors import safe_open
 
 import d2cache
 from d2cache.model import Model
-from d2cache.teaching import train
+from d2cache.teaching import data, train
 from d2cache.teaching.data import ANSWER, EXAMPLE, PADDING, PROMPT, row
+from d2cache.teaching.tasks import is_held_out
 from d2cache.teaching.tokenizer import train_tokenizer
 
 B, LENGTH = 4000, 40
@@ -111,6 +115,60 @@ def test_a_row_is_prompt_answer_one_end_and_padding(tokenizer):
         assert what[0] == PROMPT and (ids < 1023).all()
         text = tokenizer.decode(ids[what == PROMPT].tolist())
         assert text.startswith("Q: ") and text.endswith("A:")
+
+
+def stretches(ids, what):
+    """The row's runs of one kind, padding left out: (kind, ids) each."""
+    cuts = [0, *((what[1:] != what[:-1]).nonzero()[0] + 1).tolist(), len(what)]
+    runs = [(int(what[a]), ids[a:b].tolist()) for a, b in pairwise(cuts)]
+    return runs[:-1] if runs[-1][0] == PADDING else runs
+
+
+@pytest.fixture(scope="module")
+def facts_rows(tokenizer):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "MIX", {"facts": 1})
+        rng = random.Random(4)
+        return [row(tokenizer, rng, 1022) for _ in range(300)]
+
+
+def test_most_rows_of_facts_ask_several_questions_about_one_list(tokenizer, facts_rows):
+    several = 0
+    for ids, what in facts_rows:
+        runs = stretches(ids, what)
+        assert [kind for kind, _ in runs] == [PROMPT, ANSWER] * (len(runs) // 2)
+        texts = [tokenizer.decode(run, skip_special_tokens=True) for _, run in runs]
+        facts, question = re.fullmatch(r"Q: (.*\.) ([^.]*\?)\nA:", texts[0]).groups()
+        questions = [question]
+        for text in texts[2::2]:
+            questions.append(re.fullmatch(r"\n\nQ: ([^.]*\?)\nA:", text).group(1))
+        for question, answer in zip(questions, texts[1::2], strict=True):
+            assert not is_held_out(f"{facts} {question}")
+            assert re.fullmatch(r" .*\. The answer is [A-Za-z ]+\.", answer)
+        assert runs[-1][1][-1] == 1022 and sum(run.count(1022) for _, run in runs) == 1
+        assert len(questions) <= 4
+        several += len(questions) > 1
+    assert 0.5 < several / len(facts_rows) < 0.7
+
+
+def test_all_answers_of_such_a_row_are_masked_and_count_alike(facts_rows):
+    length = 384
+    rows = [r for r in facts_rows if r.shape[1] == length and len(stretches(*r)) > 2]
+    what = torch.tensor(np.stack([r[1] for r in rows])).long().repeat(40, 1)
+    mask = train.draw_mask(what, torch.Generator().manual_seed(3))
+    weight = train.loss_weights(what, mask)
+    assert not (mask & (what == PROMPT)).any()
+    answer = what == ANSWER
+    first = answer & ((answer & ~answer.roll(1, 1)).cumsum(1) == 1)
+    last = answer & (answer.flip(1).cumsum(1).flip(1) <= 8)
+    shares = [((mask & part).sum() / part.sum()).item() for part in (first, last)]
+    assert all(share > 0.5 for share in shares), "every answer is learned from"
+    whole = [(mask | ~part).all(1).double().mean().item() for part in (first, answer)]
+    assert all(share > 0.25 for share in whole), "as decoding begins"
+    written = ~(mask & first).any(1) & (mask & answer).any(1)
+    assert written.double().mean() > 0.1, "earlier answers stand while a later one is learned"
+    for b in range(len(what)):
+        assert len(weight[b][mask[b] & answer[b]].unique()) <= 1
 
 
 def test_muon_is_torchs_muon():
@@ -220,6 +278,24 @@ def test_training_goes_on_where_it_ended_and_leaves_a_model(quick, tmp_path, mon
     ids = model.encode("What is 2 + 3?")
     steps = run(model, ids, "d2", gen_length=4)
     assert isinstance(model.decode(steps[-1].after.tokens[0, len(ids) :]), str)
+
+
+def test_training_starts_from_the_weights_of_a_checkpoint(quick, tmp_path, monkeypatch):
+    arguments = ["--batch-tokens", "3072", "--minutes", "60", "--steps", "1", "--out"]
+    train.main([*arguments, str(tmp_path / "a")])
+    stored = d2cache.load(str(tmp_path / "a"), device="cpu").state_dict()
+    loop, entered = train._loop, {}
+
+    def watched(args, net, pool, average, optims, rng, masks, step, *rest):
+        entered.update({n: p.detach().clone() for n, p in net.model.named_parameters()})
+        assert step == 0 and not any(o.state_dict()["state"] for o in optims)
+        assert all(torch.equal(average[n], p) for n, p in entered.items())
+        loop(args, net, pool, average, optims, rng, masks, step, *rest)
+
+    monkeypatch.setattr(train, "_loop", watched)
+    train.main([*arguments, str(tmp_path / "b"), "--start", str(tmp_path / "a")])
+    assert entered.keys() == stored.keys()
+    assert all(torch.equal(entered[n], stored[n]) for n in entered)
 
 
 def test_the_loss_of_one_batch_falls(quick, tokenizer):

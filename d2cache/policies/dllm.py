@@ -21,7 +21,9 @@ class DLLMCache(CachePolicy, key="dllm"):
     age, and a slow drift goes unseen until the next `kr`.
 
     `first_layer` recomputes layer 0 whole at every step, as the public code does and the paper
-    does not say: one layer's work of a full pass on top of every step.
+    does not say: one layer's work of a full pass on top of every step. Without it a row can move
+    in a deeper layer only where layer 0 picked it, so every layer picks the same rows: what was
+    written, and others from the left.
     """
 
     kp: int = knob(50, 1, 1024, "steps between refreshes of the prompt")

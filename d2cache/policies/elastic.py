@@ -67,7 +67,7 @@ class ElasticCache(CachePolicy, key="elastic"):
         return ops.rows_at(x, rows.index) if every else x
 
     def watch(self, i, block, k, v, mass, keys):
-        """Test the watched position's attention, and choose what to watch until the next step."""
+        """Test the watched position's attention in live rows, and choose what to watch next."""
         top = mass.masked_fill(~self.canvas.known, -1).argmax(1)
         both = torch.stack((self.watched[i], top), dim=1)
         rope = [ops.rows_at(t[:, 0], both)[:, None] for t in self.rope]
@@ -75,5 +75,5 @@ class ElasticCache(CachePolicy, key="elastic"):
         _, now = ops.attention_map(q, k, v, keys)
         if self.canvas.step:
             near = F.cosine_similarity(now[:, 0], self.seen[i], dim=-1)
-            self.drifted = self.drifted | (near < self.gamma)[:, None]
+            self.drifted = self.drifted | ((near < self.gamma) & self.canvas.live)[:, None]
         self.watched[i], self.seen[i] = top, now[:, 1]

@@ -18,10 +18,10 @@ class SparseCache(CachePolicy, key="sparse"):
     Each block begins with two full passes. In the second, one step late because the first is
     not stable yet, every layer scores the positions outside the block by the product of their
     key with the block's queries (mean over queries and heads, then the largest of three
-    neighbours) and keeps the share `keep_ratio` of highest score. Until the block is written,
-    its rows alone are recomputed and attend to themselves and to what was kept. The paper's
-    evaluations use 0.5, its code's default is 0.7. Evicted K,V no longer take part, but the store
-    keeps its size.
+    neighbours, as if the block were not there) and keeps the share `keep_ratio` of highest score.
+    Until the block is written, its rows alone are recomputed and attend to themselves and to what
+    was kept. The paper's evaluations use 0.5, its code's default is 0.7. Evicted K,V no longer
+    take part, but the store keeps its size.
     """
 
     keep_ratio: float = knob(0.5, 0.0, 1.0, "share of K,V outside the block that is kept")
@@ -32,7 +32,8 @@ class SparseCache(CachePolicy, key="sparse"):
         self.kept = torch.ones(shape, dtype=torch.bool, device=model.device)
         self.opened = torch.full_like(canvas.start, -1)
         self.age = torch.zeros_like(canvas.start)  # steps since the block was opened
-        self.room = canvas.block_length + model.config.shift  # most rows of a step that is not full
+        # most rows of a step that is not full, which takes all of them
+        self.room = min(canvas.block_length + model.config.shift, shape[2] - 1)
 
     def plan(self, canvas):
         full = super().plan(canvas)
@@ -64,13 +65,15 @@ class SparseCache(CachePolicy, key="sparse"):
         asks = self.canvas.block.gather(1, rows.index) & rows.valid
         mean = (q * asks[:, None, :, None]).sum(2) / asks.sum(1)[:, None, None]
         shared = mean.unflatten(1, (k.shape[1], -1)).mean(2)  # grouped heads share a key
-        score = (k @ shared[..., None])[..., 0].mean(1)
-        score = score.to(torch.promote_types(score.dtype, torch.float32))
+        wide = torch.promote_types(k.dtype, torch.float32)
+        score = (k @ shared[..., None])[..., 0].mean(1, dtype=wide)
         outside = self.canvas.own & ~self.canvas.block
-        score = F.max_pool1d(score.masked_fill(~outside, -torch.inf)[:, None], 3, 1, 1)[:, 0]
-        order = score.masked_fill(~outside, -torch.inf).sort(dim=1, descending=True, stable=True)
-        most = (outside.sum(1, keepdim=True).double() * self.keep_ratio).long()
-        best = torch.zeros_like(outside).scatter(1, order.indices, self.canvas.position < most)
-        age = self.age[:, None]
-        chosen = torch.where(age == 1, best | self.canvas.block, self.kept[:, i])
-        self.kept[:, i] = chosen | (age == 0)
+        line = outside.int().argsort(dim=1, descending=True, stable=True)  # the block left out
+        at, count = self.canvas.position, outside.sum(1, keepdim=True)
+        score = score.gather(1, line).masked_fill(at >= count, -torch.inf)
+        score = F.max_pool1d(score[:, None], 3, 1, 1)[:, 0].masked_fill(at >= count, -torch.inf)
+        order = line.gather(1, score.sort(dim=1, descending=True, stable=True).indices)
+        most, age = (count.double() * self.keep_ratio).long(), self.age[:, None]
+        best = torch.zeros_like(outside).scatter(1, order, at < most)
+        best = torch.where(age == 1, best | self.canvas.block, self.kept[:, i])
+        self.kept[:, i] = best | (age == 0)

@@ -1,6 +1,7 @@
 """dInfer's vicinity cache: the open block and its neighbours."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,7 @@ class WindowCache(PrefixCache, key="window"):
     close changes most. `every` > 0 adds a full pass each so many steps of a block.
     """
 
+    as_shipped: ClassVar[bool] = False  # a question of Fast-dLLM's code alone
     before: int = knob(16, 0, 512, "positions recomputed left of the open block")
     after: int = knob(16, 0, 512, "positions recomputed right of the open block")
     warmup: int = knob(4, 0, 64, "full passes at the start of a run")

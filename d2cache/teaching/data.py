@@ -13,32 +13,50 @@ from d2cache.teaching import tasks
 LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768)  # row lengths; all divide BATCH_TOKENS
 BATCH_TOKENS = 98304
 CHUNK_ROWS = 2048
-MIX = {"word": 30, "arithmetic": 18, "code": 14, "facts": 14, "lists": 12, "stories": 12}
+MIX = {"word": 24, "arithmetic": 14, "code": 10, "facts": 30, "lists": 10, "stories": 12}
 
 PROMPT, EXAMPLE, ANSWER, PADDING = range(4)  # what a position of a row is
+
+
+def turns(rng: random.Random) -> list[tuple[str, str, int]]:
+    """The questions of one row, in order: (prompt, answer, kind of the answer).
+
+    Three rows in ten put solved examples before the question, as few-shot prompts do. Of the rows
+    of facts, six in ten ask several questions about one list, which only the first repeats: one
+    answer to a long list is too little for the model to learn to look things up in it. None of
+    these answers is an example: they are masked, and count, all alike.
+    """
+    family = rng.choices(list(MIX), list(MIX.values()))[0]
+    if family == "facts" and rng.random() < 0.6:
+        facts, asked = tasks.draw_questions(rng, rng.randint(2, 4))
+        return [
+            (question if i else f"{facts} {question}", answer, ANSWER)
+            for i, (question, answer) in enumerate(asked)
+        ]
+    solved = rng.randint(1, 4) if rng.random() < 0.3 and family != "facts" else 0
+    problems = [tasks.draw(family, rng, held_out=False) for _ in range(solved + 1)]
+    kinds = [EXAMPLE] * solved + [ANSWER]
+    return [(p.prompt, p.answer, kind) for p, kind in zip(problems, kinds, strict=True)]
 
 
 def row(tokenizer, rng: random.Random, eos_id: int, lengths=LENGTHS) -> np.ndarray:
     """One row (2, L) int16: token ids, and for each position what it is.
 
-    Three rows in ten carry solved examples before the question, as few-shot prompts do. The
-    answer ends with one end-of-text token (ANSWER) and is padded with more (PADDING).
+    The last answer ends with one end-of-text token (ANSWER) and is padded with more (PADDING).
     """
-    family = rng.choices(list(MIX), list(MIX.values()))[0]
-    solved = rng.randint(1, 4) if rng.random() < 0.3 and family != "facts" else 0
     texts, kinds = [], []
-    for shot in range(solved + 1):
-        problem = tasks.draw(family, rng, held_out=False)
-        texts += [("\n\nQ: " if shot else "Q: ") + problem.prompt + "\nA:", " " + problem.answer]
-        kinds += [PROMPT, ANSWER if shot == solved else EXAMPLE]
+    for prompt, answer, kind in turns(rng):
+        texts += [("\n\nQ: " if texts else "Q: ") + prompt + "\nA:", " " + answer]
+        kinds += [PROMPT, kind]
     ids = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
     # drop examples from the front until the prompt fits
-    while len(ids) > 2 and sum(map(len, ids[:-1])) > 512:
+    while kinds[1] == EXAMPLE and sum(map(len, ids[:-1])) > 512:
         ids, kinds = ids[2:], kinds[2:]
         ids[0] = tokenizer.encode(texts[-len(ids)].lstrip("\n"), add_special_tokens=False).ids
     tokens = [t for part in ids for t in part] + [eos_id]
     what = [k for part, k in zip(ids, kinds, strict=True) for _ in part] + [ANSWER]
-    room = [n for n in lengths if n >= len(tokens) + 8] or [lengths[-1]]
+    # no more padding than a canvas that the page offers
+    room = [n for n in lengths if 8 <= n - len(tokens) <= 256] or [lengths[-1]]
     if len(tokens) > room[0]:
         return row(tokenizer, rng, eos_id, lengths)
     length = room[min(rng.choices((0, 1, 2), (5, 3, 2))[0], len(room) - 1)]

@@ -837,29 +837,65 @@ def _place_sentences(rng: random.Random, table: Table, person: str, place: str) 
     return [f"The {table['thing'][p]} is in the {at}." for p, at in where]
 
 
-def _facts(rng: random.Random) -> Problem:
-    people, table = _world(rng)
+def _two_hops(rng: random.Random, people: list[str], table: Table, things: bool = True):
+    """A question about a world: (question, facts it needs, sentences about places, answer)."""
     person = rng.choice(people)
-    if "thing" in table and rng.random() < 0.3:
+    if things and "thing" in table and rng.random() < 0.3:
         question, fact, place, answer = _thing_question(rng, table, person)
         places = _place_sentences(rng, table, person, place)
         hops = [_state(fact, table), places[0]]
         if answer == person:
             hops.reverse()
-        needed, extra = [fact], places
+        needed = [fact]
     else:
         first, second = rng.sample(list(table), 2)
         phrase, fact = _refer(rng, table, first, person)
         question, fact2, answer = _ask(rng, table, second, person, phrase)
         hops = [_state(fact, table), _state(fact2, table)]
-        needed, extra = [fact, fact2], []
+        needed, places = [fact, fact2], []
+    return question, needed, places, f"{' '.join(hops)} The answer is {answer}."
+
+
+def _tell_facts(
+    rng: random.Random, people: list[str], table: Table, needed, places: list[str], lines: int
+) -> str:
+    """The facts needed, the sentences about places and others up to so many lines, shuffled."""
     others = [(r, p) for r in table for p in people if (r, p) not in needed]
-    goal = rng.randint(26, 52) - len(needed) - len(extra)
-    kept = needed + rng.sample(others, min(max(goal, 0), len(others)))
-    lines = extra + [_state(one, table, int(rng.random() < 0.5)) for one in kept]
-    rng.shuffle(lines)
-    prompt = f"{' '.join(lines)} {question}"
-    return Problem("facts", prompt, f"{' '.join(hops)} The answer is {answer}.")
+    more = lines - len(needed) - len(places)
+    kept = needed + rng.sample(others, min(max(more, 0), len(others)))
+    told = places + [_state(one, table, int(rng.random() < 0.5)) for one in kept]
+    rng.shuffle(told)
+    return " ".join(told)
+
+
+def _facts(rng: random.Random) -> Problem:
+    people, table = _world(rng)
+    question, needed, places, answer = _two_hops(rng, people, table)
+    told = _tell_facts(rng, people, table, needed, places, rng.randint(26, 52))
+    return Problem("facts", f"{told} {question}", answer)
+
+
+def draw_questions(rng: random.Random, count: int) -> tuple[str, list[tuple[str, str]]]:
+    """Facts and `count` different questions about them, for training: (facts, (question, answer)s).
+
+    The lists are as long as the family's or shorter. No question makes, with the facts, a
+    held-out prompt.
+    """
+    while True:
+        people, table = _world(rng)
+        needed, places, asked = [], [], {}
+        while len(asked) < count:
+            # the things' places are told once, so one question at most is about them
+            question, facts, where, answer = _two_hops(rng, people, table, things=not places)
+            if question not in asked:
+                needed += [fact for fact in facts if fact not in needed]
+                places += where
+                asked[question] = answer
+        # 4 to 52 lines, the fewer the likelier: looking up is learned in short lists first
+        lines = round(4 * 13 ** rng.random())
+        told = _tell_facts(rng, people, table, needed, places, lines)
+        if not any(is_held_out(f"{told} {question}") for question in asked):
+            return told, list(asked.items())
 
 
 # --------------------------------------------------------------------------------------------------

@@ -263,6 +263,16 @@ def export(model: Model, average: dict[str, Tensor], tokenizer, out: Path):
     save_tokenizer(tokenizer, out)
 
 
+def first_weights(model: Model):
+    """Random weights to begin from; residual branches start small."""
+    for p in model.parameters():
+        if p.dim() == 2:
+            torch.nn.init.normal_(p, std=min(0.02, p.shape[1] ** -0.5))
+    for block in model.blocks:
+        for p in (block.out_proj.weight, block.down_proj.weight):
+            p.data /= math.sqrt(2 * model.config.layers)
+
+
 def train(args) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
@@ -273,12 +283,10 @@ def train(args) -> None:
     save_tokenizer(tokenizer, out)
     config: ModelConfig = CONFIGS["tiny"]
     model = Model(config).to(device)
-    for p in model.parameters():
-        if p.dim() == 2:
-            torch.nn.init.normal_(p, std=min(0.02, p.shape[1] ** -0.5))
-    for block in model.blocks:  # residual branches start small
-        for p in (block.out_proj.weight, block.down_proj.weight):
-            p.data /= math.sqrt(2 * config.layers)
+    if args.start:
+        model.load_state_dict(models.load(args.start, device="cpu").state_dict())
+    else:
+        first_weights(model)
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
     optims = optimisers(model)
     state = out / "state.safetensors"
@@ -372,6 +380,7 @@ def _loop(args, net, pool, average, optims, rng, masks, step, before, state, tok
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m d2cache.teaching.train", description=__doc__)
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
+    parser.add_argument("--start", default="", help="checkpoint whose weights to begin from")
     parser.add_argument("--minutes", type=float, default=20.0, help="length of the whole run")
     parser.add_argument(
         "--steps", type=int, default=0, help="stop after so many steps (0: by time)"

@@ -19,6 +19,7 @@ from d2cache.teaching.tasks import (
     Problem,
     correct,
     draw,
+    draw_questions,
     few_shot,
     is_held_out,
 )
@@ -201,18 +202,50 @@ def test_code_is_judged_by_its_syntax_tree():
         assert not correct(problem, problem.answer + "\nprint(1)")
 
 
+def check_hops(facts: str, answer: str) -> str:
+    """The short answer; both hops that lead to it are told, and it stands in one of them."""
+    *hops, last = answer.rstrip(".").split(". ")
+    assert len(hops) == 2 and hops[0] != hops[1]
+    short = last.removeprefix("The answer is ")
+    assert short in hops[1] or short in hops[0]
+    for hop in hops:
+        assert any(said + "." in facts for said in ways_to_say(hop))
+    return short
+
+
 def test_both_hops_of_facts_stand_in_the_prompt():
     for problem in problems("facts", 500):
-        *hops, last = problem.answer.rstrip(".").split(". ")
-        assert len(hops) == 2 and hops[0] != hops[1]
-        answer = last.removeprefix("The answer is ")
-        assert answer in hops[1] or answer in hops[0]
-        for hop in hops:
-            assert any(said + "." in problem.prompt for said in ways_to_say(hop))
+        answer = check_hops(problem.prompt, problem.answer)
         sentences = problem.prompt.split(". ")
         assert 20 <= len(sentences) - 1 <= 60
         assert len(set(sentences)) == len(sentences)
         assert not correct(problem, problem.answer.replace(answer, "nobody"))
+
+
+def test_questions_about_one_list_of_facts_are_answered_by_it():
+    rng, fewest = random.Random(11), 99
+    for i in range(500):
+        facts, asked = draw_questions(rng, 2 + i % 3)
+        assert len(asked) == 2 + i % 3 == len(dict(asked)), "no question twice"
+        for question, answer in asked:
+            assert question.endswith("?") and "?" not in facts
+            check_hops(facts, answer)
+            assert correct(Problem("facts", f"{facts} {question}", answer), answer)
+        sentences = facts.rstrip(".").split(". ")
+        assert len(set(sentences)) == len(sentences) <= 60
+        fewest = min(fewest, len(sentences))
+    assert fewest < 15
+
+
+def test_questions_about_one_list_of_facts_are_none_of_the_held_out(monkeypatch):
+    asked = [draw_questions(random.Random(i), 4) for i in range(300)]
+    prompts = [f"{facts} {question}" for facts, pairs in asked for question, _ in pairs]
+    assert len(prompts) == 1200 and not any(map(is_held_out, prompts))
+    # guard: one in sixteen would be, were they not drawn again
+    monkeypatch.setattr("d2cache.teaching.tasks.is_held_out", lambda prompt: False)
+    free = [draw_questions(random.Random(i), 4) for i in range(300)]
+    prompts = [f"{facts} {question}" for facts, pairs in free for question, _ in pairs]
+    assert 0.04 < sum(map(is_held_out, prompts)) / 1200 < 0.09
 
 
 def ways_to_say(hop: str) -> list[str]:
