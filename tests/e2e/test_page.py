@@ -252,6 +252,49 @@ def test_every_policy_and_decoder_runs_from_the_page_with_its_own_knobs(tab):
             assert not re.search("undefined|NaN|null|\\[object", told), (name, told)
 
 
+def test_what_is_masked_again_is_shown_so_live_and_replayed(tab, tmp_path):
+    marks = tab.get_by_text("masked again in this step")
+    assert marks.count() and not any(m.is_visible() for m in marks.all())
+    choose(tab, "decoder", "wino")
+    tab.get_by_text("Knobs of wino", exact=True).click()
+    for knob, value in (("wide in", "0.1"), ("narrow out", "1")):
+        tab.get_by_label(f"number input for {knob}").fill(value)
+        tab.get_by_label(f"number input for {knob}").press("Enter")
+    run_to_end(tab)
+    wait_said(tab, "Done")
+
+    def story() -> list:
+        """Sentence and chips of each step."""
+        told = []
+        for s in range(state(tab)["steps"]):
+            tab.evaluate("s => d2stage.goto(s)", s)
+            tab.wait_for_function(
+                "start => document.querySelector('.d2-sentence').innerText.startsWith(start)",
+                arg=f"Step {s + 1}:",
+            )
+            chips = tab.locator(".d2-chips:not(.d2-prompt) .d2-chip")
+            drawn = chips.evaluate_all("all => all.map(c => [c.className, c.textContent])")
+            told.append((tab.inner_text(".d2-sentence"), drawn))
+        return told
+
+    live = story()
+    counts = {"again": 0, "shown": 0}
+    for sentence, chips in live:
+        many = re.search(r"masked (\d+) tokens again", sentence)
+        one = re.search("masked ('.*'|the end token) again", sentence)
+        counts["again"] += int(many[1]) if many else bool(one)
+        counts["shown"] += sum("d2-again" in name and "d2-masked" in name for name, _ in chips)
+    assert counts["again"] == counts["shown"] > 2
+    assert all(m.is_visible() for m in marks.all())
+    with tab.expect_download() as got:
+        tab.get_by_role("button", name="Download trace").click()
+    got.value.save_as(tmp_path / "wino.safetensors")
+    run = state(tab)["run"]
+    tab.locator("input[type=file]").set_input_files(tmp_path / "wino.safetensors")
+    tab.wait_for_function("run => d2stage.state().run !== run", arg=run)
+    assert story() == live
+
+
 def test_a_knob_out_of_bounds_is_refused(tab):
     tab.get_by_text("Knobs of d2").click()
     box = tab.get_by_label("number input for current k")
