@@ -22,6 +22,7 @@ class PrefixCache(CachePolicy, key="prefix"):
     left.
     """
 
+    for_blocks = True
     as_shipped: bool = knob(False, None, None, "with shifted logits, shift the recomputed rows too")
 
     def begin(self, model, canvas):
