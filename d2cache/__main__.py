@@ -243,9 +243,9 @@ def compare(args) -> int:
 
 
 def list_methods(args) -> int:
-    print(table(CachePolicy, "what it reuses"))
+    print(table(CachePolicy, "what it does"))
     print()
-    print(table(Decoder, "what it writes at a step"))
+    print(table(Decoder, "what it does"))
     return 0
 
 

@@ -13,7 +13,7 @@ from d2cache.registry import knob
 
 @dataclass
 class SparseCache(CachePolicy, key="sparse"):
-    """Sparse-dLLM (arXiv 2508.02558): the K,V that the open block attends to; the rest is evicted.
+    """Sparse-dLLM (arXiv 2508.02558): reuse the K,V that the open block attends to, evict the rest.
 
     Each block begins with two full passes. In the second, one step late because the first is
     not stable yet, every layer scores the positions outside the block by the product of their
