@@ -449,6 +449,8 @@ def test_a_policy_follows_its_rule_at_every_step(case, mode, changes):
         for rule in rules:
             if step.before.live[rule.b]:
                 compare(step, told[rule.b], rule, policy)
+            else:
+                assert not step.work[rule.b].any() and not step.recomputed[rule.b].any()
     if case[0] == "dllm":
         ties = [i for rule in rules for i in rule.ties]
         assert not any(ties) and len(ties) <= 3, "guard: too few choices are clear"
