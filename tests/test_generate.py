@@ -248,6 +248,20 @@ def test_layer_0_keeps_the_keys_and_values_of_a_token_that_stays(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
+def test_all_that_a_run_keeps_is_made_on_the_device_of_the_model(policy):
+    """The device "meta" has shapes and no numbers, and computes with no other device."""
+    model = small_model(kv_heads=2).to("meta")
+    canvas = open_canvas(model, [[1, 2, 3], [4, 5, 6]], 6, 3)
+    made = d2cache.make_policy(policy[0], **policy[1])
+    made.begin(model, canvas)
+    plan = made.plan(canvas)
+    kept = [vars(x).values() for x in (canvas, made, made.kv, plan)]
+    kept = [x for x in (x for some in kept for x in some) if isinstance(x, torch.Tensor)]
+    assert {x.device.type for x in [*kept, *model.rotary(canvas.position)]} == {"meta"}
+    assert {x.dtype for x in kept if x.is_floating_point()} <= {model.dtype, torch.float32}
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=ids)
 def test_a_policy_object_can_be_used_again(policy):
     model, made = small_model(12), d2cache.make_policy(policy[0], **policy[1])
     first = run(model, random_prompt(7, 1), made, gen_length=8)

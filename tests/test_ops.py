@@ -281,6 +281,37 @@ def test_rows_that_did_not_move_tie_to_the_left():
     assert picked[0].nonzero().flatten().tolist() == list(range(7))
 
 
+def test_what_moved_most_is_told_apart_in_bfloat16():
+    """The values are exact; the cosine of all but one row rounds to the same number."""
+    old = torch.ones(1, 1, 6, 8, dtype=torch.bfloat16)
+    new = old.clone()
+    new[0, 0, :, 0] = torch.tensor([1.03125, 1.0625, 1.09375, 1.046875, 1.0, 1.015625])
+    picked = ops.moved_most(new, old, torch.ones(1, 6, dtype=torch.bool), 2)
+    assert picked[0].nonzero().flatten().tolist() == [1, 2]
+
+
+def test_every_rule_stays_on_the_device_of_what_it_is_given():
+    """The device "meta" has shapes and no numbers, and computes with no other device."""
+    mask = torch.ones(2, 9, dtype=torch.bool, device="meta")
+    mass, rows = mask.double(), mask[:, :3].long()
+    made = [
+        ops.certainty_density(mask, 2.0),
+        ops.certainty_density(mask, mass[:, :1]),
+        ops.certainty_density_as_shipped(mask, 3, 2.0),
+        *ops.indices(mask, 3),
+        ops.top_k_mask(mass, mask, 2),
+        ops.search_window(mask, mask, mask[0].long(), 4, 2),
+        ops.nucleus(mass, mask, 0.0),
+        ops.nucleus(mass, mask, 0.5),
+        ops.nucleus_within(mass, mask, 0.5),
+        ops.fill_gaps(mask, 3),
+        ops.rollout_mass([mass[:, None].expand(2, 3, 9)] * 2, rows, rows > 0, 9),
+        ops.temper(mass[:, None], 0.5, 0.9),
+        *ops.choose_tokens(mass[:, None], mass[:, :1]),
+    ]
+    assert {t.device.type for t in made} == {"meta"}
+
+
 def test_indices_rise_and_short_rows_repeat_their_first():
     mask = torch.tensor([[0, 1, 0, 1, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()
     index, valid = ops.indices(mask, 3)
