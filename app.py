@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import json
 import logging
@@ -10,6 +9,7 @@ import math
 import os
 import random
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +22,7 @@ import gradio as gr
 
 import d2cache
 from analysis import figures, metrics, probes, stage
+from d2cache import models
 from d2cache.registry import Knob
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
@@ -33,21 +34,135 @@ KEPT_RUNS = 64  # visitors whose last run is kept
 LONGEST_PROMPT = 4000  # characters
 
 ENGINE = threading.Lock()  # one step, or one probe, at a time on the device
-LOADING = threading.Lock()
 
 
-def model() -> d2cache.Model:
-    """The bundled model, loaded once, by whoever asks first."""
-    with LOADING:
-        return _load()
+# ------------------------------------------------------------------------------ models
 
 
-@functools.cache
-def _load() -> d2cache.Model:
-    loaded = d2cache.load("tiny")
-    for policy in ("none", "d2"):  # the first steps of a process are slow
-        next(d2cache.generate(loaded, loaded.encode("Hello"), policy, gen_length=64))
-    return loaded
+class Loading(ValueError):
+    """The model that was asked for is on its way."""
+
+
+class Models:
+    """The models that this host offers, by the label that a visitor sees; each loaded once, kept.
+
+    The first is loaded when the page starts, the others behind the page when they are first
+    wanted, so that nobody's run waits for another's model.
+    """
+
+    def __init__(self, offered: dict[str, str]):
+        self.offered = offered  # label -> what d2cache.load takes
+        self.loaded: dict[str, d2cache.Model] = {}
+        self.state: dict[str, str] = {}  # label -> a sentence, while it loads and when it failed
+        self.busy: set[str] = set()
+        self.one_load = threading.Lock()
+        self.news = threading.Condition()
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.offered))
+
+    def get(self, label: str) -> d2cache.Model:
+        """A model that is loaded; waits for the first one.
+
+        Loading says that another one is on its way, ValueError that it is not offered or failed.
+        """
+        self.start(label)
+        if label == self.first:
+            for _ in self.watch(label):
+                pass
+        with self.news:
+            if label in self.loaded:
+                return self.loaded[label]
+            if label in self.busy:
+                raise Loading(f"{self.state[label]} Press Run when it is there.")
+            raise ValueError(f"{self.state[label]}. Choose another model.")
+
+    def start(self, label: str) -> None:
+        """Begin to load behind the page, unless it is loaded or loading."""
+        if not isinstance(label, str) or label not in self.offered:
+            raise ValueError(
+                f"The model is {label!r}; this page offers {', '.join(self.offered)}: choose one."
+            )
+        with self.news:
+            if label in self.loaded or label in self.busy:
+                return
+            self.busy.add(label)
+            self.state[label] = f"Loading {label}."
+        threading.Thread(
+            target=self._load, args=(label,), name=f"load {label}", daemon=True
+        ).start()
+
+    def watch(self, label: str):
+        """What the loading of a model is at, a sentence each time that changes, to its end."""
+        said = None
+        while True:
+            with self.news:
+                while label in self.busy and self.state[label] == said:
+                    self.news.wait()
+                if label not in self.busy:
+                    return
+                said = self.state[label]
+            yield said
+
+    def like(self, config: d2cache.ModelConfig) -> d2cache.Model | None:
+        """A loaded model of exactly this shape and name; waits for the first one."""
+        for _ in self.watch(self.first):
+            pass
+        return next((m for m in self.loaded.values() if m.config == config), None)
+
+    def _load(self, label: str) -> None:
+        def progress(what: str, done: int, total: int) -> None:
+            part = f"{what} {100 * done // total} % of {total / 1e9:.1f} GB"
+            self._say(label, f"Loading {label}: {part}.")
+
+        try:
+            with self.one_load:
+                model = d2cache.load(self.offered[label], progress=progress)
+                for policy in ("none", "d2"):  # the first steps of a process are slow
+                    steps = d2cache.generate(model, model.encode("Hello"), policy, gen_length=64)
+                    with ENGINE:
+                        next(steps)
+            self.loaded[label], said = model, f"{label} is loaded."
+        except Exception as error:  # of whatever library: the page goes on with other models
+            known = isinstance(error, ValueError)
+            LOG.warning("loading %s failed: %s", label, error, exc_info=not known)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason.replace(str(Path(self.offered[label])), label)  # no paths for visitors
+            said = f"{label} cannot be loaded: {reason}"
+        self._say(label, said, done=True)
+
+    def _say(self, label: str, said: str, done: bool = False) -> None:
+        with self.news:
+            self.state[label] = said
+            if done:
+                self.busy.discard(label)
+            self.news.notify_all()
+
+
+MODELS = Models({"tiny": "tiny"})
+
+
+def offered_models(listed: str | None) -> dict[str, str]:
+    """Label -> name of the models in D2CACHE_MODELS, by commas; without it, what suits the device.
+
+    A folder's label is its own name: a visitor sees no paths. ValueError for one that cannot be.
+    """
+    if not listed:
+        names = ["tiny"]
+        if models.pick_device().type == "cuda":
+            names += ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"]
+    else:
+        names = [name.strip() for name in listed.split(",") if name.strip()]
+    offered = {}
+    for name in names:
+        label = models.label(name)
+        if label in offered:
+            raise ValueError(f"two models are called {label!r}; rename a folder or drop one")
+        offered[label] = name
+    if not offered:
+        raise ValueError("it names no model; give tiny, hub ids or folders, by commas")
+    return offered
 
 
 # ------------------------------------------------------------------------------ runs
@@ -58,6 +173,7 @@ class Run:
     """A visitor's run: the suspended loop, what it recorded, and what is asked of it."""
 
     key: str  # what the stage calls it
+    model: d2cache.Model | None = None  # none of a stored or an uploaded one
     asked: tuple = ()  # prompt and settings
     steps: object = None  # the engine's generator; None when the run has ended
     recorder: Recorder | None = None
@@ -123,7 +239,7 @@ FILES = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the p
 
 def start_run(session: str, asked: tuple) -> Run:
     """A run ready for its first step; ValueError says what is wrong with the input."""
-    prompt, policy, decoder, gen_length, block_length, seed, to_the_end, knobs = asked
+    prompt, policy, decoder, gen_length, block_length, seed, to_the_end, label, knobs = asked
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("The prompt is empty: write a question, or press New problem.")
     if len(prompt) > LONGEST_PROMPT:
@@ -134,15 +250,16 @@ def start_run(session: str, asked: tuple) -> Run:
     for (kind, owner, knob), value in knobs:
         if owner == {"policy": policy, "decoder": decoder}[kind]:
             settings[kind][knob] = value
+    model = MODELS.get(label)
     steps = d2cache.generate(
-        model(), model().encode(prompt.strip()),
+        model, model.encode(prompt.strip()),
         d2cache.make_policy(policy, **settings["policy"]),
         d2cache.make_decoder(decoder, **settings["decoder"]),
         gen_length=_whole("answer length", gen_length),
         block_length=_whole("block length", block_length) or None,
         seed=_whole("seed", seed), stop_at_eos=bool(to_the_end),
     )  # fmt: skip
-    return RUNS.put(session, Run(secrets.token_hex(8), asked, steps, Recorder()))
+    return RUNS.put(session, Run(secrets.token_hex(8), model, asked, steps, Recorder()))
 
 
 def _whole(name: str, value) -> int:
@@ -221,10 +338,11 @@ def rollout_map(asked: str) -> dict:
         trace = run and run.snapshot()
         if trace is None or type(step) is not int:
             return {"error": "this run is no longer kept here; run it again"}
-        if d2cache.ModelConfig(**trace.run["shape"]) != model().config:
+        model = run.model or MODELS.like(d2cache.ModelConfig(**trace.run["shape"]))
+        if model is None:
             return {"error": f"it needs the model {trace.run['model']}, which is not loaded here"}
         with ENGINE:
-            rollout = probes.rollout_map(model(), trace, step)
+            rollout = probes.rollout_map(model, trace, step)
         return stage.map_payload(rollout, trace.prompt_length)
     except (ValueError, TypeError, IndexError, RuntimeError, RecursionError) as error:
         return {"error": (str(error) or type(error).__name__).splitlines()[0]}
@@ -272,7 +390,10 @@ def verdict(run: Run) -> str:
     problem = DRAWN.get(run.asked[0].strip())
     if problem is None:
         return notice("Done. Scrub through the steps, or open Figures.")
-    text = model().decode(run.trace.tokens[-1, run.trace.prompt_length :]).strip()
+    if run.model.config.name != "tiny":  # others answer in words of their own
+        wanted = "" if problem.family == "stories" else f" Expected: {problem.answer}"
+        return notice(f"Done.{wanted}")
+    text = run.model.decode(run.trace.tokens[-1, run.trace.prompt_length :]).strip()
     right, story = tasks.correct(problem, text), problem.family == "stories"
     if right:
         return notice(f"Done, and the {'story is well formed' if story else 'answer is right'}.",
@@ -347,9 +468,18 @@ INTRO = """
 A diffusion language model starts from an answer made of masks and fills it in, a few tokens a
 step. Every token looks both ways, so each newly written one changes the keys and values (K,V) of
 all the others, and the KV cache of an ordinary language model does not apply. **d2Cache**
-recomputes only the few positions that matter and reuses the K,V of the rest. Below, a small model
-does it live.
+recomputes only the few positions that matter and reuses the K,V of the rest. Below, a model does it
+live.
 """
+
+
+def title(label: str, name: str) -> str:
+    """A model as the list of models shows it."""
+    size = models.size(name)
+    if size is None:
+        return label
+    number = f"{size / 1e9:.1f} B" if size > 1e8 else f"{size / 1e6:.1f} M"
+    return f"{label} ({number} weights)"
 
 
 def control(one: Knob):
@@ -390,6 +520,12 @@ def choice(kind: str, label: str, entries: list[dict], chosen: str):
 def side_column() -> SimpleNamespace:
     """The controls at the left."""
     ui = SimpleNamespace()
+    ui.late = gr.State("")  # the model that Run was pressed for too early
+    ui.model = gr.Dropdown(
+        [(title(label, name), label) for label, name in MODELS.offered.items()],
+        value=MODELS.first, label="Model", elem_id="model", info="loaded when it is first chosen",
+        visible=list(MODELS.offered) != ["tiny"],  # no choice: nothing to read
+    )  # fmt: skip
     ui.family = gr.Dropdown(
         list(tasks.FAMILIES), value="word", label="Example problems",
         info="the model in the box knows these six families",
@@ -447,8 +583,9 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     """Events to handlers. One server state decides what the buttons and the notice say."""
     settings = [
         ui.prompt, ui.policy, ui.decoder, ui.gen_length, ui.block_length, ui.seed, ui.to_the_end,
+        ui.model,
     ]  # fmt: skip
-    outputs = [ui.board, ui.said, ui.pause, ui.resume, ui.download]
+    outputs = [ui.board, ui.said, ui.pause, ui.resume, ui.download, ui.late]
 
     def asked(values) -> tuple:
         values = list(values)
@@ -480,15 +617,42 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             yield after(run)
 
     def begin(session: str, values, most=None):
-        if not _load.cache_info().currsize:
-            yield {ui.said: notice("Loading the model.")}
+        label = values[settings.index(ui.model)]
+        if label == MODELS.first:
+            for said in MODELS.watch(MODELS.first):
+                yield {ui.said: notice(said)}
         try:
             run = start_run(session, asked(values))
+        except Loading as error:
+            yield {ui.said: notice(str(error)), ui.late: label}
+            return
         except ValueError as error:
             yield {ui.said: notice(str(error), "error")}
             return
-        yield {ui.said: notice("Running."), ui.download: gr.DownloadButton(interactive=False)}
+        yield {ui.said: notice("Running."), ui.download: gr.DownloadButton(interactive=False),
+               ui.late: ""}  # fmt: skip
         yield from show(run, session, most)
+
+    def tell(label):
+        """What the loading of a model is at, and how it ended."""
+        for said in MODELS.watch(label):
+            yield notice(said)
+        if label in MODELS.loaded:
+            yield notice(f"{MODELS.state[label]} Press Run.")
+        else:
+            yield notice(f"{MODELS.state[label]}. Choose another model.", "error")
+
+    def on_model(label):
+        try:
+            MODELS.start(label)
+        except ValueError as error:
+            yield notice(str(error), "error")
+            return
+        yield from tell(label)
+
+    def on_late(label):
+        """Run was pressed while the model was on its way: say when it is there."""
+        yield from tell(label) if label else [gr.skip()]
 
     def on_run(request: gr.Request, *values):
         yield from begin(request.session_hash, values)
@@ -548,12 +712,16 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     instant = quiet | {"queue": False}
     drawing = {"fn": draw_figures, "inputs": None, "outputs": [ui.described, *ui.plots], **instant}
     inputs = [*settings, *ui.knobs.values()]
+    loading = quiet | {"outputs": ui.said, "concurrency_id": "loading", "concurrency_limit": 8}
+    ui.model.change(on_model, ui.model, **loading)
     gr.on([ui.go.click, ui.prompt.submit], None, js=SHOW_STAGE)
     for trigger in (ui.go.click, ui.prompt.submit):
         trigger(on_pause, None, None, **instant)  # a new run ends the old one
-        trigger(on_run, inputs, outputs, trigger_mode="always_last", **queued).then(**drawing)
+        running = trigger(on_run, inputs, outputs, trigger_mode="always_last", **queued)
+        running.then(**drawing).then(on_late, ui.late, **loading)
     ui.single.click(on_pause, None, None, **instant)
-    ui.single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
+    stepping = ui.single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
+    stepping.then(on_late, ui.late, **loading)
     ui.pause.click(on_pause, None, None, **instant)
     ui.resume.click(on_resume, None, outputs, **queued).then(**drawing)
     ui.stop.click(on_stop, None, outputs, **instant)
@@ -582,7 +750,13 @@ def head() -> str:
     return f"<script>{script}</script><style>{style}</style>"
 
 
-def main():
+def main() -> int:
+    """Serve the page; exit code 2 when D2CACHE_MODELS names what cannot be a model."""
+    try:
+        MODELS.offered = offered_models(os.environ.get("D2CACHE_MODELS"))
+    except ValueError as error:
+        print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
+        return 2
     page = build()
     page.queue(max_size=32)
     page.launch(
@@ -591,9 +765,10 @@ def main():
         head=head(), css=PAGE_CSS, theme=THEME, prevent_thread_lock=True,
         state_session_capacity=200, run_history=False,
     )  # fmt: skip
-    threading.Thread(target=model, daemon=True).start()  # behind the page that is already up
+    MODELS.start(MODELS.first)  # behind the page that is already up
     page.block_thread()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from d2cache import ModelConfig, Step, Trace
+from d2cache import ModelConfig, Part, Step, Trace
 from d2cache.canvas import Run
 from d2cache.trace import Totals, answer_ids, density_of, density_sigma
 
@@ -25,13 +25,17 @@ def message(events: list[dict]) -> str:
 class Events:
     """The events of one run, step by step: start, then rec and totals for each step, then end.
 
-    Planes are base64 of uint8: confidence c (G), 0 where nothing was predicted, else
-    1 + 254 p; density d (G), 255 D; rollout r (T), mass = 2 ** (u / 16 - 8); why y (T), bits of
-    `d2cache.Why`. About 4/3 (2 G + 2 T) bytes a step.
+    A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, likewise),
+    w (what was written: position, text, confidence, candidates), m (positions masked again), and
+    planes, base64 of uint8: confidence c (G), 0 where nothing was predicted, else 1 + 254 p;
+    density d (G), 255 D; rollout r (T), mass = 2 ** (u / 16 - 8); why y (T), bits of
+    `d2cache.Why`; l (T), layers that recomputed the position, where the policy decides layer by
+    layer. At most about 4/3 (2 G + 2 T) bytes a step: no policy has both r and l.
     """
 
-    def __init__(self, key: str, run: dict, text: Callable[[int], str]):
+    def __init__(self, key: str, run: dict, by_layer: bool, text: Callable[[int], str]):
         self.key, self.run, self.text, self.seq = key, run, text, 0
+        self.by_layer, self.layers = by_layer, run["shape"]["layers"]
         self.length = run["prompt_length"] + run["gen_length"]
         self.totals = Totals(ModelConfig(**run["shape"]), self.length)
 
@@ -39,7 +43,8 @@ class Events:
         run = self.run
         return {
             "k": "start", "run": self.key, "T": self.length, "P": run["prompt_length"],
-            "G": run["gen_length"], "model": run["model"], "policy": run["policy"],
+            "G": run["gen_length"], "layers": self.layers, "by_layer": self.by_layer,
+            "model": run["model"], "policy": run["policy"],
             "decoder": run["decoder"], "block_length": run["block_length"],
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
             "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
@@ -48,30 +53,34 @@ class Events:
         }  # fmt: skip
 
     def step(
-        self, index: int, after: np.ndarray, masked: np.ndarray, written: list,
+        self, index: int, before: np.ndarray, after: np.ndarray, candidates: dict,
         confidence: np.ndarray, density: np.ndarray, rollout: np.ndarray | None, why: np.ndarray,
-        rows: float, work: np.ndarray, predicted: int, changed: int, seconds: float,
+        layers: np.ndarray, evicted: int, work: np.ndarray, predicted: int, seconds: float,
     ) -> list[dict]:  # fmt: skip
-        """rec and totals of one step. after (T,) ids; masked (G,) bool before the step; written:
-        (answer position, id, confidence, candidate ids, their probabilities) each; rows, work,
-        predicted, changed, seconds as `Totals.add` takes them."""
-        p, shape = self.run["prompt_length"], self.run["shape"]
-        self.totals.add(rows, work, predicted, int(masked.sum()), changed, seconds)
-        totals = self.totals.report(len(answer_ids(after[p:], shape)))
-        seen = np.isfinite(confidence)
+        """rec and totals of one step. before, after (T,) ids; candidates: answer position ->
+        (ids, their probabilities), where known; layers (T,): how many recomputed each position;
+        evicted: summed over the layers; work, predicted, seconds as `Totals.add` takes them."""
+        p, mask_id = self.run["prompt_length"], self.run["shape"]["mask_id"]
+        changed, masked, seen = (after != before)[p:], after[p:] == mask_id, np.isfinite(confidence)
+        rows, was_masked = layers.sum() / self.layers, int((before[p:] == mask_id).sum())
+        self.totals.add(rows, work, predicted, was_masked, int(changed.sum()), seconds)
+        totals = self.totals.report(len(answer_ids(after[p:], self.run["shape"])))
         planes = {
             "c": np.where(seen, 1 + 254 * np.where(seen, confidence, 0), 0), "d": 255 * density,
             "r": None if rollout is None else 16 * (np.log2(np.maximum(rollout, 2**-8)) + 8),
-            "y": why,
+            "y": why, "l": layers if self.by_layer else None,
         }  # fmt: skip
-        writes = [
-            [p + int(g), self.text(int(i)), _short(share),
-             [[self.text(int(t)), _short(s)] for t, s in zip(top, shares, strict=True) if s > 0]]
-            for g, i, share, top, shares in written
-        ]  # fmt: skip
+        writes = []
+        for g in np.flatnonzero(changed & ~masked):
+            top = zip(*candidates.get(int(g), ((), ())), strict=True)
+            top = [[self.text(int(token)), _short(share)] for token, share in top if share > 0]
+            sure = _short(confidence[g]) if seen[g] else None
+            writes.append([p + int(g), self.text(int(after[p + g])), sure, top])
         record = {
             "k": "rec", "run": self.key, "seq": self.seq, "s": index,
-            "ms": round(1e3 * seconds, 2), "rows": _short(rows), "w": writes,
+            "ms": round(1e3 * seconds, 2), "rows": _short(rows),
+            "out": _short(evicted / self.layers), "w": writes,
+            "m": (p + np.flatnonzero(changed & masked)).tolist(),
             **{name: _plane(values) for name, values in planes.items()},
         }  # fmt: skip
         self.seq += 1
@@ -99,24 +108,23 @@ def _short(value) -> float:
 
 
 def trace_events(trace: Trace, key: str, stored: bool = False) -> list[dict]:
-    """Every event of a finished run of one row."""
-    p, mask_id = trace.prompt_length, trace.run["shape"]["mask_id"]
-    events = Events(key, trace.run, trace.text_of)
+    """Every event of a finished run of one row. A trace keeps the candidates of the last write
+    of a position; an earlier one, masked again later, comes without."""
+    p, by_layer = trace.prompt_length, trace.parts is not None
+    events = Events(key, trace.run, by_layer, trace.text_of)
     has_rollout = not np.isnan(trace.rollout).all()
-    rows = trace.recomputed_by_layer.mean(1).sum(1)
-    changed = (trace.tokens[1:] != trace.tokens[:-1]).sum(1)
+    layers = trace.recomputed_by_layer.sum(1)
+    evicted = ((trace.parts & Part.EVICTED) > 0).sum((1, 2)) if by_layer else 0 * trace.predicted
     out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
     for s in range(len(trace.seconds)):
-        written = [
-            (g, trace.tokens[s + 1, p + g], trace.confidence[s, g], trace.candidates[g],
-             trace.candidate_confidence[g])
+        candidates = {
+            int(g): (trace.candidates[g], trace.candidate_confidence[g])
             for g in np.flatnonzero(trace.step_of_token == s)
-        ]  # fmt: skip
+        }
         out += events.step(
-            s, trace.tokens[s + 1], trace.tokens[s, p:] == mask_id, written, trace.confidence[s],
-            trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s],
-            float(rows[s]), trace.work[s], int(trace.predicted[s]), int(changed[s]),
-            float(trace.seconds[s]),
+            s, trace.tokens[s], trace.tokens[s + 1], candidates, trace.confidence[s],
+            trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s], layers[s],
+            int(evicted[s]), trace.work[s], int(trace.predicted[s]), float(trace.seconds[s]),
         )  # fmt: skip
     return [*out, events.end(*ending(trace))]
 
@@ -139,7 +147,7 @@ class LiveEvents:
     def __init__(self, key: str, step: Step):
         self.run: Run = step.run
         self.texts: dict[int, str] = {}
-        self.events = Events(key, step.run.settings(), self.text)
+        self.events = Events(key, step.run.settings(), step.parts is not None, self.text)
         self.canvas, self.has_rollout = step.before, step.rollout is not None
 
     def text(self, token: int) -> str:
@@ -154,25 +162,23 @@ class LiveEvents:
 
     def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
-        density = density_of(step)[0, p:].cpu().numpy()
-        confidence = step.confidence[0, p:].float().cpu().numpy()
-        target, (top, share) = step.rows.target[0].cpu(), step.likeliest
-        row_of = {int(t): q for q, t in enumerate(target)}
-        written = []
-        for position in np.flatnonzero(step.accepted[0].cpu().numpy()):
-            q = row_of.get(int(position))  # none: written without having been computed
-            ids, shares = (top[0, q], share[0, q]) if q is not None else (target[:0], target[:0])
-            written.append((
-                int(position) - p, int(step.tokens[0, position]), confidence[position - p],
-                ids.cpu().numpy(), shares.cpu().numpy(),
-            ))  # fmt: skip
-        rollout = None if step.rollout is None else step.rollout[0].float().cpu().numpy()
+        target = step.rows.target[0].cpu().numpy()
+        top, share = step.likeliest
+        top, share = top[0].cpu().numpy(), share[0].float().cpu().numpy()
+        # none for what is written without having been computed
+        candidates = {int(t) - p: (top[q], share[q]) for q, t in enumerate(target)}
+        if step.parts is None:
+            layers, evicted = step.recomputed[0] * self.events.layers, 0
+        else:
+            layers = ((step.parts[0] & Part.MLP) > 0).sum(0)
+            evicted = int(((step.parts[0] & Part.EVICTED) > 0).sum())
         return self.events.step(
-            step.index, step.tokens[0].cpu().numpy(),
-            step.before.masked[0, p:].cpu().numpy(), written, confidence, density, rollout,
-            step.why[0].cpu().numpy(), float(step.rows_per_layer[0]),
-            step.work[0].cpu().numpy(), int(step.predicted[0]), int(step.changed[0].sum()),
-            step.seconds,
+            step.index, step.before.tokens[0].cpu().numpy(), step.tokens[0].cpu().numpy(),
+            candidates, step.confidence[0, p:].float().cpu().numpy(),
+            density_of(step)[0, p:].cpu().numpy(),
+            None if step.rollout is None else step.rollout[0].float().cpu().numpy(),
+            step.why[0].cpu().numpy(), layers.cpu().numpy(), evicted, step.work[0].cpu().numpy(),
+            int(step.predicted[0]), step.seconds,
         )  # fmt: skip
 
     def end(self, status: str, note: str) -> dict:

@@ -13,7 +13,7 @@
 // Why a position was recomputed, the most telling reason first: the order is the priority of the map.
 const REASONS = [
   { key: "written", bit: 4, label: "written a step ago", colour: "#e69f00", why: "its token was written by the step before; the cached K,V still belong to a mask" },
-  { key: "chosen", bit: 2, label: "chosen mask", colour: "#009e73", why: "a mask with a sure guess near known text: likely to be written soon" },
+  { key: "chosen", bit: 2, label: "picked by score", colour: "#009e73", why: "picked by a score that the policy gives each position" },
   { key: "rollout", bit: 8, label: "attention rollout", colour: "#cc79a7", why: "one of the positions where attention led most in the step before" },
   { key: "gap", bit: 16, label: "gap fill", colour: "#f0e442", why: "lies in a gap between recomputed positions" },
   { key: "shift", bit: 32, label: "shift", colour: "#999933", why: "a neighbour that is needed where a model predicts one position to the right" },
@@ -21,8 +21,58 @@ const REASONS = [
   { key: "window", bit: 128, label: "window", colour: "#56b4e9", why: "inside the window around what is being decoded" },
   { key: "full", bit: 1, label: "full pass", colour: "#a08468", why: "a pass over the whole canvas" },
 ];
-const REUSED_WHY = "the cached K,V of an earlier step were used: no work";
+const REUSED = { key: "reused", label: "reused", why: "the cached K,V of an earlier step were used: no work" };
 const WRITTEN_NOW = "#d55e00";   // what this step writes: its own colour, it is no reason (also in stage.css)
+const MASKED_NOW = "#c2008f";    // what this step masks again (also in stage.css)
+
+// Where a policy or decoder means something of its own by a reason, or by what stands below; the
+// words must be true of the run on view. What is not named here gets the plain words.
+const POLICY_WORDS = {
+  d2: { pads: true, chosen: { label: "chosen mask", why: "a mask with a sure guess near known text: likely to be written soon" } },
+  dkv: { chosen: { label: "still masked", why: "masked: such a position is recomputed at every step" } },
+  dllm: {
+    kept: "layer outputs",
+    reused: { why: "the cached outputs of its layers were used; at most its values (V) were computed, to see how far they moved" },
+    full: { label: "refresh", why: "the prompt, the answer or the whole first layer was due to be computed again" },
+    chosen: { label: "values moved", why: "among those whose values (V) moved most since the step before, in some layer; of equals the leftmost" },
+    more: (knobs) => (knobs.rho > 0 ? "Between refreshes each layer computes the values (V) of the whole answer, to find those that moved most." : ""),
+  },
+  elastic: {
+    chosen: { label: "attention drifted", why: "attention had drifted in some layer: from there on the layers recompute every position" },
+    window: { label: "leftmost masks", why: "one of the masked positions furthest left" },
+    more: () => "When attention drifts in a layer, the layers after it recompute every position.",
+  },
+  prefix: { window: { label: "after the block", why: "follows the block that is being decoded" } },
+  sparse: {
+    even: true,
+    reused: { why: "the cached K,V of an earlier step were used, or left out of attention (evicted): no work" },
+    more: (knobs) => (knobs.keep_ratio < 1 ? "While a block is filled, each layer leaves those that the block looks at least out of attention (evicted)." : ""),
+  },
+};
+const DECODER_WORDS = {
+  adaptive: { order: () => "the likeliest guesses first", ownWidth: true },
+  confidence: { order: () => "the likeliest guesses first" },
+  eb: { order: () => "as many of the surest guesses at once as a bound on their entropy allows" },
+  entropy: { order: () => "first where the fewest words compete", confidence: "1 − entropy / its largest value" },
+  factor: { order: () => "as many of the surest guesses at once as are rarely wrong together", tests: true },
+  klass: { order: () => "all guesses at once that are sure and have hardly changed", tests: true },
+  margin: { order: () => "first where the best guess leads the second most", confidence: "lead of the best guess over the second" },
+  pc: { order: (knobs) => `${knobs.position > 0 ? "early positions and " : ""}sure, rare words first` },
+  random: { order: () => "in an order drawn by lot", scores: "its lots" },
+  slowfast: { order: () => "a few at first, and all sure guesses of a stretch once its end is settled", tests: true },
+  threshold: { order: (knobs) => `all guesses of confidence ${short(knobs.threshold)} or more at once`, tests: true },
+  wino: {
+    order: () => "many sure guesses at once; what a second look doubts is masked again",
+    written: { label: "changed a step ago", why: "its token was written, or masked again, by the step before; the cached K,V still belong to the old one" },
+  },
+};
+const wordsOf = (table, name) => (Object.hasOwn(table, name ?? "") ? table[name] : {});
+const policyWords = (start) => wordsOf(POLICY_WORDS, start.policy);
+const decoderWords = (start) => wordsOf(DECODER_WORDS, start.decoder);
+
+// "reused" and the reasons, in the words that hold for one run.
+const reasonsOf = (start) => [REUSED, ...REASONS].map((r) => ({ ...r, ...policyWords(start)[r.key], ...decoderWords(start)[r.key] }));
+const labelIn = (model, key) => model.reasons.find((r) => r.key === key).label;
 
 // Colour maps as a few anchors, evenly spaced, with steadily falling lightness, so that they also
 // read in grey. "ink" maps start at the paper: on a dark page they are walked from the other end.
@@ -54,6 +104,7 @@ const reasonsIn = (byte) => REASONS.filter((r) => byte & r.bit).map((r) => r.key
 const reasonOf = (byte) => (REASONS.find((r) => byte & r.bit) || { key: null }).key;
 const clamp = (x, lo, hi) => Math.min(hi, Math.max(lo, x));
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+const mixed = (a, b, share) => a.map((c, k) => Math.round(c + (b[k] - c) * share));
 const css = (c) => `rgb(${c[0]}, ${c[1]}, ${c[2]})`;
 
 function colourAt(name, value, dark) {
@@ -62,12 +113,12 @@ function colourAt(name, value, dark) {
   const along = !dark ? v : ink ? 1 - 0.85 * v : 0.15 + 0.85 * v;     // at night no glaring white, and no black on black
   const x = along * (stops.length - 1);
   const i = Math.min(Math.floor(x), stops.length - 2), a = rgb(stops[i]), b = rgb(stops[i + 1]);
-  return a.map((c, k) => Math.round(c + (b[k] - c) * (x - i)));
+  return mixed(a, b, x - i);
 }
 
 const massShade = (mass) => (Math.log2(mass) - MASS_LOG2[0]) / (MASS_LOG2[1] - MASS_LOG2[0]);
 
-// Share of the positions that cost nothing in one step, because their cached K,V were reused.
+// Share of the positions that were not recomputed in one step, a mean over the layers.
 const hitRate = (rec, T) => 1 - rec.rows / T;
 
 // The same over steps 0..s: positions are counted, not averages averaged.
@@ -84,6 +135,10 @@ function reasonCounts(rec) {
   return counts;
 }
 
+// Positions recomputed in at least one layer; where layers differ, more than rec.rows, their mean.
+const touchedIn = (rec) => rec.y.reduce((n, byte) => n + (byte > 0), 0);
+const layersDiffer = (rec) => rec.rows !== touchedIn(rec);
+
 // The totals of the run up to step s: of the nearest step up to s that has some.
 function totalsAt(model, s) {
   for (let i = s; i >= 0; i--) if (model.recs[i]?.totals) return model.recs[i].totals;
@@ -95,6 +150,8 @@ function totalsAt(model, s) {
 const fixed = (x, digits) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
 const percent = (x) => (Number.isFinite(x) ? `${(100 * x).toFixed(x > 0.995 || x < 0.1 ? 1 : 0)} %` : "–");
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+const amount = (x) => Number(x.toFixed(1));   // a count, or a mean of counts
+const short = (x) => String(Number(Number(x).toFixed(2)));
 
 // Make every character visible: a newline as an arrow, other control codes as their pictures.
 function visible(text) {
@@ -115,59 +172,70 @@ const tokenName = (model, text) => (model.eos.has(text) ? "end" : visible(text))
 
 // "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with confidence 0.98."
 function explain(rec, model) {
-  const written = [...rec.w].sort((a, b) => a[0] - b[0]), [first] = written, n = written.length;
-  const name = (text) => (model.eos.has(text) ? "the end token" : quoted(text));
+  const written = [...rec.w].sort((a, b) => a[0] - b[0]), n = written.length;
+  const name = (text) => (text === null ? "a token" : model.eos.has(text) ? "the end token" : quoted(text));
+  const some = (list) => `, by answer position: ${list.slice(0, 3).map(([p, text]) => `${name(text)} (${p - model.P + 1})`).join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;
   let wrote = "wrote nothing";
-  if (n === 1) wrote = `wrote ${name(first[1])} at ${placeOf(model, first[0])} with confidence ${fixed(first[2], 2)}`;
-  if (n > 1) {
-    const some = written.slice(0, 3).map((w) => `${name(w[1])} (${w[0] - model.P + 1})`).join(", ");
-    wrote = `wrote ${n} tokens, by answer position: ${some}${n > 3 ? ` and ${n - 3} more` : ""}`;
-  }
-  return `Step ${rec.s + 1}: recomputed ${rec.rows} of ${model.T} positions, then ${wrote}.`;
+  if (n === 1) wrote = `wrote ${name(written[0][1])} at ${placeOf(model, written[0][0])} with confidence ${fixed(written[0][2], 2)}`;
+  if (n > 1) wrote = `wrote ${n} tokens${some(written)}`;
+  const again = rec.m.map((p) => [p, writeAt(model, p, rec.s - 1)?.text ?? null]);
+  if (again.length === 1) wrote += `; masked ${name(again[0][1])} again at ${placeOf(model, again[0][0])}`;
+  if (again.length > 1) wrote += `; masked ${again.length} tokens again${some(again)}`;
+  const mean = layersDiffer(rec) ? ` (mean over ${model.layers} layers)` : "";
+  return `Step ${rec.s + 1}: recomputed ${amount(rec.rows)} of ${model.T} positions${mean}, then ${wrote}.`;
 }
 
 // The second half, for who has never heard of it: what the recomputing was for.
 function explainWhy(rec, model) {
-  const rest = model.T - rec.rows;
-  if (rest === 0) return "Every position was computed, nothing came from the cache.";
-  const counts = reasonCounts(rec);
-  const parts = REASONS.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} ${r.label}`);
-  const why = parts.length ? `Recomputed: ${parts.join(", ")}. ` : "";
-  return `${why}The other ${rest} reused ${rest === 1 ? "its" : "their"} cached keys and values (K,V).`;
+  const rest = model.T - touchedIn(rec), differ = layersDiffer(rec);
+  if (rest === 0 && !differ) return "Every position was computed, nothing came from the cache.";
+  const counts = reasonCounts(rec), its = rest === 1 ? "its" : "their", { kept = "keys and values (K,V)" } = policyWords(model.start);
+  const parts = model.reasons.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} × ${r.label}`);
+  const why = parts.length ? `Recomputed${differ ? " in at least one layer" : ""}: ${parts.join(", ")}. ` : "";
+  const evicted = rec.out ? `, if not evicted: each layer left ${plural(amount(rec.out), "position")} out of attention` : "";
+  return why + (rest ? `The other ${rest} reused ${its} cached ${kept}${evicted}.` : "The other layers reused what is cached.");
 }
 
 // What each map shows. A caption must be true of the run on view, so it asks for its knobs.
 const knobsOf = (start, kind) => start.knobs?.[kind] || {};
-const short = (x) => String(Number(Number(x).toFixed(2)));
 
 const CAPTIONS = {
-  cache: () => "Grey: keys and values (K,V) reused from the cache, at no cost. A coloured position was computed again in this step; the colour says why.",
+  cache(start) {
+    const { kept = "keys and values (K,V)", more = () => "", even } = policyWords(start), own = more(knobsOf(start, "policy"));
+    const paler = start.by_layer && !even ? `, and is paler where only some of the ${start.layers} layers did` : "";
+    return `Grey: ${kept} reused from the cache. A coloured position was computed again in this step; the colour says why${paler}.${own && ` ${own}`}`;
+  },
   density(start) {
-    const { sigma, as_shipped: padded } = knobsOf(start, "decoder"), shipped = knobsOf(start, "policy").as_shipped || (sigma > 0 && padded);
+    const { sigma, as_shipped: padded } = knobsOf(start, "decoder"), { tests, scores = "confidence", ownWidth } = decoderWords(start);
+    const shipped = (policyWords(start).pads && knobsOf(start, "policy").as_shipped) || (sigma > 0 && padded);
     const edge = shipped ? "as shipped, the last answer position counts again beyond the right edge"
       : "nothing lies beyond the right edge, so the last positions reach about one half at most";
+    const width = ownWidth ? `σ follows the spread of the latest writes, from ${short(start.sigma)} positions at first` : `σ = ${short(start.sigma)} positions`;
     const use = !(sigma > 0) ? "The decoder ignores it in this run (its sigma is 0)."
-      : start.decoder === "threshold" ? "Where too few candidates reach the threshold, the decoder multiplies confidence by it, so places next to known text come first."
-      : "The decoder multiplies confidence by it, so places next to known text are written first.";
-    return `How much of a position's neighbourhood is already known, nearer neighbours counting more (Gaussian, σ = ${short(start.sigma)} positions; ${edge}). ${use}`;
+      : tests ? "What passes the decoder's test is written anyway; other guesses are ranked by confidence times density, which favours places next to known text."
+      : `The decoder multiplies ${scores} by it to rank its guesses, which favours places next to known text.`;
+    return `How much of a position's neighbourhood is already known, nearer neighbours counting more (Gaussian, ${width}; ${edge}). ${use}`;
   },
   rollout(start) {
     const { rollout_p, as_shipped: shipped } = knobsOf(start, "policy");
     const next = rollout_p === 0 && !shipped ? "This run does not use it (its rollout p is 0)." : "The reused positions with the most are recomputed next.";
-    return `Where attention leads, followed through all layers of this step. A recomputed position passes its weight on to the positions it reads; a reused one keeps its own (1) and gains what is passed to it. ${next}`;
+    return start.rollout ? `Where attention leads, followed through all layers of this step. A recomputed position passes its weight on to the positions it reads; a reused one keeps its own (1) and gains what is passed to it. ${next}` : "";
   },
   order(start) {
-    const { sigma } = knobsOf(start, "decoder");
-    if (sigma > 0) return `When each token was written. The certainty prior (σ = ${short(sigma)}) favours places next to known text, so this run leans left to right; set the decoder's sigma to 0 to let it jump.`;
-    return `When each token was written: the model writes wherever it is surest${start.block_length < start.G ? " in the open block" : ""}.`;
+    const { sigma } = knobsOf(start, "decoder"), { order, ownWidth } = decoderWords(start);
+    const how = order ? `: ${order(knobsOf(start, "decoder"))}` : "", blocks = start.block_length < start.G ? ", block by block" : "";
+    const prior = "favours places next to known text, so the order leans left to right";
+    const lean = !(sigma > 0) ? "" : ownWidth ? ` The certainty prior, its width set by the run itself, ${prior}.`
+      : ` The certainty prior (σ = ${short(sigma)}) ${prior}; set the decoder's sigma to 0 to let it jump.`;
+    return `When each token was written${blocks}${how}.${lean}`;
   },
 };
 
 const promptText = (model) => model.prompt.join("").replace(/\s+/g, " ").trim() || "(no prompt)";
 const madeBy = (start) => ["policy", "decoder", "model"].filter((k) => start[k]).map((k) => `${k} ${start[k]}`).join(" · ");
 
-// Above the bars of the likeliest tokens. They are shares of the plain distribution; what a write
-// states is its confidence in the one it was drawn from.
+// Above the bars of the likeliest tokens. They are shares of the plain distribution; the confidence
+// of a write may be of another one, or no share at all: it is not drawn as a bar.
 function barsCaption(start) {
   const { temperature, top_p } = knobsOf(start, "decoder");
   return `the model's likeliest tokens${temperature > 0 || top_p < 1 ? " before temperature and top p" : ""}`;
@@ -176,11 +244,12 @@ function barsCaption(start) {
 // The bars of one write: the likeliest tokens, and the written one if it is not among them.
 function candidateBars(model, write) {
   if (!write || !write.top.length) return [];
-  const bars = write.top.map(([text, share]) => ({ text: tokenName(model, text), share, written: false }));
-  if (!write.top.some(([text]) => text === write.text)) bars.push({ text: tokenName(model, write.text), share: write.conf, written: true });
+  const bars = write.top.map(([text, share]) => ({ text: tokenName(model, text), share }));
+  if (!write.top.some(([text]) => text === write.text)) bars.push({ text: tokenName(model, write.text), share: null });
   return bars;
 }
 
+const confidenceUnit = (start) => `confidence when written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
 const lampText = (model) => (model.status !== "running" ? "end" : model.paused ? "paused" : "live");
 
 // The T x T map costs the server a pass: while a run is followed live, it waits to be asked for.
@@ -192,12 +261,12 @@ function mapNote(s, dark, before) {
 
 // ---------------------------------------------------------------- pure: the run as told by events
 
-const emptyModel = () => ({ run: null, status: "empty", T: 0, P: 0, G: 0, prompt: [], recs: [], writes: [],
-  received: 0, next: 0, gaps: 0, paused: false, note: "", start: null, eos: EOS, expected: 1 });
+const emptyModel = () => ({ run: null, status: "empty", T: 0, P: 0, G: 0, layers: 1, prompt: [], recs: [], changes: [], again: false,
+  received: 0, next: 0, gaps: 0, paused: false, note: "", start: null, reasons: reasonsOf({}), eos: EOS, expected: 1 });
 
 function startModel(ev) {
-  return { ...emptyModel(), run: ev.run, status: "running", T: ev.T, P: ev.P, G: ev.G, prompt: ev.prompt || [], start: ev,
-    writes: Array.from({ length: ev.T }, () => []), eos: ev.eos ? new Set(ev.eos) : EOS, expected: Math.max(1, ev.steps || ev.G) };
+  return { ...emptyModel(), run: ev.run, status: "running", T: ev.T, P: ev.P, G: ev.G, layers: ev.layers || 1, prompt: ev.prompt || [], start: ev,
+    reasons: reasonsOf(ev), changes: Array.from({ length: ev.T }, () => []), eos: ev.eos ? new Set(ev.eos) : EOS, expected: Math.max(1, ev.steps || ev.G) };
 }
 
 function addRecord(model, ev) {
@@ -206,9 +275,11 @@ function addRecord(model, ev) {
   model.next = ev.seq + 1;
   model.received++;
   model.paused = false;
-  model.recs[ev.s] = { s: ev.s, seq: ev.seq, ms: ev.ms, rows: ev.rows, w: ev.w || [], c: decodePlane(ev.c), d: decodePlane(ev.d),
-    r: decodePlane(ev.r), y: decodePlane(ev.y) || new Uint8Array(model.T), totals: null };
-  for (const [pos, text, conf, top] of ev.w || []) model.writes[pos]?.push({ s: ev.s, text, conf, top: top || [] });
+  model.recs[ev.s] = { s: ev.s, seq: ev.seq, ms: ev.ms, rows: ev.rows, out: ev.out || 0, w: ev.w || [], m: ev.m || [], c: decodePlane(ev.c), d: decodePlane(ev.d),
+    r: decodePlane(ev.r), y: decodePlane(ev.y) || new Uint8Array(model.T), l: decodePlane(ev.l), totals: null };
+  for (const [pos, text, conf, top] of ev.w || []) model.changes[pos]?.push({ s: ev.s, text, conf, top: top || [] });
+  for (const pos of ev.m || []) model.changes[pos]?.push({ s: ev.s, text: null });   // masked again
+  model.again ||= Boolean(ev.m?.length);
   model.expected = Math.max(model.expected, model.recs.length);
 }
 
@@ -230,18 +301,24 @@ function applyEvent(model, ev) {
 
 const applyText = (model, text) => (text ? JSON.parse(text).events.reduce(applyEvent, model) : model);
 
-// The newest write at position p up to step s, or null while it is masked.
-function writeAt(model, p, s) {
-  const list = model.writes[p];
+// The newest change of position p up to step s, a write or its being masked again, or null.
+function changeAt(model, p, s) {
+  const list = model.changes[p] || [];
   for (let i = list.length - 1; i >= 0; i--) if (list[i].s <= s) return list[i];
   return null;
 }
 
+// The write whose token stands at position p after step s, or null while it is masked.
+function writeAt(model, p, s) {
+  const change = changeAt(model, p, s);
+  return change && change.text !== null ? change : null;
+}
+
 function chipData(model, p, s) {
-  if (p < model.P) return { state: "prompt", text: model.prompt[p] ?? "", write: null, eos: false };
-  const write = writeAt(model, p, s);
-  if (!write) return { state: "masked", text: "", write, eos: false };
-  return { state: write.s === s ? "now" : "settled", text: write.text, write, eos: model.eos.has(write.text) };
+  if (p < model.P) return { state: "prompt", text: model.prompt[p] ?? "", write: null, masked: false, again: null, eos: false };
+  const change = changeAt(model, p, s), write = writeAt(model, p, s), now = change?.s === s;
+  if (!write) return { state: now ? "again" : "masked", text: "", write, masked: true, again: change ? change.s : null, eos: false };
+  return { state: now ? "now" : "settled", text: write.text, write, masked: false, again: null, eos: model.eos.has(write.text) };
 }
 
 // Everything the stage can say about position p at step s.
@@ -258,20 +335,20 @@ function tooltipData(model, p, s) {
   return { ...chip, pos: p, answer: g >= 0 ? g : null, step: chip.write ? chip.write.s : null, conf: chip.write ? chip.write.conf : null,
     top: chip.write ? chip.write.top : [], bars: candidateBars(model, chip.write), place: placeOf(model, p), density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
     rollout: rec && rec.r ? rolloutMass(rec.r[p]) : null, candidate: rec && rec.c && g >= 0 ? confidence(rec.c[g]) : null,
-    now: rec ? reasonsIn(rec.y[p]) : null, recomputed, steps, byReason };
+    now: rec ? reasonsIn(rec.y[p]).map((key) => labelIn(model, key)) : null, layers: rec && rec.l && rec.l[p] < model.layers ? `${rec.l[p]} of ${model.layers} layers` : null,
+    recomputed, steps, byReason };
 }
 
 // "answer position 17: ' apples' - density 0.42, rollout 1.7, confidence 0.93, reused"
 function readout(data) {
-  const token = data.state === "masked" ? "masked" : data.eos ? "end" : quoted(data.text);
+  const token = data.masked ? "masked" : data.eos ? "end" : quoted(data.text);
   const conf = data.conf ?? data.candidate, facts = [];
   if (data.density !== null) facts.push(`density ${fixed(data.density, 2)}`);
   if (data.rollout !== null) facts.push(`rollout ${fixed(data.rollout, data.rollout < 0.1 ? 3 : 1)}`);
   if (conf !== null) facts.push(`confidence ${fixed(conf, 2)}`);
-  if (data.now) facts.push(data.now.length ? `recomputed (${data.now.map((k) => labelOf(k)).join(", ")})` : "reused");
+  if (data.now) facts.push(data.now.length ? `recomputed${data.layers ? ` in ${data.layers}` : ""} (${data.now.join(", ")})` : "reused");
   return `${data.place}: ${token} - ${facts.join(", ")}`;
 }
-const labelOf = (key) => REASONS.find((r) => r.key === key).label;
 
 // ---------------------------------------------------------------- the page: small helpers
 
@@ -330,15 +407,18 @@ function colourBar(name, dark, ticks, unit) {
 const pixel = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0;
 const table = (colour) => Uint32Array.from({ length: 256 }, (_, i) => { const c = colour(i); return c ? pixel(c) : 0; });
 
+const SHADES = 8;   // of a reason's colour: paler where fewer layers recomputed the position
+const shade = (rec, p, layers) => (rec.l ? Math.round(SHADES * Math.min(1, rec.l[p] / layers)) : SHADES);
+
 function tables(dark, expected) {
   const paper = PAPER[dark ? "dark" : "light"];
   const reason = Object.fromEntries(REASONS.map((r) => [r.key, rgb(r.colour)]));
   return {
     density: table((u) => colourAt("density", density(u), dark)),
     rollout: table((u) => colourAt("rollout", massShade(rolloutMass(u)), dark)),
-    cache: table((u) => (u ? reason[reasonOf(u)] : rgb(paper.reused))),
+    cache: Array.from({ length: SHADES + 1 }, (_, i) => table((u) => mixed(rgb(paper.reused), u ? reason[reasonOf(u)] : rgb(paper.reused), 0.25 + 0.75 * i / SHADES))),
     order: Uint32Array.from({ length: expected }, (_, s) => pixel(colourAt("order", s / Math.max(1, expected - 1), dark))),
-    masked: pixel(rgb(paper.masked)), now: pixel(rgb(WRITTEN_NOW)),
+    masked: pixel(rgb(paper.masked)), now: pixel(rgb(WRITTEN_NOW)), again: pixel(rgb(MASKED_NOW)),
   };
 }
 
@@ -347,7 +427,7 @@ function tables(dark, expected) {
 // Each fills one row of pixels (all T positions) for one step; 0 is transparent: nothing to show.
 const MAPS = [
   { key: "cache", title: "Cache: reused or recomputed",
-    row(out, rec, m, t) { for (let p = 0; p < m.T; p++) out[p] = t.cache[rec.y[p]]; } },
+    row(out, rec, m, t) { for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(rec, p, m.layers)][rec.y[p]]; } },
   { key: "density", title: "Certainty density",
     row(out, rec, m, t) { if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]]; } },
   { key: "rollout", title: "Attention rollout",
@@ -355,8 +435,8 @@ const MAPS = [
   { key: "order", title: "Decode order",
     row(out, rec, m, t) {
       for (let p = m.P; p < m.T; p++) {
-        const w = writeAt(m, p, rec.s);
-        out[p] = !w ? t.masked : w.s === rec.s ? t.now : t.order[w.s];
+        const { state, write } = chipData(m, p, rec.s);
+        out[p] = state === "settled" ? t.order[write.s] : t[state];
       }
     } },
 ];
@@ -412,10 +492,10 @@ function showStrip(map, model, ink) {
 // ---------------------------------------------------------------- the page: mount
 
 const STATS = [
-  ["step", "step", "One denoising step: the model reads the whole canvas once and writes a few tokens. Shown: the step on view / steps received so far."],
+  ["step", "step", "One denoising step: one pass of the model over what must be computed, then a few tokens are written. Shown: the step on view / steps received so far."],
   ["tps", "tokens / s", "Answer tokens before the first end token (EOS), divided by the seconds the run has taken, both up to the step on view. The padding after the end does not count."],
-  ["hit", "cache hit rate", "Of all positions in all steps up to the step on view, the share whose cached keys and values (K,V) were reused: 1 − recomputed positions / (steps × canvas length)."],
-  ["flops", "FLOPs vs no cache", "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic."],
+  ["hit", "cache hit rate", "Of all positions in all steps up to the step on view, the share that came from the cache: 1 − recomputed positions / (steps × canvas length). Where layers differ, recomputed positions are the mean over the layers."],
+  ["flops", "FLOPs vs no cache", "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic. A second look that the decoder takes counts as work of the run alone."],
 ];
 
 function mount(element, { onDetail, onState } = {}) {
@@ -430,8 +510,8 @@ function mount(element, { onDetail, onState } = {}) {
   let mapOpen = false, mapShown = null, mapAskedFor = "", mapAsked = 0, mapTimer = 0;
 
   // A control whose meaning pops up by mouse, keyboard and touch alike.
-  function explained(button, words) {
-    const tell = () => { showTip(button, [h("p", "", { textContent: words })]); tipOf = button; };
+  function explained(button, words) {   // words: an element that holds them
+    const tell = () => { showTip(button, [h("p", "", { textContent: words.textContent })]); tipOf = button; };
     for (const type of ["pointerenter", "focus", "click"]) on(button, type, tell);
     on(button, "pointerleave", (e) => { if (e.pointerType !== "touch") hideTip(); });   // a finger leaves by lifting
     on(button, "blur", hideTip);
@@ -441,9 +521,10 @@ function mount(element, { onDetail, onState } = {}) {
   // ---- skeleton
   const stats = {}, help = h("div", "d2-sr");
   const header = h("div", "d2-stats", {}, ...STATS.map(([key, label, definition]) => {
-    help.append(h("span", "", { id: `${uid}-${key}`, textContent: definition }));
+    const words = h("span", "", { id: `${uid}-${key}`, textContent: definition });
+    help.append(words);
     stats[key] = h("span", "d2-value", { textContent: "–" });
-    return explained(h("button", "d2-stat", { type: "button", "aria-describedby": `${uid}-${key}` }, stats[key], h("span", "d2-label", { textContent: label })), definition);
+    return explained(h("button", "d2-stat", { type: "button", "aria-describedby": words.id }, stats[key], h("span", "d2-label", { textContent: label })), words);
   }));
   const back = iconButton("back", "Step back"), play = iconButton("play", "Play"), next = iconButton("next", "Step forward");
   play.classList.add("d2-play");
@@ -473,8 +554,10 @@ function mount(element, { onDetail, onState } = {}) {
   const detailNow = h("button", "d2-text", { type: "button", textContent: "load the map of the step on view" });
   const detail = h("div", "d2-detail", { hidden: true }, detailNote, detailBox, detailNow);
   byKey.rollout.el.append(detailButton, detail);
-  for (const [key, words] of [["reused", REUSED_WHY], ...REASONS.map((r) => [r.key, r.why])]) help.append(h("span", "", { id: `${uid}-why-${key}`, textContent: words }));
+  const whys = Object.fromEntries(model.reasons.map((r) => [r.key, h("span", "", { id: `${uid}-why-${r.key}` })]));
+  help.append(...Object.values(whys));
   const reasonLegends = [reasonLegend(byKey.cache.legend), reasonLegend(h("div", "d2-reasons"))];   // the second is for the chips
+  const againMarks = [0, 1].map(() => swatch(MASKED_NOW, "masked again in this step"));   // in the legends of the map and of the chips
   byKey.cache.strip.before(h("span", "d2-striplabel", { textContent: "hit rate", "aria-hidden": "true" }));
   const right = h("div", "d2-right", {},
     h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Every position, every step" }),
@@ -485,7 +568,7 @@ function mount(element, { onDetail, onState } = {}) {
   const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true });
   const masks = h("div", "d2-demo", { "aria-hidden": "true" }, ...["The", "", "", " cache", "", " is", "", "", " warm", ""].map((t) => h("span", `d2-chip ${t ? "d2-settled" : "d2-masked"}`, { textContent: t })));
   const empty = h("div", "d2-empty", {}, masks, h("p", "d2-invite", { textContent: "Press Run: an answer will appear out of masks." }),
-    h("p", "d2-more", { textContent: "At every step the model writes the few tokens it is surest of. You will see which positions it computes again, and which it takes from its cache." }));
+    h("p", "d2-more", { textContent: "At every step a few masks become tokens. You will see which positions it computes again, and which it takes from its cache." }));
   const full = h("div", "d2-full", { hidden: true }, header, bar, h("div", "d2-body", {}, left, right));
   const inner = h("div", "d2-inner", {}, empty, full, spoken, help, tip);
   const root = h("div", "d2-stage", { tabIndex: 0, role: "group", "aria-label": "Denoising stage: arrow keys step, space plays" }, inner);
@@ -614,17 +697,19 @@ function mount(element, { onDetail, onState } = {}) {
   function hideTip() { tip.hidden = true; tipOf = null; }
 
   function tipContent(d) {
-    const title = h("p", "d2-tip-token", { textContent: d.state === "masked" ? "still masked" : d.eos ? "end token" : visible(d.text) });
+    const title = h("p", "d2-tip-token", { textContent: d.masked ? (d.again === null ? "still masked" : "masked again") : d.eos ? "end token" : visible(d.text) });
     const kids = [title, h("p", "d2-tip-where", { textContent: d.place })];
     if (d.write) kids.push(h("p", "", { textContent: `written in step ${d.step + 1} with confidence ${fixed(d.conf, 2)}` }));
-    else if (d.candidate !== null) kids.push(h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }));
-    if (d.bars.length) kids.push(h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }), h("div", "d2-top", {}, ...d.bars.flatMap(({ text, share, written }) => {
+    if (d.again !== null) kids.push(h("p", "", { textContent: `its token was masked again in step ${d.again + 1}` }));
+    if (d.masked && d.candidate !== null) kids.push(h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }));
+    if (d.bars.length) kids.push(h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }), h("div", "d2-top", {}, ...d.bars.flatMap(({ text, share }) => {
       const fill = h("i");
       fill.style.width = `${clamp(share, 0, 1) * 100}%`;
-      return [h("span", "d2-top-token", { textContent: text }), h("span", "d2-top-bar", {}, fill), h("span", "d2-top-p", { textContent: `${fixed(share, 2)}${written ? " written" : ""}` })];
+      return [h("span", "d2-top-token", { textContent: text }), h("span", "d2-top-bar", {}, fill), h("span", "d2-top-p", { textContent: share === null ? "written" : fixed(share, 2) })];
     })));
-    kids.push(h("p", "", { textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far` }));
-    kids.push(h("p", "d2-tip-reasons", {}, ...REASONS.filter((r) => d.byReason[r.key]).map((r) => swatch(r.colour, r.label, d.byReason[r.key]))));
+    const layered = model.start.by_layer && !policyWords(model.start).even ? ", in at least one layer" : "";
+    kids.push(h("p", "", { textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far${layered}` }));
+    kids.push(h("p", "d2-tip-reasons", {}, ...model.reasons.filter((r) => d.byReason[r.key]).map((r) => swatch(r.colour, r.label, d.byReason[r.key]))));
     return kids;
   }
 
@@ -652,9 +737,9 @@ function mount(element, { onDetail, onState } = {}) {
     const d = chipData(model, p, step), fill = chipFill(p, d), is = `${d.state}|${d.eos}|${fill}|${d.text}`;
     if (el.was === is) return;              // most chips stay as they are from step to step
     el.was = is;
-    el.className = `d2-chip d2-${d.state}${d.eos ? " d2-eos" : ""}${fill ? " d2-filled" : ""}`;
-    el.textContent = d.eos ? "end" : d.state === "masked" ? "" : visible(d.text);
-    if (d.state === "masked") el.setAttribute("aria-label", `${placeOf(model, p)}, masked`); else el.removeAttribute("aria-label");
+    el.className = `d2-chip d2-${d.state}${d.masked ? " d2-masked" : ""}${d.eos ? " d2-eos" : ""}${fill ? " d2-filled" : ""}`;
+    el.textContent = d.eos ? "end" : d.masked ? "" : visible(d.text);
+    if (d.masked) el.setAttribute("aria-label", `${placeOf(model, p)}, masked`); else el.removeAttribute("aria-label");
     el.style.setProperty("--d2-fill", fill || "transparent");
     const br = el.nextSibling && el.nextSibling.tagName === "BR" ? el.nextSibling : null, wants = d.text.endsWith("\n");
     if (wants && !br) el.after(h("br"));
@@ -711,9 +796,13 @@ function mount(element, { onDetail, onState } = {}) {
   }
 
   function paintLegends() {
+    for (const r of model.reasons) {
+      whys[r.key].textContent = r.why;
+      for (const { swatches } of reasonLegends) swatches.find((x) => x.key === r.key).label.textContent = r.label;
+    }
     byKey.density.legend.replaceChildren(colourBar("density", dark, ["0", "0.5", "1"], "share of the neighbourhood that is known"));
     byKey.rollout.legend.replaceChildren(colourBar("rollout", dark, ["1/16", "1/2", "4", "32"], "× the mean mass of a position (log scale)"));
-    byKey.order.legend.replaceChildren(swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"), swatch(WRITTEN_NOW, "written in this step"),
+    byKey.order.legend.replaceChildren(swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"), swatch(WRITTEN_NOW, "written in this step"), againMarks[0],
       colourBar("order", dark, ["1", String(model.expected)], "step of writing"));
     for (const m of maps) {
       m.more.textContent = CAPTIONS[m.spec.key](model.start);
@@ -755,12 +844,11 @@ function mount(element, { onDetail, onState } = {}) {
 
   // The legend of the cache map: made once, so that the focus can rest on it while a run goes on.
   function reasonLegend(el) {
-    const make = (key, label, colour, words) => {
-      const dot = h("i", "d2-dot"), count = h("b");
+    const swatches = model.reasons.map(({ key, colour = "" }) => {
+      const dot = h("i", "d2-dot"), label = h("span"), count = h("b");
       dot.style.background = colour;
-      return { key, dot, count, el: explained(h("button", "d2-swatch", { type: "button", "aria-describedby": `${uid}-why-${key}` }, dot, label, count), words) };
-    };
-    const swatches = [make("reused", "reused", "", REUSED_WHY), ...REASONS.map((r) => make(r.key, r.label, r.colour, r.why))];
+      return { key, dot, label, count, el: explained(h("button", "d2-swatch", { type: "button", "aria-describedby": whys[key].id }, dot, label, count), whys[key]) };
+    });
     el.replaceChildren(...swatches.map((x) => x.el));
     return { el, swatches };
   }
@@ -770,7 +858,7 @@ function mount(element, { onDetail, onState } = {}) {
     const key = `${drawnFor}|${step}|${mode}|${drawn}`;
     if (legendFor === key) return;
     legendFor = key;
-    const counts = { ...(rec ? reasonCounts(rec) : {}), reused: rec ? model.T - rec.rows : 0 };
+    const counts = { ...(rec ? reasonCounts(rec) : {}), reused: rec ? model.T - touchedIn(rec) : 0 };
     for (; countedUpTo < model.recs.length; countedUpTo++) for (const byte of model.recs[countedUpTo]?.y || []) bitsSeen |= byte;
     const seen = new Set(["reused", ...reasonsIn(bitsSeen)]);
     for (const { swatches } of reasonLegends) for (const x of swatches) {
@@ -780,8 +868,9 @@ function mount(element, { onDetail, onState } = {}) {
     }
     const ring = swatch(WRITTEN_NOW, "written in this step"), tail = { reason: reasonLegends[1].el };
     if (mode === "order") tail.order = colourBar("order", dark, ["1", String(model.expected)], "step of writing");
-    if (mode === "confidence") tail.confidence = colourBar("confidence", dark, ["0", "0.5", "1"], "confidence when written");
-    if (chipLegend.lastChild !== tail[mode]) chipLegend.replaceChildren(ring, tail[mode]);   // not again: a swatch may hold the focus
+    if (mode === "confidence") tail.confidence = colourBar("confidence", dark, ["0", "0.5", "1"], confidenceUnit(model.start));
+    if (chipLegend.lastChild !== tail[mode]) chipLegend.replaceChildren(ring, againMarks[1], tail[mode]);   // not again: a swatch may hold the focus
+    for (const mark of againMarks) mark.hidden = !model.again;
   }
 
   function paintNote() {
@@ -950,7 +1039,7 @@ function mount(element, { onDetail, onState } = {}) {
   return { receive, destroy, state, goto: (to) => goto(to) };
 }
 
-global.D2Stage = { mount, pure: { REASONS, decodePlane, confidence, density, rolloutMass, massShade, reasonsIn, reasonOf, colourAt, hitRate, hitRateSoFar,
-  reasonCounts, totalsAt, visible, formatTotals, explain, explainWhy, captions: CAPTIONS, promptText, madeBy, barsCaption, candidateBars, lampText, wantsMap, mapNote,
+global.D2Stage = { mount, pure: { REASONS, POLICY_WORDS, DECODER_WORDS, reasonsOf, decodePlane, confidence, density, rolloutMass, massShade, reasonsIn, reasonOf, colourAt, hitRate, hitRateSoFar,
+  reasonCounts, touchedIn, shade, totalsAt, visible, formatTotals, explain, explainWhy, captions: CAPTIONS, promptText, madeBy, barsCaption, candidateBars, confidenceUnit, lampText, wantsMap, mapNote,
   STATS, MAPS, emptyModel, applyEvent, applyText, writeAt, chipData, tooltipData, readout } };
 })(globalThis);

@@ -67,7 +67,7 @@ def load(
     device = pick_device(device)
     dtype = dtype or default_dtype(device)
     folder = find(name, progress)
-    config = replace(read_config(folder), name=name if name == "tiny" else _short_name(name))
+    config = replace(read_config(folder), name=label(name))
     tokenizer = read_tokenizer(folder, config)
     config = replace(config, eos_id=_end_id(config, tokenizer))
     with torch.device("meta"):
@@ -157,9 +157,22 @@ def parameters(config: ModelConfig) -> int:
         return sum(p.numel() for p in Model(config).parameters())
 
 
-def _short_name(name: str) -> str:
-    """A hub id as it is; of a folder its own name."""
-    return Path(name).resolve().name if os.path.isdir(name) else name
+def label(name: str) -> str:
+    """What to call a model: a hub id as it is, of a folder its own name.
+
+    ValueError when it cannot be one, as far as that shows before anything is fetched or read.
+    """
+    if check_name(name) == "tiny" or not os.path.isdir(name):
+        return name
+    read_config(Path(name))
+    return Path(name).resolve().name
+
+
+def size(name: str) -> int | None:
+    """How many weights a model has, if that is known here."""
+    if name not in KNOWN and not os.path.isdir(name):
+        return None
+    return parameters(KNOWN[name] if name in KNOWN else read_config(Path(name)))
 
 
 def check_name(name: str) -> str:
@@ -212,7 +225,11 @@ def cached(name: str) -> Path | None:
 def _fetch(name: str, files: list[str], **settings) -> Path:
     """Files of a hub repository, or those of them that are in the local cache -> their folder."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, allow_patterns=files, **settings))
@@ -220,6 +237,8 @@ def _fetch(name: str, files: list[str], **settings) -> Path:
         reason, cause = "its owner wants you to accept terms first, on its page", error
     except RepositoryNotFoundError as error:
         reason, cause = "there is no such repository, or it is private", error
+    except LocalEntryNotFoundError as error:
+        reason, cause = "it cannot be reached, and not all of this is in the local cache", error
     except Exception as error:  # a network's libraries raise what they like
         reason, cause = (str(error).strip() or type(error).__name__).splitlines()[0], error
     raise ValueError(

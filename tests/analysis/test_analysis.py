@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from lab import DECODER_KNOBS, DECODERS, POLICIES, random_prompt, small_model
 
 import d2cache
 from analysis import bench, figures, metrics, probes, stage, study
@@ -18,12 +19,10 @@ def model():
     return d2cache.load("tiny", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def live(model):
+def run_both_ways(model, ids, policy, decoder="confidence", **settings):
     """The events of a run while it is made, and its trace."""
     recorder, events, out = Recorder(), None, []
-    ids = model.encode("Tom has 5 apples. He buys 3 bags of 4 apples. How many does Tom have?")
-    for step in d2cache.generate(model, ids, "d2", gen_length=64, stop_at_eos=True):
+    for step in d2cache.generate(model, ids, policy, decoder, **settings):
         recorder.add(step)
         if events is None:
             events = stage.LiveEvents("key", step)
@@ -31,6 +30,30 @@ def live(model):
         out += events.step(step)
     trace = recorder.trace()
     return [*out, events.end(*stage.ending(trace))], trace
+
+
+@pytest.fixture(scope="module")
+def live(model):
+    ids = model.encode("Tom has 5 apples. He buys 3 bags of 4 apples. How many does Tom have?")
+    return run_both_ways(model, ids, "d2", gen_length=64, stop_at_eos=True)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_model()
+
+
+def small_run(small, policy, decoder="confidence", **decoder_knobs):
+    """Of a random model, in blocks; policy: (name, knobs)."""
+    knobs = DECODER_KNOBS.get(decoder, {}) | decoder_knobs
+    return run_both_ways(
+        small, random_prompt(9), d2cache.make_policy(policy[0], **policy[1]),
+        d2cache.make_decoder(decoder, **knobs), gen_length=16, block_length=8,
+    )  # fmt: skip
+
+
+def records(events) -> list[dict]:
+    return [e for e in events if e["k"] == "rec"]
 
 
 def plane(text: str) -> np.ndarray:
@@ -48,9 +71,76 @@ def test_live_and_replayed_events_are_the_same(live):
     assert events[0] == json.loads(json.dumps(again[0]))
 
 
+@pytest.mark.parametrize(
+    "policy, decoder",
+    [*((p, d) for p in POLICIES for d in ("confidence", "wino")),
+     *((POLICIES[0], d) for d in DECODERS if d not in ("confidence", "wino"))],
+    ids=lambda one: one if isinstance(one, str) else f"{one[0]}-{one[1]}",
+)  # fmt: skip
+def test_every_method_tells_one_story_live_and_replayed(small, policy, decoder):
+    """Of steps that write what was masked again, and of canvases that follow from the steps."""
+    events, trace = small_run(small, policy, decoder)
+    again = stage.trace_events(trace, "key")
+    last = {write[0]: r["s"] for r in records(events) for write in r["w"]}
+    for r in records(events):
+        for write in r["w"]:
+            if last[write[0]] > r["s"]:
+                write[3] = []  # a trace keeps the candidates of the last write alone
+    for name in ("stored", "steps"):
+        again[0].pop(name), events[0].pop(name)
+    assert json.loads(json.dumps(events)) == again
+    canvas = [trace.text_of(int(i)) for i in trace.tokens[0]]
+    mask = trace.text_of(trace.run["shape"]["mask_id"])
+    for r in records(again):
+        for at, text, _, _ in r["w"]:
+            assert canvas[at] == mask != text
+            canvas[at] = text
+        for at in r["m"]:
+            assert canvas[at] != mask
+            canvas[at] = mask
+        assert canvas == [trace.text_of(int(i)) for i in trace.tokens[r["s"] + 1]]
+
+
+def test_what_wino_masks_again_is_told_and_can_be_written_a_second_time(small):
+    events, trace = small_run(small, ("none", {}), "wino", wide_in=0.2, narrow_out=0.9)
+    masked = [(r["s"], at) for r in records(events) for at in r["m"]]
+    written = [(r["s"], write[0]) for r in records(events) for write in r["w"]]
+    assert len(masked) > 3 and len(written) == 16 + len(masked)
+    assert all(write[3] for r in records(events) for write in r["w"])
+    s, at = masked[0]
+    assert max(step for step, p in written if p == at) == trace.step_of_token[at - 9] > s
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p[0]}-{p[1]}")
+def test_events_count_what_each_layer_did(small, policy):
+    events, trace = small_run(small, policy)
+    start, layers = events[0], small.config.layers
+    assert start["layers"] == layers and start["by_layer"] == (trace.parts is not None)
+    for r in records(events):
+        if trace.parts is None:
+            assert r["l"] is None and r["out"] == 0 and r["rows"] == trace.recomputed[r["s"]].sum()
+            continue
+        parts = trace.parts[r["s"]]
+        through = [[bool(byte & d2cache.Part.MLP) for byte in layer] for layer in parts]
+        assert plane(r["l"]).tolist() == [sum(column) for column in zip(*through, strict=True)]
+        assert r["rows"] == pytest.approx(sum(map(sum, through)) / layers, rel=1e-3)
+        evicted = sum(bool(byte & d2cache.Part.EVICTED) for byte in parts.ravel())
+        assert r["out"] == pytest.approx(evicted / layers, rel=1e-3)
+        assert np.array_equal(plane(r["l"]) > 0, plane(r["y"]) > 0)
+
+
+def test_a_file_that_writes_where_nothing_was_predicted_still_makes_events(small):
+    events, trace = small_run(small, ("none", {}), "wino", wide_in=0.2, narrow_out=0.9)
+    s, at = next((r["s"], r["m"][0]) for r in records(events) if r["m"])
+    trace.confidence[: s + 1, at - 9] = -np.inf  # its first write, which no check looks at
+    told = stage.trace_events(trace, "key")
+    stage.message(told)
+    assert None in [write[2] for r in records(told) for write in r["w"] if write[0] == at]
+
+
 def test_planes_give_the_values_back(live):
     events, trace = live
-    for record in (e for e in events if e["k"] == "rec"):
+    for record in records(events):
         s, c = record["s"], plane(record["c"])
         seen = np.isfinite(trace.confidence[s])
         assert np.array_equal(c > 0, seen)
@@ -85,10 +175,11 @@ def test_a_run_cut_short_says_so_and_a_finished_one_does_not(live, model):
     assert stage.ending(recorder.trace()) == ("done", "")
 
 
-def test_a_step_of_512_positions_fits_4_kilobytes(model):
+@pytest.mark.parametrize("policy", ["d2", "dllm"])  # one with rollout, one by layer
+def test_a_step_of_512_positions_fits_4_kilobytes(model, policy):
     ids = torch.cat([model.encode("Kate has a red hat. " * 60)[:256]])
     recorder = Recorder()
-    for step in d2cache.generate(model, ids, "d2", gen_length=256):
+    for step in d2cache.generate(model, ids, policy, gen_length=256):
         recorder.add(step)
         if step.index == 8:
             break
@@ -107,6 +198,35 @@ def test_step_table_counts_what_the_trace_says(live):
     # what one step writes is what the next one recomputes for that reason
     assert frame["written"].iloc[:-1].tolist() == frame["why_written"].iloc[1:].tolist()
     assert frame["gflops"].sum() * 1e9 == pytest.approx(trace.totals["flops"])
+
+
+@pytest.mark.parametrize("policy", ["d2", "dllm", "sparse"])
+def test_layer_table_counts_and_ages_what_the_parts_say(small, policy):
+    trace = small_run(small, next(p for p in POLICIES if p[0] == policy))[1]
+    frame = metrics.layers(trace)
+    steps, layers, length = trace.recomputed_by_layer.shape
+    assert (trace.parts is None) == (policy == "d2") and len(frame) == steps * layers
+    parts = dict(key=1, value=2, attention=4, mlp=8)
+    age = {(name, i, t): -1 for name in parts for i in range(layers) for t in range(length)}
+    evictions = 0
+    for s in range(steps):
+        for i in range(layers):
+            line = frame.iloc[s * layers + i]
+            row = [15 * r for r in trace.recomputed[s]] if policy == "d2" else trace.parts[s, i]
+            assert (line["step"], line["layer"]) == (s, i)
+            assert line["rows"] == sum(byte & 8 > 0 for byte in row)
+            assert line["evicted"] == sum(byte & 16 > 0 for byte in row)
+            evictions += line["evicted"]
+            for name, bit in parts.items():
+                for t, byte in enumerate(row):
+                    before = age[name, i, t]
+                    age[name, i, t] = 0 if byte & bit else before + (before >= 0)
+                mean = sum(age[name, i, t] for t in range(length)) / length
+                assert line[f"age_{name}"] == pytest.approx(mean)
+    assert (evictions > 0) == (policy == "sparse")
+    # of dllm's rows V are newer than outputs
+    newer = (frame["age_value"] < frame["age_mlp"]).any()
+    assert newer == (policy == "dllm") and (frame["age_mlp"] > 0).any()
 
 
 def test_token_table_is_in_the_order_of_writing(live):

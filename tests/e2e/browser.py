@@ -55,13 +55,15 @@ def _installed() -> str | None:
 
 
 @contextlib.contextmanager
-def server(log: Path):
-    """`python app.py` on a free port; yields its address and the moment it was started."""
+def server(log: Path, **settings: str):
+    """`python app.py` on a free port, with these environment variables; yields its address and
+    the moment it was started."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     env = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    env |= settings
     with log.open("w") as out:
         started = time.perf_counter()
         process = subprocess.Popen(

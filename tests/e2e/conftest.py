@@ -1,5 +1,6 @@
-"""One server and one browser for all page tests; each test has a tab of its own."""
+"""One browser for all page tests; each test has a tab of its own."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def chrome():
 @pytest.fixture
 def tab(chrome, address):
     """A fresh tab on the page; console errors of the page fail the test."""
+    with open_tab(chrome, address) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def open_tab(chrome, address):
     context = chrome.new_context(viewport={"width": 1400, "height": 950}, accept_downloads=True)
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -29,6 +29,24 @@ def run_to_end(tab, text: str = QUESTION):
     tab.wait_for_function("d2stage.state().status !== 'running'")
 
 
+def choose(tab, kind: str, name: str):
+    tab.locator(f"#{kind} input").click()
+    tab.locator(f"[data-testid=dropdown-option][aria-label='{name}']").click()
+
+
+def knobs_shown(tab) -> dict[str, list[str]]:
+    """Labels of the visible sliders and switches, by the group they stand in."""
+    return tab.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('[id^=knobs-]')]
+        .filter(group => group.checkVisibility())
+        .map(group => [group.id.slice(6), [...group.querySelectorAll(
+          'input[aria-label^="number input for "], input[type=checkbox]')]
+        .filter(input => input.checkVisibility())
+        .map(input => (input.ariaLabel || input.closest('label').innerText)
+          .replace('number input for ', '').trim())]))"""
+    )
+
+
 def said(tab) -> str:
     return tab.inner_text("#said").strip()
 
@@ -74,6 +92,10 @@ def test_a_stored_run_is_there_at_once(tab):
     tab.locator(".d2-summary").click()
     asked = "".join(tab.locator(".d2-prompt .d2-chip").all_text_contents())
     assert tab.locator("#prompt textarea").input_value() in asked
+
+
+def test_with_one_model_there_is_none_to_choose(tab):
+    assert tab.locator("#run").is_visible() and not tab.locator("#model").is_visible()
 
 
 def test_a_live_run_paints_every_step_and_gives_the_engines_answer(tab, model):
@@ -194,6 +216,40 @@ def test_every_registered_policy_and_decoder_is_offered_with_its_knobs(tab):
     tab.locator("#policy input").click()
     tab.locator("[data-testid=dropdown-option]", has_text="none").click()
     tab.get_by_text("Knobs of d2").wait_for(state="hidden")
+
+
+def test_every_policy_and_decoder_runs_from_the_page_with_its_own_knobs(tab):
+    tab.get_by_text("Canvas", exact=True).click()
+    box = tab.get_by_label("number input for answer length")
+    box.fill("16")
+    box.press("Enter")
+    kinds = {"policy": d2cache.policies(), "decoder": d2cache.decoders()}
+    chosen = {kind: tab.locator(f"#{kind} input").input_value() for kind in kinds}
+    knobs = {e["name"]: [k.name.replace("_", " ") for k in e["knobs"]]
+             for entries in kinds.values() for e in entries}  # fmt: skip
+    opened = set()
+    for kind, entries in kinds.items():
+        for entry in entries:
+            name = chosen[kind] = entry["name"]
+            choose(tab, kind, name)
+            tab.get_by_text(f"How {name} works").wait_for(state="visible")
+            for one in set(chosen.values()) - opened:
+                if knobs[one]:
+                    tab.get_by_text(f"Knobs of {one}", exact=True).click()
+                    tab.locator(f"#knobs-{one} input").last.wait_for(state="visible")
+            opened |= set(chosen.values())
+            wanted = {one: knobs[one] for one in chosen.values() if knobs[one]}
+            assert knobs_shown(tab) == wanted
+            run_to_end(tab)
+            wait_said(tab, "Done")
+            seen = state(tab)
+            assert seen["status"] == "done" and seen["gaps"] == 0, (name, said(tab))
+            assert seen["painted"] == seen["received"] >= 1
+            made = " ".join(tab.locator(".d2-which .d2-more").all_inner_texts())
+            assert f"{kind} {name} " in made
+            assert tab.locator(".page-error, [data-testid=toast-body]").count() == 0
+            told = tab.inner_text(".d2-body")
+            assert not re.search("undefined|NaN|null|\\[object", told), (name, told)
 
 
 def test_a_knob_out_of_bounds_is_refused(tab):

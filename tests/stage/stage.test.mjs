@@ -107,7 +107,7 @@ test("a gap in seq is counted by the records lost; a repeated record is not a se
   assert.equal(m.gaps, 2);
   assert.equal(m.received, 2);
   const again = pure.applyEvent(m, rec(3, FULL, [[2, "x", 0.5, []]]));
-  assert.deepEqual([again.gaps, again.received, again.writes[2].length], [2, 2, 1]);
+  assert.deepEqual([again.gaps, again.received, again.changes[2].length], [2, 2, 1]);
   assert.equal(run(start(), rec(1, FULL)).gaps, 1);
 });
 
@@ -153,7 +153,7 @@ test("tooltip in the prompt: a position like the others, without guess or densit
 test("readout and tooltip: positions count from 1 like steps; reused, or why not; an end token by its name", () => {
   const m = run(start("a", { eos: ["<e>"] }), rec(0, [0, 0, 0, 0, 0, 2 | 4], [[4, " hi", 0.93, []], [3, "<e>", 0.5, [["<e>", 0.5], [" b", 0.4]]]], { r: null }));
   assert.equal(pure.readout(pure.tooltipData(m, 4, 0)), "answer position 3: ' hi' - density 0.40, confidence 0.93, reused");
-  assert.match(pure.readout(pure.tooltipData(m, 5, 0)), /^answer position 4: masked.*recomputed \(written a step ago, chosen mask\)$/);
+  assert.match(pure.readout(pure.tooltipData(m, 5, 0)), /^answer position 4: masked.*recomputed \(written a step ago, picked by score\)$/);
   assert.match(pure.readout(pure.tooltipData(m, 0, 0)), /^prompt position 1: 'Q'/);
   assert.match(pure.readout(pure.tooltipData(m, 3, 0)), /^answer position 2: end - /);
   const d = pure.tooltipData(m, 3, 0);
@@ -161,15 +161,15 @@ test("readout and tooltip: positions count from 1 like steps; reused, or why not
   assert.deepEqual(plain(d.bars.map((b) => b.text)), ["end", " b"]);
 });
 
-test("the bars are the likeliest tokens; a written one that is none of them comes last, marked", () => {
+test("the bars are the likeliest tokens; a written one that is none of them comes last, without a share", () => {
   const top = [[" a", 0.4], [" b", 0.3], [" c", 0.1], [" d", 0.1], [" e\n", 0.05]];
   const m = run(start(), rec(0, FULL, [[2, " z", 0.02, top], [3, " b", 0.6, top], [4, " y", 0.01, []]]));
   const bars = (p) => plain(pure.tooltipData(m, p, 0).bars);
   assert.equal(bars(2).length, 6);
-  assert.deepEqual(bars(2).at(-1), { text: " z", share: 0.02, written: true });
-  assert.deepEqual(bars(2)[4], { text: " e↵", share: 0.05, written: false });
+  assert.deepEqual(bars(2).at(-1), { text: " z", share: null });
+  assert.deepEqual(bars(2)[4], { text: " e↵", share: 0.05 });
   assert.equal(bars(3).length, 5);
-  assert.ok(bars(3).every((b) => !b.written));
+  assert.ok(bars(3).every((b) => b.share !== null));
   assert.deepEqual([bars(4), bars(5), bars(0)], [[], [], []]);
   const caption = (decoder) => pure.barsCaption(start("a", { knobs: { decoder } }));
   assert.equal(caption({ temperature: 0, top_p: 1 }), "the model's likeliest tokens");
@@ -180,7 +180,7 @@ test("the sentence says in the order it happens what it cost, what was written, 
   const m = run(start(), rec(0, FULL), rec(1, [0, 0, 4, 0, 0, 0], [[3, " apples", 0.984, []]]), rec(2, [1, 1, 1, 1, 1, 0]));
   assert.equal(pure.explain(m.recs[1], m), "Step 2: recomputed 1 of 6 positions, then wrote ' apples' at answer position 2 with confidence 0.98.");
   assert.equal(pure.explain(m.recs[0], m), "Step 1: recomputed 6 of 6 positions, then wrote nothing.");
-  assert.equal(pure.explainWhy(m.recs[1], m), "Recomputed: 1 written a step ago. The other 5 reused their cached keys and values (K,V).");
+  assert.equal(pure.explainWhy(m.recs[1], m), "Recomputed: 1 × written a step ago. The other 5 reused their cached keys and values (K,V).");
   assert.equal(pure.explainWhy(m.recs[0], m), "Every position was computed, nothing came from the cache.");
   assert.match(pure.explainWhy(m.recs[2], m), /The other 1 reused its cached/);
 });
@@ -192,15 +192,19 @@ test("many writes: three by name in reading order, the rest by number; the end t
 
 test("the cache comes first; nobody is told of rows, in the words that are data", () => {
   assert.deepEqual(plain(pure.MAPS.map((m) => m.key)), ["cache", "density", "rollout", "order"]);
-  const words = [...pure.REASONS.map((r) => `${r.label} ${r.why}`), ...pure.STATS.flat(), ...pure.MAPS.map((m) => m.title), ...captions(0), ...captions(10)];
+  const everybody = (table, kind) => Object.keys(table).flatMap((name) => pure.reasonsOf({ [kind]: name }));
+  const words = [...[...pure.REASONS, ...everybody(pure.POLICY_WORDS, "policy"), ...everybody(pure.DECODER_WORDS, "decoder")].map((r) => `${r.label} ${r.why}`), ...pure.STATS.flat(), ...pure.MAPS.map((m) => m.title), ...captions(0), ...captions(10)];
   for (const text of words) assert.doesNotMatch(text, /\brows?\b/i);
   for (const key of ["tps", "hit", "flops"]) assert.match(pure.STATS.find((s) => s[0] === key)[2], /up to the step on view/);
 });
 
-test("what a step writes has a colour that no reason has, the same in both files", () => {
-  const now = source.match(/WRITTEN_NOW = "(#\w+)"/)[1], style = readFileSync(new URL("../../assets/stage.css", import.meta.url), "utf8");
-  assert.equal(now, style.match(/--d2-written: (#\w+)/)[1]);
-  assert.ok(!pure.REASONS.some((r) => r.colour === now));
+test("what a step writes or masks again has a colour that no reason has, the same in both files", () => {
+  const style = readFileSync(new URL("../../assets/stage.css", import.meta.url), "utf8"), colours = [];
+  for (const [here, there] of [[/WRITTEN_NOW = "(#\w+)"/, /--d2-written: (#\w+)/], [/MASKED_NOW = "(#\w+)"/, /--d2-again: (#\w+)/]]) {
+    colours.push(source.match(here)[1]);
+    assert.equal(colours.at(-1), style.match(there)[1]);
+  }
+  assert.equal(new Set([...colours, ...pure.REASONS.map((r) => r.colour)]).size, 10);
   assert.equal(pure.REASONS.find((r) => r.key === "written").label, "written a step ago");
   for (const { key, colour } of pure.REASONS) {    // grey is what was reused
     const c = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
@@ -213,20 +217,120 @@ const captions = (sigma) => Object.values(pure.captions).map((f) => f(knobs({ si
 
 test("captions are true of the run on view: its sigmas, and what the decoder makes of them", () => {
   const { cache, density, rollout, order } = pure.captions;
-  assert.match(cache(knobs({})), /^Grey: keys and values \(K,V\) reused from the cache, at no cost\. A coloured position was computed again/);
+  assert.match(cache(knobs({})), /^Grey: keys and values \(K,V\) reused from the cache\. A coloured position was computed again in this step; the colour says why\.$/);
   const own = density(knobs({ sigma: 4 }, {}, { sigma: 4 })), none = density(knobs({ sigma: 0 }, {}, { sigma: 7.5 }));
-  assert.match(own, /\(Gaussian, σ = 4 positions; nothing lies beyond the right edge.*\)\. The decoder multiplies confidence by it, so places next to known text are written first\.$/);
+  assert.match(own, /\(Gaussian, σ = 4 positions; nothing lies beyond the right edge.*\)\. The decoder multiplies confidence by it to rank its guesses, which favours places next to known text\.$/);
   assert.match(none, /σ = 7\.5 positions.*The decoder ignores it in this run \(its sigma is 0\)\.$/);
-  assert.match(density(knobs({ sigma: 4 }, {}, { decoder: "threshold" })), /Where too few candidates reach the threshold, the decoder multiplies/);
-  assert.match(density(knobs({ sigma: 0 }, { as_shipped: true })), /as shipped, the last answer position counts again/);
+  for (const decoder of ["threshold", "factor", "klass", "slowfast"]) assert.match(density(knobs({ sigma: 4 }, {}, { decoder })), /What passes the decoder's test is written anyway; other guesses are ranked by/);
+  assert.match(density(knobs({ sigma: 4 }, {}, { decoder: "random" })), /multiplies its lots by it/);
+  assert.match(density(knobs({ sigma: 10 }, {}, { decoder: "adaptive" })), /\(Gaussian, σ follows the spread of the latest writes, from 10 positions at first;/);
+  assert.match(density(knobs({ sigma: 0 }, { as_shipped: true }, { policy: "d2" })), /as shipped, the last answer position counts again/);
+  assert.match(density(knobs({ sigma: 0 }, { as_shipped: true }, { policy: "prefix" })), /nothing lies beyond/);    // its switch means something else
   assert.match(density(knobs({ sigma: 4, as_shipped: true })), /as shipped/);
   assert.match(density(knobs({ sigma: 0, as_shipped: true })), /nothing lies beyond/);    // then it is not the decoder's
+  assert.equal(rollout(knobs({}, {}, { rollout: false })), "");    // there is no map to explain
   assert.match(rollout(knobs({}, { rollout_p: 0.1 })), /keeps its own \(1\).*The reused positions with the most are recomputed next\.$/);
   assert.match(rollout(knobs({}, { rollout_p: 0 })), /This run does not use it \(its rollout p is 0\)\.$/);
   assert.match(rollout(knobs({}, { rollout_p: 0, as_shipped: true })), /are recomputed next/);
   assert.match(order(knobs({ sigma: 3 }, {}, { sigma: 10 })), /The certainty prior \(σ = 3\) favours.*left to right; set the decoder's sigma to 0/);
-  assert.equal(order(knobs({ sigma: 0 })), "When each token was written: the model writes wherever it is surest.");
-  assert.match(order(knobs({ sigma: 0 }, {}, { block_length: 2 })), /surest in the open block\.$/);
+  assert.match(order(knobs({ sigma: 10 }, {}, { decoder: "adaptive" })), /The certainty prior, its width set by the run itself, favours.*left to right\.$/);
+  assert.equal(order(knobs({ sigma: 0 })), "When each token was written: the likeliest guesses first.");
+  assert.equal(order(knobs({ sigma: 0 }, {}, { block_length: 2 })), "When each token was written, block by block: the likeliest guesses first.");
+  const how = (decoder, more) => order(knobs({ sigma: 0, ...more }, {}, { decoder }));
+  assert.match(how("random"), /: in an order drawn by lot\.$/);
+  assert.match(how("threshold", { threshold: 0.85 }), /all guesses of confidence 0\.85 or more at once/);
+  assert.match(how("pc", { position: 0.25 }), /: early positions and sure, rare words first/);
+  assert.match(how("pc", { position: 0 }), /: sure, rare words first/);
+  assert.match(how("wino"), /what a second look doubts is masked again/);
+});
+
+test("what confidence is, where it is no probability", () => {
+  const unit = (decoder) => pure.confidenceUnit(start("a", { decoder }));
+  assert.equal(unit("confidence"), "confidence when written");
+  assert.equal(unit("margin"), "confidence when written (lead of the best guess over the second)");
+  assert.match(unit("entropy"), /\(1 − entropy/);
+});
+
+test("words are those of the policy and decoder that run; a name from a file may be anything", () => {
+  const label = (key, more) => pure.reasonsOf(start("a", more)).find((r) => r.key === key).label;
+  const chosen = ["d2", "dkv", "dllm", "elastic", "none"].map((policy) => label("chosen", { policy }));
+  assert.deepEqual(chosen, ["chosen mask", "still masked", "values moved", "attention drifted", "picked by score"]);
+  assert.equal(label("window", { policy: "elastic" }), "leftmost masks");
+  assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed a step ago");
+  assert.equal(label("written", { policy: "d2", decoder: "confidence" }), "written a step ago");
+  const plainOnes = plain(pure.reasonsOf({}));
+  for (const name of ["constructor", "__proto__", "toString", "<b>", ""]) {
+    const s = start("a", { policy: name, decoder: name, block_length: G });
+    assert.deepEqual(plain(pure.reasonsOf(s)), plainOnes);
+    assert.match(pure.captions.cache(s), /^Grey: keys and values/);
+    assert.equal(pure.captions.order(s), "When each token was written.");
+    pure.captions.density(s);
+  }
+});
+
+// A policy that decides layer by layer, of four layers: the mean of l is rows, the reasons are those of any layer.
+const layered = (s, y, l, more = {}) => rec(s, y, [], { rows: l.reduce((a, b) => a + b) / 4, l: b64(l), r: null, ...more });
+const byLayer = (policy, more = {}) => start("a", { policy, layers: 4, by_layer: true, rollout: false, ...more });
+
+test("where layers differ: the mean over the layers, the reasons of any layer, what no layer recomputed", () => {
+  const m = run(byLayer("elastic"), layered(0, FULL, [4, 4, 4, 4, 4, 4]), layered(1, [2, 2, 2, 4, 128, 2], [2, 2, 2, 4, 4, 2]), layered(2, [0, 0, 0, 4, 128, 0], [0, 0, 0, 4, 4, 0]),
+    layered(3, [0, 2, 0, 4, 128, 0], [0, 1, 0, 4, 4, 0]));
+  assert.equal(pure.explain(m.recs[0], m), "Step 1: recomputed 6 of 6 positions, then wrote nothing.");
+  assert.equal(pure.explainWhy(m.recs[0], m), "Every position was computed, nothing came from the cache.");
+  assert.match(pure.explain(m.recs[1], m), /^Step 2: recomputed 4 of 6 positions \(mean over 4 layers\), then/);
+  assert.equal(pure.explainWhy(m.recs[1], m), "Recomputed in at least one layer: 1 × written a step ago, 4 × attention drifted, 1 × leftmost masks. The other layers reused what is cached.");
+  assert.equal(pure.explainWhy(m.recs[2], m), "Recomputed: 1 × written a step ago, 1 × leftmost masks. The other 4 reused their cached keys and values (K,V).");
+  assert.match(pure.explain(m.recs[3], m), /recomputed 2\.3 of 6 positions \(mean over 4 layers\)/);
+  assert.match(pure.explainWhy(m.recs[3], m), /^Recomputed in at least one layer: .*The other 3 reused their cached/);
+  assert.equal(pure.hitRate(m.recs[1], T), 1 - 4 / 6);
+  assert.deepEqual([0, 1, 2, 3].map((s) => pure.touchedIn(m.recs[s])), [6, 6, 2, 3]);
+  assert.match(pure.readout(pure.tooltipData(m, 0, 1)), /recomputed in 2 of 4 layers \(attention drifted\)$/);
+  assert.match(pure.readout(pure.tooltipData(m, 3, 1)), /recomputed \(written a step ago\)$/);
+  assert.match(pure.readout(pure.tooltipData(m, 0, 2)), /reused$/);
+  assert.match(pure.captions.cache(m.start), /and is paler where only some of the 4 layers did\. When attention drifts in a layer/);
+});
+
+test("the colour pales with the layers that did not recompute", () => {
+  const m = run(byLayer("dllm"), layered(0, [2, 2, 2, 2, 2, 0], [1, 2, 3, 4, 4, 0]), rec(1, FULL));
+  assert.deepEqual([0, 1, 2, 3, 5].map((p) => pure.shade(m.recs[0], p, 4)), [2, 4, 6, 8, 0]);
+  assert.equal(pure.shade(m.recs[1], 0, 4), 8);
+});
+
+test("values that are made anew to see which moved are not said to be reused; evicted ones are counted", () => {
+  const dllm = run(byLayer("dllm", { knobs: { policy: { rho: 0.25 } } }), layered(0, [0, 0, 2, 0, 0, 0], [0, 0, 4, 0, 0, 0]));
+  assert.equal(pure.explainWhy(dllm.recs[0], dllm), "Recomputed: 1 × values moved. The other 5 reused their cached layer outputs.");
+  assert.match(pure.captions.cache(dllm.start), /^Grey: layer outputs reused.*Between refreshes each layer computes the values \(V\) of the whole answer/);
+  assert.doesNotMatch(pure.captions.cache(byLayer("dllm", { knobs: { policy: { rho: 0 } } })), /Between refreshes/);
+  const sparse = run(byLayer("sparse", { knobs: { policy: { keep_ratio: 0.5 } } }), layered(0, [0, 0, 64, 64, 0, 0], [0, 0, 4, 4, 0, 0], { out: 3 }), layered(1, FULL, [4, 4, 4, 4, 4, 4]));
+  assert.equal(pure.explainWhy(sparse.recs[0], sparse), "Recomputed: 2 × block. The other 4 reused their cached keys and values (K,V), if not evicted: each layer left 3 positions out of attention.");
+  assert.doesNotMatch(pure.explainWhy(sparse.recs[1], sparse), /evicted/);
+  assert.match(pure.captions.cache(sparse.start), /why\. While a block is filled, each layer leaves/);
+  assert.doesNotMatch(pure.captions.cache(byLayer("sparse", { knobs: { policy: { keep_ratio: 1 } } })), /evicted|paler/);
+});
+
+test("a token masked again is masked from that step on, marked in it, and can be written a second time", () => {
+  const m = run(start("a", { decoder: "wino" }), rec(0, FULL, [[3, " cat", 0.6, [[" cat", 0.6]]], [4, " sat", 0.7, []]]), rec(1, FULL, [[2, "A", 0.9, []]], { m: [3, 4] }),
+    rec(2, FULL, [], { m: [2] }), rec(3, FULL, [[3, " dog", 0.95, []]]), rec(4, FULL));
+  assert.deepEqual([0, 1, 2, 3, 4].map((s) => pure.chipData(m, 3, s).state), ["now", "again", "masked", "now", "settled"]);
+  assert.deepEqual([0, 1, 2, 3, 4].map((s) => pure.chipData(m, 3, s).text), [" cat", "", "", " dog", " dog"]);
+  assert.deepEqual([0, 1, 2, 3].map((s) => pure.chipData(m, 3, s).masked), [false, true, true, false]);
+  assert.equal(pure.writeAt(m, 3, 1), null);
+  assert.equal(pure.explain(m.recs[1], m), "Step 2: recomputed 6 of 6 positions, then wrote 'A' at answer position 1 with confidence 0.90; masked 2 tokens again, by answer position: ' cat' (2), ' sat' (3).");
+  assert.match(pure.explain(m.recs[2], m), /wrote nothing; masked 'A' again at answer position 1\.$/);
+  assert.doesNotMatch(pure.explain(m.recs[3], m), /again/);
+  const d = pure.tooltipData(m, 3, 2);
+  assert.deepEqual([d.masked, d.again, d.write, d.bars.length], [true, 1, null, 0]);
+  assert.match(pure.readout(d), /^answer position 2: masked - /);
+  assert.equal(pure.tooltipData(m, 3, 3).again, null);
+  assert.equal(pure.tooltipData(m, 5, 3).again, null);    // never written
+  assert.deepEqual([m.again, run(start(), rec(0, FULL)).again], [true, false]);
+});
+
+test("the order map shows a position masked again as such in its step, then as masked", () => {
+  const m = run(start(), rec(0, FULL, [[3, "x", 1, []]]), rec(1, FULL, [], { m: [3] }), rec(2, FULL), rec(3, FULL, [[3, "y", 1, []]]), rec(4, FULL));
+  const order = pure.MAPS.find((map) => map.key === "order"), colours = { masked: "masked", now: "now", again: "again", order: [0, 1, 2, 3, 4].map((s) => `order ${s}`) };
+  const seen = m.recs.map((r) => { const out = []; order.row(out, r, m, colours); return out[3]; });
+  assert.deepEqual(plain(seen), ["now", "again", "masked", "now", "order 3"]);
 });
 
 test("which run it is: the prompt's text in one piece, and what made it", () => {
