@@ -150,6 +150,25 @@ def test_attention_map_is_softmax_attention_with_its_mean_over_heads():
         torch.testing.assert_close(mean[b], total, rtol=0, atol=1e-12)
 
 
+def test_attention_map_with_keys_of_its_own_for_each_query():
+    rng = torch.Generator().manual_seed(1)
+    q, k, v = torch.randn(3, 2, 2, 5, 4, generator=rng, dtype=torch.float64)
+    keys = random_mask((2, 5, 5), 2, 0.6) | torch.eye(5, dtype=torch.bool)
+    out, mean = ops.attention_map(q, k, v, keys)
+    assert torch.equal(mean > 0, keys)
+    for r in range(5):
+        alone, row = ops.attention_map(q[:, :, r : r + 1], k, v, keys[:, r])
+        torch.testing.assert_close(out[:, :, r : r + 1], alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(mean[:, r : r + 1], row, rtol=0, atol=1e-12)
+
+
+def test_attention_map_is_made_in_float32_when_the_model_is_coarser():
+    q, k, v = torch.randn(3, 1, 2, 40, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    out, mean = ops.attention_map(q, k, v, None)
+    assert out.dtype == torch.bfloat16 and mean.dtype == torch.float32
+    assert (mean.sum(-1) - 1).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_rollout_is_the_dense_product_with_repeats_counted_once(seed):
     """Ragged rows: each batch row recomputes another number of positions and repeats its first."""
