@@ -204,9 +204,9 @@ class EntropyBound(Rule, of="eb"):
         order = sight.best(len(sight.open))
         each = [nats(sight.share[j]) if j in sight.share else np.inf for j in order]
         n = 0
-        while n < len(each) and (
-            n == 0 or sum(each[: n + 1]) - max(each[: n + 1]) <= self.knob["gamma"]
-        ):
+        while n < len(each) and each[n] < np.inf:
+            if sum(each[: n + 1]) - max(each[: n + 1]) > self.knob["gamma"]:
+                break
             n += 1
         self.note(
             bounded=0 < n < len(each), all=n == len(each) > 1,
@@ -556,10 +556,11 @@ CACHES = [p for p in POLICIES if p[0] in ("none", "d2") and "inflate_w" not in p
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("policy", CACHES, ids=lambda p: "-".join([p[0], *p[1]]))
 def test_a_decoder_follows_its_rule_in_a_run(name, policy):
-    """Where only some are computed, and sampled from a nucleus, over ragged prompts and blocks."""
+    """Where only some are computed, and sampled from a nucleus, over ragged prompts and blocks;
+    in LLaDA's shape and in Dream's."""
     prompts = [random_prompt(n, n) for n in (6, 3, 5)]
     for seed, warm in ((0, {}), (1, dict(temperature=0.8, top_p=0.8, tokens_per_step=2))):
-        model = small_model(seed)
+        model = small_model(seed, **(dict(shift=1, kv_heads=2) if seed else {}))
         model.frequency = torch.arange(SMALL.vocab).float().softmax(0)
         decoder = d2cache.make_decoder(name, **DECODER_KNOBS.get(name, {}), **warm)
         rules = [RULES[name](decoder.settings(), model.frequency.double().numpy()) for _ in prompts]
@@ -591,6 +592,22 @@ def test_a_step_writes_only_what_is_open_and_computed_and_gains(name, seed):
             if turn.doubted is not None:
                 assert len(positions(turn.doubted[b])) < max(len(written), 1)
         assert turn.canvas.step <= ANSWER, "each step gains at least one position"
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_is_not_open_is_left_alone_though_it_has_a_confidence(name):
+    """As d2Cache's public code gives one to every mask, ended rows included."""
+    ended = 0
+    for turn in play(made(name), seed=3):
+        again = made(name, tokens_per_step=64)
+        again.begin(model_of_words(3), turn.canvas)
+        sure = torch.full_like(turn.candidates.confidence, 0.95)
+        accepted = again.accept(turn.canvas, replace(turn.candidates, confidence=sure))
+        for b in range(3):
+            masked = see(turn.canvas, turn.candidates, b).masked
+            assert set(positions(accepted[b])) <= set(masked)
+            ended += not masked and bool(turn.canvas.masked[b].any())
+    assert ended, "guard: a row ends with masks behind its end"
 
 
 @pytest.mark.parametrize(("name", "seed"), EVERY)
@@ -779,6 +796,7 @@ def test_lots_are_even_and_fall_anew_each_step():
         small_model(6), random_prompt(5).expand(n, -1), "none", "random", gen_length=length,
         seed=range(n),
     )  # fmt: skip
+    assert steps[0].candidates.density is None, "no prior unless asked for one"
     where = torch.stack([s.accepted[:, 5:].int().argmax(1) for s in steps], 1)  # (n, steps)
     assert torch.equal(where.sort(1).values, torch.arange(length).expand(n, -1))
     for step in range(length):
@@ -789,9 +807,33 @@ def test_lots_are_even_and_fall_anew_each_step():
     assert len(set(after_first.tolist())) == length - 1
 
 
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize(
+    ("masks", "most"),
+    [(1, 1), (4, 4), (6, 5), (8, 5), (9, 6), (20, 14), (28, 19), (29, 20), (30, 20), (60, 20)],
+)
+def test_wino_writes_at_most_seven_tenths_of_the_masks_but_5_to_20(masks, most, prior):
+    """All are sure; which of them are written is up to the score."""
+    rng = np.random.default_rng(masks)
+    tokens = torch.zeros(1, 61, dtype=torch.int64)
+    target = torch.from_numpy(1 + rng.permutation(60)[:masks]).sort().values[None]
+    tokens[0, target[0]] = MASK
+    canvas = Canvas(tokens, torch.zeros(1, dtype=torch.int64), 1, 60, MASK, END)
+    values = torch.from_numpy(rng.uniform(0.8, 1, (2, 61)))
+    confidence = values[:1].masked_fill(tokens != MASK, -torch.inf)
+    density = values[1:] if prior else None
+    candidates = Candidates(
+        tokens, confidence, density, torch.zeros(1, masks, WORDS), target, tokens == MASK
+    )
+    accepted = positions(d2cache.make_decoder("wino").accept(canvas, candidates)[0])
+    order = sorted(target[0].tolist(), key=see(canvas, candidates, 0).score, reverse=True)
+    assert accepted == sorted(order[:most])
+
+
 def test_a_far_position_is_ranked_though_its_weight_rounds_to_zero():
     """exp(-lambda i) of position 200 is 0 in any number format."""
     decoder = d2cache.make_decoder("pc", position=10.0)
+    assert not decoder.sigma, "the rule has a prior of its own"
     tokens = torch.zeros(1, 401, dtype=torch.int64)
     tokens[0, 200:] = MASK
     canvas = Canvas(tokens, torch.zeros(1, dtype=torch.int64), 1, 400, MASK, END)
