@@ -23,7 +23,7 @@ import gradio as gr
 import d2cache
 from analysis import figures, metrics, probes, stage
 from d2cache import models
-from d2cache.registry import Knob
+from d2cache.registry import Knob, describe, shared_knobs
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
@@ -32,6 +32,8 @@ LOG = logging.getLogger("d2cache.page")
 MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
 KEPT_RUNS = 64  # visitors whose last run is kept
 LONGEST_PROMPT = 4000  # characters
+LONGEST_ANSWER = 256  # masks
+USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
 
 ENGINE = threading.Lock()  # one step, or one probe, at a time on the device
 
@@ -248,7 +250,7 @@ def start_run(session: str, asked: tuple) -> Run:
         )
     settings = {"policy": {}, "decoder": {}}
     for (kind, owner, knob), value in knobs:
-        if owner == {"policy": policy, "decoder": decoder}[kind]:
+        if owner in (None, {"policy": policy, "decoder": decoder}[kind]):  # None: every one has it
             settings[kind][knob] = value
     model = MODELS.get(label)
     steps = d2cache.generate(
@@ -487,32 +489,49 @@ def control(one: Knob):
     label = one.name.replace("_", " ")
     if one.kind is bool:
         return gr.Checkbox(one.default, label=label, info=one.help)
-    step = 1 if one.kind is int else 0.01 if one.high <= 2 else 0.1
-    return gr.Slider(one.low, one.high, one.default, step=step, label=label, info=one.help)
+    if one.kind is int:
+        step, high = 1, min(one.high, LONGEST_ANSWER)  # more would do nothing here
+    else:  # a step that meets the bounds and the default
+        places = max(len(str(float(x)).partition(".")[2]) for x in (one.low, one.default))
+        step, high = min(10.0**-places, 0.01 if one.high <= 2 else 0.1), one.high
+    return gr.Slider(one.low, high, one.default, step=step, label=label, info=one.help)
 
 
-def choice(kind: str, label: str, entries: list[dict], chosen: str):
-    """A dropdown of what is registered, and for each a group with its words and knobs.
+def choice(base: type, label: str, chosen: str):
+    """A dropdown of what is registered, and for each a group with its words and its own knobs; the
+    knobs that all share stand once, below.
 
-    -> dropdown, groups by name, controls by (kind, name, knob).
+    -> dropdown, controls by (kind, name, knob), name None for a shared one.
     """
-    names = [entry["name"] for entry in entries]
-    dropdown = gr.Dropdown(names, value=chosen, label=label, elem_id=kind)
-    groups, controls = {}, {}
+    kind, entries, groups, controls = base.kind, describe(base.registry), {}, {}
+    shared = {one.name: one for one in shared_knobs(base)}
+    named = [(f"{e['name']}: {e['paper'].partition(' (')[0]}", e["name"]) for e in entries]
+    dropdown = gr.Dropdown(named, value=chosen, label=label, elem_id=kind)
     for entry in entries:
+        own = [one for one in entry["knobs"] if one.name not in shared]
         name = entry["name"]
         with gr.Group(visible=name == chosen) as groups[name]:
             gr.Markdown(entry["paper"], elem_classes="knob-paper", padding=True)
             if entry["help"]:
                 with gr.Accordion(f"How {name} works", open=False):
                     gr.Markdown(entry["help"], elem_classes="knob-paper", padding=True)
-            if entry["knobs"]:
+            if own:
                 with gr.Accordion(f"Knobs of {name}", open=False, elem_id=f"knobs-{name}"):
-                    for one in entry["knobs"]:
+                    for one in own:
                         controls[kind, name, one.name] = control(one)
+    if shared:
+        with gr.Accordion(f"Knobs of every {kind}", open=False, elem_id=f"knobs-{kind}"):
+            for one in shared.values():
+                controls[kind, None, one.name] = control(one)
+    defaults = {e["name"]: {k.name: k.default for k in e["knobs"]} for e in entries}
+    moving = [n for n in shared if len({known[n] for known in defaults.values()}) > 1]
+
+    def on_change(name):
+        return [gr.Group(visible=n == name) for n in groups] + [defaults[name][n] for n in moving]
+
     dropdown.change(
-        lambda name: [gr.Group(visible=n == name) for n in groups], dropdown,
-        list(groups.values()), queue=False, show_progress="hidden", api_visibility="private",
+        on_change, dropdown, [*groups.values(), *(controls[kind, None, n] for n in moving)],
+        queue=False, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     return dropdown, controls
 
@@ -544,20 +563,22 @@ def side_column() -> SimpleNamespace:
         ui.stop = gr.Button("Stop", elem_id="stop", **small)
     first = "A stored run is on the stage. Press Run for a live one."
     ui.said = gr.HTML(notice(first), padding=False, elem_id="said")
-    ui.policy, controls = choice("policy", "Cache policy", d2cache.policies(), "d2")
-    ui.decoder, more = choice("decoder", "Decoder", d2cache.decoders(), "confidence")
+    ui.policy, controls = choice(d2cache.CachePolicy, "Cache policy", "d2")
+    ui.decoder, more = choice(d2cache.Decoder, "Decoder", "confidence")
     ui.knobs = controls | more
     with gr.Accordion("Canvas", open=False):
-        ui.gen_length = gr.Slider(16, 256, 64, step=8, label="answer length", info="masks to fill")
+        ui.gen_length = gr.Slider(
+            16, LONGEST_ANSWER, 64, step=8, label="answer length", info="masks to fill"
+        )
         ui.to_the_end = gr.Checkbox(
             True, label="stop at the end token",
             info="stop when all before the end token is written; off: fill every mask",
         )  # fmt: skip
         ui.block_length = gr.Slider(
-            0, 256, 0, step=8, label="block length",
+            0, LONGEST_ANSWER, 0, step=8, label="block length",
             info="write block by block, left to right; 0: the whole answer is one block",
         )  # fmt: skip
-        ui.seed = gr.Number(0, precision=0, label="seed", info="for temperature above 0")
+        ui.seed = gr.Number(0, precision=0, label="seed", info="for what is drawn by lot")
     with gr.Row():
         ui.download = gr.DownloadButton("Download trace", size="sm", interactive=False)
         ui.upload = gr.UploadButton(
@@ -632,6 +653,13 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         yield {ui.said: notice("Running."), ui.download: gr.DownloadButton(interactive=False),
                ui.late: ""}  # fmt: skip
         yield from show(run, session, most)
+
+    def on_policy(name, block_length):
+        """A cache that is made for blocks gets some."""
+        if block_length or not d2cache.CachePolicy.registry[name].for_blocks:
+            return gr.skip(), gr.skip()
+        said = f"{name} is made for blocks: the block length is now {USUAL_BLOCK} (under Canvas)."
+        return USUAL_BLOCK, notice(said)
 
     def tell(label):
         """What the loading of a model is at, and how it ended."""
@@ -714,6 +742,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     inputs = [*settings, *ui.knobs.values()]
     loading = quiet | {"outputs": ui.said, "concurrency_id": "loading", "concurrency_limit": 8}
     ui.model.change(on_model, ui.model, **loading)
+    ui.policy.change(on_policy, [ui.policy, ui.block_length], [ui.block_length, ui.said], **instant)
     gr.on([ui.go.click, ui.prompt.submit], None, js=SHOW_STAGE)
     for trigger in (ui.go.click, ui.prompt.submit):
         trigger(on_pause, None, None, **instant)  # a new run ends the old one

@@ -12,16 +12,20 @@ def steps(trace: Trace) -> pd.DataFrame:
     """One line a denoising step (a run of one row).
 
     step (from 0), milliseconds (host time), rows (recomputed, mean over the layers), hit_rate
-    (share of the canvas that was not recomputed, 0 to 1), written (tokens), predicted (rows
-    through the LM head), gflops (`ModelConfig.flops` / 1e9), and a column why_NAME per reason of
-    `d2cache.Why`: rows recomputed for it (a row may have several).
+    (share of the canvas that was not recomputed, 0 to 1), written (tokens), masked_again (tokens
+    that a decoder doubted), predicted (rows through the LM head), gflops (`ModelConfig.flops` /
+    1e9), and a column why_NAME per reason of `d2cache.Why`: rows recomputed for it (a row may have
+    several).
     """
     config = ModelConfig(**trace.run["shape"])
     rows, length = trace.recomputed_by_layer.mean(1).sum(1), trace.tokens.shape[1]
+    changed = trace.tokens[1:] != trace.tokens[:-1]
+    masked = trace.tokens[1:] == config.mask_id
     frame = pd.DataFrame({
         "step": np.arange(len(rows)), "milliseconds": 1e3 * trace.seconds, "rows": rows,
         "hit_rate": 1 - rows / length,
-        "written": (trace.tokens[1:] != trace.tokens[:-1]).sum(1), "predicted": trace.predicted,
+        "written": (changed & ~masked).sum(1), "masked_again": (changed & masked).sum(1),
+        "predicted": trace.predicted,
         "gflops": config.flops(*trace.work.T, trace.predicted) / 1e9,
     })  # fmt: skip
     for reason in Why:
@@ -50,14 +54,15 @@ def layers(trace: Trace) -> pd.DataFrame:
 
 
 def tokens(trace: Trace) -> pd.DataFrame:
-    """One line an answer position that was written, in the order of writing.
+    """One line an answer position that is written at the end, in the order of writing.
 
-    position (from 0 in the answer), token (text), step (that wrote it), confidence and density
+    position (from 0 in the answer), token (text), step (that wrote it last), confidence and density
     (of that step, 0 to 1), recomputed (steps that recomputed it, so far as the run went),
     distance (positions to the nearest token of the last step before that wrote; NaN for the
     first step).
     """
-    at = np.flatnonzero(trace.step_of_token >= 0)
+    written = trace.tokens[-1, trace.prompt_length :] != trace.run["shape"]["mask_id"]
+    at = np.flatnonzero((trace.step_of_token >= 0) & written)
     at = at[np.lexsort((at, trace.step_of_token[at]))]
     step = trace.step_of_token[at]
     ids = trace.tokens[-1, trace.prompt_length + at]

@@ -178,7 +178,7 @@ function explain(rec, model) {
   let wrote = "wrote nothing";
   if (n === 1) wrote = `wrote ${name(written[0][1])} at ${placeOf(model, written[0][0])} with confidence ${fixed(written[0][2], 2)}`;
   if (n > 1) wrote = `wrote ${n} tokens${some(written)}`;
-  const again = rec.m.map((p) => [p, writeAt(model, p, rec.s - 1)?.text ?? null]);
+  const again = rec.m.map((p) => [p, textBefore(model, p, rec.s)]);
   if (again.length === 1) wrote += `; masked ${name(again[0][1])} again at ${placeOf(model, again[0][0])}`;
   if (again.length > 1) wrote += `; masked ${again.length} tokens again${some(again)}`;
   const mean = layersDiffer(rec) ? ` (mean over ${model.layers} layers)` : "";
@@ -314,6 +314,8 @@ function writeAt(model, p, s) {
   return change && change.text !== null ? change : null;
 }
 
+const textBefore = (model, p, s) => writeAt(model, p, s - 1)?.text ?? null;   // null: its record was lost
+
 function chipData(model, p, s) {
   if (p < model.P) return { state: "prompt", text: model.prompt[p] ?? "", write: null, masked: false, again: null, eos: false };
   const change = changeAt(model, p, s), write = writeAt(model, p, s), now = change?.s === s;
@@ -336,7 +338,7 @@ function tooltipData(model, p, s) {
     top: chip.write ? chip.write.top : [], bars: candidateBars(model, chip.write), place: placeOf(model, p), density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
     rollout: rec && rec.r ? rolloutMass(rec.r[p]) : null, candidate: rec && rec.c && g >= 0 ? confidence(rec.c[g]) : null,
     now: rec ? reasonsIn(rec.y[p]).map((key) => labelIn(model, key)) : null, layers: rec && rec.l && rec.l[p] < model.layers ? `${rec.l[p]} of ${model.layers} layers` : null,
-    recomputed, steps, byReason };
+    was: chip.again === null ? null : textBefore(model, p, chip.again), recomputed, steps, byReason };
 }
 
 // "answer position 17: ' apples' - density 0.42, rollout 1.7, confidence 0.93, reused"
@@ -700,7 +702,7 @@ function mount(element, { onDetail, onState } = {}) {
     const title = h("p", "d2-tip-token", { textContent: d.masked ? (d.again === null ? "still masked" : "masked again") : d.eos ? "end token" : visible(d.text) });
     const kids = [title, h("p", "d2-tip-where", { textContent: d.place })];
     if (d.write) kids.push(h("p", "", { textContent: `written in step ${d.step + 1} with confidence ${fixed(d.conf, 2)}` }));
-    if (d.again !== null) kids.push(h("p", "", { textContent: `its token was masked again in step ${d.again + 1}` }));
+    if (d.again !== null) kids.push(h("p", "", { textContent: `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ${d.again + 1}` }));
     if (d.masked && d.candidate !== null) kids.push(h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }));
     if (d.bars.length) kids.push(h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }), h("div", "d2-top", {}, ...d.bars.flatMap(({ text, share }) => {
       const fill = h("i");

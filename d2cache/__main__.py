@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 
+import torch
 from safetensors import SafetensorError
 
 import d2cache
@@ -22,10 +24,15 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parse(argv)
-        return args.command(args)
+        code = args.command(args)
+        sys.stdout.flush()  # a closed pipe shows here
+        return code
     except ValueError as error:
         print(f"d2cache: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("d2cache: interrupted", file=sys.stderr)
         return 130
@@ -59,6 +66,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--seed", type=int, default=0, help="for temperature > 0")
         sub.add_argument("--stop-at-eos", action="store_true", help="leave the padding masked")
         sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        sub.add_argument(
+            "--dtype", choices=["float32", "bfloat16"], help="default float32, bfloat16 on a GPU"
+        )
         sub.add_argument("--json", action="store_true", help="end with JSON, a line a run")
         for cls in _everything():
             _knob_flags(sub, cls)
@@ -144,7 +154,10 @@ def _load(args):
             bars[what].update(done - bars[what].n)
 
         return d2cache.load(
-            args.model, device=args.device, progress=None if args.model == "tiny" else progress
+            args.model,
+            device=args.device,
+            dtype=getattr(torch, args.dtype or "", None),
+            progress=None if args.model == "tiny" else progress,
         )
 
 
@@ -230,9 +243,9 @@ def compare(args) -> int:
 
 
 def list_methods(args) -> int:
-    print(table(CachePolicy, "what it reuses"))
+    print(table(CachePolicy, "what it does"))
     print()
-    print(table(Decoder, "what it writes at a step"))
+    print(table(Decoder, "what it does"))
     return 0
 
 

@@ -32,7 +32,7 @@ def generate(
     prompt_ids: (P,) or (B,P) integers, or a list of B one-dimensional prompts of any lengths
     (shorter ones are padded on the left; neither padding nor batch mates change a row's result).
     block_length: semi-autoregressive blocks of this many positions, default the whole answer.
-    seed: one for all rows or one a row; used only with temperature > 0. stop_at_eos: a row ends
+    seed: one for all rows or one a row, for what is drawn by lot. stop_at_eos: a row ends
     when everything before its first end-of-text token is written; what is masked by then stays so.
 
     Each step, numbered as below: 1 the policy plans rows; 2 rows become indices, with the one

@@ -21,7 +21,7 @@ def certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
     """
     radius = math.ceil(6 * (WIDEST if isinstance(sigma, Tensor) else sigma))
     lag = torch.arange(-radius, radius + 1, device=known.device, dtype=torch.float64)
-    window = torch.exp(-(lag**2) / (2 * sigma**2))
+    window = torch.exp(-((lag / sigma) ** 2) / 2)
     window = (window / window.sum(-1, keepdim=True)).expand(known.shape[0], -1)
     # float64: short, and a GPU would otherwise round a convolution to 10 bits
     total = F.conv1d(known[None].double(), window[:, None], padding=radius, groups=len(known))
@@ -173,7 +173,8 @@ def temper(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     0, and with top_p < 1 all but the smallest set of at least that mass at -inf."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature > 0:
-        logits = logits / temperature
+        # the largest becomes 0 first: a tiny temperature would make it infinite
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     return _truncate(logits, top_p) if top_p < 1 else logits
 
 

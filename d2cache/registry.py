@@ -82,6 +82,11 @@ def knobs(cls) -> list[Knob]:
     ]
 
 
+def shared_knobs(base) -> list[Knob]:
+    """The knobs that a base gives to everything under it; a subclass may set other defaults."""
+    return knobs(base) if is_dataclass(base) else []
+
+
 def describe(registry: dict[str, type]) -> list[dict]:
     """name, paper (the docstring's first line), help (its rest) and knobs of everything known."""
     entries = []
@@ -98,7 +103,7 @@ def table(base, says: str) -> str:
     Raises ValueError for a docstring that does not begin with "METHOD (arXiv NUMBER): WHAT.".
     """
     lines = [f"| name | method | {says} | knobs |", "| --- | --- | --- | --- |"]
-    common = [(k.name, k.default) for k in knobs(base)] if is_dataclass(base) else []
+    common = [(k.name, k.default) for k in shared_knobs(base)]
     for entry in describe(base.registry):
         match = re.fullmatch(r"(.+?) \(.*?arXiv (\d{4}\.\d{5}).*?\): (.+)\.", entry["paper"])
         if not match:

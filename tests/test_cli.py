@@ -227,3 +227,18 @@ def test_the_module_runs_as_a_program_with_the_model_in_the_box():
     assert done.returncode == 0 and "Traceback" not in done.stderr
     got = json.loads(done.stdout.splitlines()[-1])
     assert set(got) == KEYS and got["model"] == "tiny" and got["steps"] == 8
+
+
+def test_a_reader_that_stops_early_is_no_fault():
+    command = [sys.executable, "-m", "d2cache", "methods"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # long before the first line is written
+    assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_the_type_of_the_weights_can_be_chosen(cli, tmp_path):
+    file = tmp_path / "run.safetensors"
+    code, _, _ = cli("run", "--dtype", "bfloat16", "--trace", str(file))
+    assert code == 0 and d2cache.Trace.load(file).run["dtype"] == "bfloat16"
+    code, _, err = cli("run", "--dtype", "int8")
+    assert code == 2 and "bfloat16" in err

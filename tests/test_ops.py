@@ -345,3 +345,14 @@ def test_density_with_a_width_of_its_own_in_each_row(widths):
     for b, sigma in enumerate(widths):
         want = ops.certainty_density(known[b : b + 1], sigma)
         torch.testing.assert_close(got[b : b + 1], want, rtol=0, atol=1e-7)
+
+
+def test_a_temperature_near_zero_takes_the_likeliest():
+    logits = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(5))
+    token, share = choose(logits, 1e-40, 1.0, torch.tensor([[0.0, 0.3, 0.6, 0.99]]))
+    assert torch.equal(token, logits.argmax(-1)) and (share == 1).all()
+
+
+def test_a_width_near_zero_is_the_position_itself():
+    known = torch.tensor([[1, 0, 1, 1, 0]]).bool()
+    assert torch.equal(ops.certainty_density(known, 1e-200), known.float())

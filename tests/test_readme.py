@@ -47,8 +47,7 @@ def test_the_example_policy_is_a_cache_known_everywhere(example):
 @pytest.mark.parametrize("base", [d2cache.CachePolicy, d2cache.Decoder])
 def test_the_tables_of_methods_are_those_of_the_registries(base):
     """`python -m d2cache methods` prints what to put here."""
-    heading = "what it reuses" if base is d2cache.CachePolicy else "what it writes at a step"
-    assert table(base, heading) in README
+    assert table(base, "what it does") in README
 
 
 def test_the_methods_command_prints_them(capsys):

@@ -15,7 +15,7 @@ RECENT = 16  # writes whose spread is looked at
 
 @dataclass
 class Adaptive(Confidence, key="adaptive"):
-    """Self-set prior (after d2Cache, arXiv 2509.23094): a certainty prior of its own width.
+    """Self-set prior (after d2Cache, arXiv 2509.23094): a certainty prior that finds its width.
 
     Confidence x certainty density, as the `confidence` decoder, with sigma taken from the run: the
     spread (standard deviation) of the positions of the last 16 writes, between 1 and 40. A run

@@ -12,7 +12,7 @@ from d2cache.registry import knob
 
 @dataclass
 class Factor(Decoder, key="factor"):
-    """Factor decoding (Fast-dLLM, arXiv 2505.22618): the largest n with (n + 1)(1 - c_n) < factor.
+    """Factor decoding (Fast-dLLM, arXiv 2505.22618): write n with (n + 1)(1 - c_n) < factor.
 
     c_n is the n-th highest raw confidence: the more are written at once, the surer each must be.
     When fewer than `tokens_per_step` pass, the best of the rest are added, ranked with the prior.

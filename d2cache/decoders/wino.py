@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d2cache import ops
 from d2cache.canvas import Candidates, Canvas
 from d2cache.decoders.base import Decoder
 from d2cache.registry import knob
@@ -27,15 +26,12 @@ class WideInNarrowOut(Decoder, key="wino"):
     narrow_out: float = knob(0.9, 0.0, 1.0, "probability below which a token is masked again")
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
-        open_ = canvas.eligible
-        sure = open_ & (candidates.confidence >= self.wide_in)
-        most = (open_.sum(1, keepdim=True).double() * 0.7).long().clamp(5, 20)
-        ranked = ops.top_k_mask(self.score(candidates), sure, 20)
-        order = (self.score(candidates).masked_fill(~ranked, -torch.inf)).sort(
-            dim=1, descending=True, stable=True
-        ).indices  # fmt: skip
+        sure = canvas.eligible & (candidates.confidence >= self.wide_in)
+        most = (canvas.eligible.sum(1, keepdim=True).double() * 0.7).long().clamp(5, 20)
+        score = self.score(candidates).masked_fill(~sure, -torch.inf)
+        order = score.sort(dim=1, descending=True, stable=True).indices
         first = torch.zeros_like(sure).scatter(1, order, canvas.position < most)
-        return self.at_least(canvas, candidates, first & ranked)
+        return self.at_least(canvas, candidates, first & sure)
 
     def revise(self, canvas: Canvas, accepted: Tensor, shadow) -> Tensor | None:
         if canvas.step == 0:

@@ -51,6 +51,7 @@ class CachePolicy(Registered):
 
     registry: ClassVar[dict[str, type]] = {}
     kind: ClassVar[str] = "policy"
+    for_blocks: ClassVar[bool] = False  # whether it needs a block length to show its point
     rollout: Tensor | None = None  # (B,T) column mass of the last step, where a policy makes one
     parts: Tensor | None = None  # (B,L,T) uint8 of `Part`, by policies that decide by layer
 

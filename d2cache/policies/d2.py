@@ -12,7 +12,7 @@ from d2cache.registry import knob
 
 @dataclass
 class D2Cache(CachePolicy, key="d2"):
-    """d2Cache (arXiv 2509.23094): all rows but likely masks and those of high attention rollout.
+    """d2Cache (arXiv 2509.23094): reuse all but likely masks and rows of high attention rollout.
 
     One full pass, then each step recomputes: the `current_k` masked positions of highest
     confidence x certainty density (stage 1; a position keeps the confidence it had when it was

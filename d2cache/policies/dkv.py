@@ -11,7 +11,7 @@ from d2cache.registry import knob
 
 @dataclass
 class DecodedKV(CachePolicy, key="dkv"):
-    """dKV-Cache-Decode (arXiv 2505.15781): prompt and written tokens, from a step after writing.
+    """dKV-Cache-Decode (arXiv 2505.15781): reuse prompt and written tokens, one step late.
 
     K,V jump when a token turns from [MASK] into a word and hold still afterwards. So a step
     recomputes every masked position and what the step before wrote, and reuses the rest. Each

@@ -12,7 +12,7 @@ from d2cache.registry import knob
 
 @dataclass
 class DLLMCache(CachePolicy, key="dllm"):
-    """dLLM-Cache (arXiv 2506.06295): the prompt for kp steps, and answer rows that hold still.
+    """dLLM-Cache (arXiv 2506.06295): reuse the prompt for kp steps, and what holds still.
 
     Keeps K, V, attention output and MLP output of every row and layer. The prompt is recomputed
     every `kp` steps, the answer every `kr`; between those, each layer projects V of the whole

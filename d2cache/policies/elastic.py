@@ -13,7 +13,7 @@ from d2cache.registry import knob
 
 @dataclass
 class ElasticCache(CachePolicy, key="elastic"):
-    """Elastic-Cache (arXiv 2510.14973): all but a window, until attention drifts in some layer.
+    """Elastic-Cache (arXiv 2510.14973): reuse all but a window, until attention drifts.
 
     A step recomputes a window, the `beta` leftmost masked positions, and what the step before
     wrote. Each layer watches the written position that the window attended to most: when the

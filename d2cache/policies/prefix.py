@@ -11,7 +11,7 @@ from d2cache.registry import knob
 
 @dataclass
 class PrefixCache(CachePolicy, key="prefix"):
-    """Fast-dLLM prefix cache (arXiv 2505.22618): everything left of the open block.
+    """Fast-dLLM prefix cache (arXiv 2505.22618): reuse everything left of the open block.
 
     A full pass opens each block and writes its first tokens; until the block is written, it and
     all that follows it are recomputed. No further pass is made for a block that the full pass
@@ -22,6 +22,7 @@ class PrefixCache(CachePolicy, key="prefix"):
     left.
     """
 
+    for_blocks = True
     as_shipped: bool = knob(False, None, None, "with shifted logits, shift the recomputed rows too")
 
     def begin(self, model, canvas):

@@ -13,17 +13,17 @@ from d2cache.registry import knob
 
 @dataclass
 class SparseCache(CachePolicy, key="sparse"):
-    """Sparse-dLLM (arXiv 2508.02558): the K,V that the open block attends to; the rest is evicted.
+    """Sparse-dLLM (arXiv 2508.02558): reuse the K,V that the open block attends to, evict the rest.
 
     Each block begins with two full passes. In the second, one step late because the first is
     not stable yet, every layer scores the positions outside the block by the product of their
     key with the block's queries (mean over queries and heads, then the largest of three
     neighbours, as if the block were not there) and keeps the share `keep_ratio` of highest score.
-    Until the block is written, its rows alone are recomputed and attend to themselves and to what
-    was kept. The paper's evaluations use 0.5, its code's default is 0.7. Evicted K,V no longer
-    take part, but the store keeps its size.
+    Until the block is written, its rows alone are recomputed; they attend to themselves and to what
+    was kept. The paper evaluates 0.5, its code's default is 0.7. The store itself keeps its size.
     """
 
+    for_blocks = True
     keep_ratio: float = knob(0.5, 0.0, 1.0, "share of K,V outside the block that is kept")
 
     def begin(self, model, canvas):
@@ -75,5 +75,4 @@ class SparseCache(CachePolicy, key="sparse"):
         order = line.gather(1, score.sort(dim=1, descending=True, stable=True).indices)
         most, age = (count.double() * self.keep_ratio).long(), self.age[:, None]
         best = torch.zeros_like(outside).scatter(1, order, at < most)
-        best = torch.where(age == 1, best | self.canvas.block, self.kept[:, i])
-        self.kept[:, i] = best | (age == 0)
+        self.kept[:, i] = torch.where(age == 1, best | self.canvas.block, self.kept[:, i])

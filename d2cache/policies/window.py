@@ -11,7 +11,7 @@ from d2cache.registry import knob
 
 @dataclass
 class WindowCache(PrefixCache, key="window"):
-    """dInfer vicinity cache (arXiv 2510.08666): all but the open block and what lies near it.
+    """dInfer vicinity cache (arXiv 2510.08666): reuse all but the open block and what lies near it.
 
     A full pass opens each block, and the first `warmup` steps of a run are full; then the rows
     from `before` positions left of the block to `after` right of it are recomputed, for what lies

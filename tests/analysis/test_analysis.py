@@ -322,3 +322,36 @@ def test_distance_is_to_what_the_step_before_wrote(model):
         before = frame["position"][frame["step"] == row.step - 1]
         nearest = (before - row.position).abs().min()
         assert row.distance == nearest or (row.step == 0 and np.isnan(row.distance))
+
+
+def test_a_step_that_doubts_tokens_counts_them_apart_from_what_it_writes(model):
+    decoder = d2cache.make_decoder("wino", wide_in=0.1, narrow_out=1.0)
+    ids = model.encode("Compute 3 + 4 * 5.")
+    trace = d2cache.Trace.record(d2cache.generate(model, ids, "none", decoder, gen_length=32))
+    frame, mask = metrics.steps(trace), trace.run["shape"]["mask_id"]
+    assert frame["masked_again"].sum() > 0, "guard: it must doubt something"
+    for s in range(len(frame)):
+        before, after = trace.tokens[s], trace.tokens[s + 1]
+        moved = [(b, a) for b, a in zip(before, after, strict=True) if b != a]
+        assert frame["written"][s] == sum(a != mask for _, a in moved)
+        assert frame["masked_again"][s] == sum(a == mask for _, a in moved)
+    assert frame["written"].sum() - frame["masked_again"].sum() == 32
+    assert sorted(metrics.tokens(trace)["position"]) == list(range(32))
+    cut = d2cache.Trace.record(
+        step for step, _ in zip(
+            d2cache.generate(model, ids, "none", decoder, gen_length=32), range(2), strict=False
+        )
+    )  # fmt: skip
+    left = np.flatnonzero(cut.tokens[-1, cut.prompt_length :] == mask)
+    assert len(left) and not set(metrics.tokens(cut)["position"]) & set(left)
+
+
+def test_a_study_of_decoders_counts_the_steps_of_each_problem(capsys):
+    arguments = "--problems 2 --families arithmetic --policies none --block-length 8 --json"
+    assert study.main([*arguments.split(), "--decoders", "confidence,threshold"]) == 0
+    results = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["results"]
+    one, many = (next(r for r in results if r["decoder"] == d) for d in ("confidence", "threshold"))
+    assert 1 <= many["steps"] < one["steps"] <= 64
+    for bad, said in ((["--decoders", "d9"], "d9"), (["--block-length", "0"], "--block-length is")):
+        assert study.main(bad) == 2
+        assert said in capsys.readouterr().err

@@ -81,3 +81,9 @@ def server(log: Path, **settings: str):
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def choose(page, kind: str, name: str):
+    """Pick a policy or decoder by its key."""
+    page.locator(f"#{kind} input").click()
+    page.locator(f"[data-testid=dropdown-option][aria-label^='{name}: ']").click()

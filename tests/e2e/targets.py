@@ -46,7 +46,7 @@ def main():
         found["page usable, s after start"] = (time.perf_counter() - started, "<= 8")
         page.wait_for_timeout(6000)  # let the model load behind the page
         for policy in ("d2", "none"):
-            choose(page, policy)
+            browser.choose(page, "policy", policy)
             found |= {f"{k} ({policy})": v for k, v in one_run(page).items()}
         median, late = scrub(page)
         found["scrub, ms to the painted step, median"] = (median, "<= 17")
@@ -56,13 +56,6 @@ def main():
     for name, (value, target) in found.items():
         print(f"{name:48} {value:10.1f}   target {target}")
     print(json.dumps({name: value for name, (value, _) in found.items()}))
-
-
-def choose(page, policy: str):
-    if page.locator("#policy input").input_value() == policy:
-        return
-    page.locator("#policy input").click()
-    page.locator("[data-testid=dropdown-option]", has_text=policy).click()
 
 
 def fill(page, label: str, value: str):
@@ -133,7 +126,7 @@ def payload(page) -> float:
     page.locator("#prompt textarea").fill(words + STORY)
     fill(page, "answer length", "256")
     old = page.evaluate("d2stage.state().run")
-    choose(page, "d2")
+    browser.choose(page, "policy", "d2")
     page.click("#run")
     page.wait_for_function("run => d2stage.state().run !== run", arg=old, timeout=60000)
     sizes.clear()

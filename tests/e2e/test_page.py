@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from browser import choose
 from safetensors.numpy import save_file
 
 import d2cache
+from d2cache.registry import shared_knobs
 
 QUESTION = "Tom has 5 apples. He buys 3 bags of 4 apples. How many apples does Tom have?"
 HOSTILE = "<img src=x onerror=window.hacked=1>"
@@ -29,11 +31,6 @@ def run_to_end(tab, text: str = QUESTION):
     tab.wait_for_function("d2stage.state().status !== 'running'")
 
 
-def choose(tab, kind: str, name: str):
-    tab.locator(f"#{kind} input").click()
-    tab.locator(f"[data-testid=dropdown-option][aria-label='{name}']").click()
-
-
 def knobs_shown(tab) -> dict[str, list[str]]:
     """Labels of the visible sliders and switches, by the group they stand in."""
     return tab.evaluate(
@@ -45,6 +42,14 @@ def knobs_shown(tab) -> dict[str, list[str]]:
         .map(input => (input.ariaLabel || input.closest('label').innerText)
           .replace('number input for ', '').trim())]))"""
     )
+
+
+def downloaded(tab) -> d2cache.Trace:
+    """The finished run, as a visitor saves it."""
+    wait_said(tab, "Done")
+    with tab.expect_download() as got:
+        tab.get_by_role("button", name="Download trace").click()
+    return d2cache.Trace.load(got.value.path())
 
 
 def said(tab) -> str:
@@ -209,12 +214,11 @@ def test_every_registered_policy_and_decoder_is_offered_with_its_knobs(tab):
         tab.wait_for_selector("[data-testid=dropdown-option]")
         menu = tab.locator(f"#{name} input").get_attribute("aria-controls")
         offered = tab.locator(f"#{menu} li").evaluate_all("all => all.map(o => o.ariaLabel)")
-        assert sorted(offered) == sorted(entry["name"] for entry in kind)
+        assert sorted(o.split(": ")[0] for o in offered) == sorted(e["name"] for e in kind)
         tab.keyboard.press("Tab")
     tab.get_by_text("Knobs of d2").click()
     tab.get_by_label("number input for current k").wait_for(state="visible")
-    tab.locator("#policy input").click()
-    tab.locator("[data-testid=dropdown-option]", has_text="none").click()
+    choose(tab, "policy", "none")
     tab.get_by_text("Knobs of d2").wait_for(state="hidden")
 
 
@@ -224,10 +228,13 @@ def test_every_policy_and_decoder_runs_from_the_page_with_its_own_knobs(tab):
     box.fill("16")
     box.press("Enter")
     kinds = {"policy": d2cache.policies(), "decoder": d2cache.decoders()}
-    chosen = {kind: tab.locator(f"#{kind} input").input_value() for kind in kinds}
-    knobs = {e["name"]: [k.name.replace("_", " ") for k in e["knobs"]]
-             for entries in kinds.values() for e in entries}  # fmt: skip
+    chosen = {kind: tab.locator(f"#{kind} input").input_value().split(":")[0] for kind in kinds}
+    shared = [k.name for k in shared_knobs(d2cache.Decoder)]
+    knobs = {e["name"]: [k.name.replace("_", " ") for k in e["knobs"] if k.name not in shared]
+             for e in kinds["decoder"]}  # fmt: skip
+    knobs |= {e["name"]: [k.name.replace("_", " ") for k in e["knobs"]] for e in kinds["policy"]}
     opened = set()
+    tab.get_by_text("Knobs of every decoder", exact=True).click()
     for kind, entries in kinds.items():
         for entry in entries:
             name = chosen[kind] = entry["name"]
@@ -239,6 +246,7 @@ def test_every_policy_and_decoder_runs_from_the_page_with_its_own_knobs(tab):
                     tab.locator(f"#knobs-{one} input").last.wait_for(state="visible")
             opened |= set(chosen.values())
             wanted = {one: knobs[one] for one in chosen.values() if knobs[one]}
+            wanted["decoder"] = [name.replace("_", " ") for name in shared]
             assert knobs_shown(tab) == wanted
             run_to_end(tab)
             wait_said(tab, "Done")
@@ -250,6 +258,83 @@ def test_every_policy_and_decoder_runs_from_the_page_with_its_own_knobs(tab):
             assert tab.locator(".page-error, [data-testid=toast-body]").count() == 0
             told = tab.inner_text(".d2-body")
             assert not re.search("undefined|NaN|null|\\[object", told), (name, told)
+
+
+def test_knobs_that_all_decoders_share_stand_once_and_reach_the_run(tab):
+    tab.get_by_text("Knobs of every decoder", exact=True).click()
+    shared = tab.locator("#knobs-decoder")
+    sigma = shared.get_by_label("number input for sigma")
+    for decoder, default in (("pc", "0"), ("margin", "10")):
+        choose(tab, "decoder", decoder)
+        tab.wait_for_function(
+            "([s, v]) => document.querySelector(s).value === v",
+            arg=["#knobs-decoder input[aria-label='number input for sigma']", default],
+        )
+    sigma.fill("3")
+    box = shared.get_by_label("number input for tokens per step")
+    box.fill("4")
+    box.press("Enter")
+    run_to_end(tab)
+    knobs = downloaded(tab).run["decoder_knobs"]
+    assert knobs["tokens_per_step"] == 4 and knobs["sigma"] == 3
+
+
+def test_a_cache_that_is_made_for_blocks_gets_some(tab):
+    tab.get_by_text("Canvas", exact=True).click()
+    box = tab.get_by_label("number input for block length")
+    choose(tab, "policy", "dkv")
+    assert box.input_value() == "0"
+    choose(tab, "policy", "dual")
+    wait_said(tab, "block length is now 16")
+    assert box.input_value() == "16"
+    box.fill("8")
+    box.press("Enter")
+    choose(tab, "policy", "sparse")
+    run_to_end(tab)
+    assert downloaded(tab).run["block_length"] == 8, "what was chosen stays"
+
+
+def test_what_is_masked_again_is_shown_so_live_and_replayed(tab, tmp_path):
+    marks = tab.get_by_text("masked again in this step")
+    assert marks.count() and not any(m.is_visible() for m in marks.all())
+    choose(tab, "decoder", "wino")
+    tab.get_by_text("Knobs of wino", exact=True).click()
+    for knob, value in (("wide in", "0.1"), ("narrow out", "1")):
+        tab.get_by_label(f"number input for {knob}").fill(value)
+        tab.get_by_label(f"number input for {knob}").press("Enter")
+    run_to_end(tab)
+    wait_said(tab, "Done")
+
+    def story() -> list:
+        """Sentence and chips of each step."""
+        told = []
+        for s in range(state(tab)["steps"]):
+            tab.evaluate("s => d2stage.goto(s)", s)
+            tab.wait_for_function(
+                "start => document.querySelector('.d2-sentence').innerText.startsWith(start)",
+                arg=f"Step {s + 1}:",
+            )
+            chips = tab.locator(".d2-chips:not(.d2-prompt) .d2-chip")
+            drawn = chips.evaluate_all("all => all.map(c => [c.className, c.textContent])")
+            told.append((tab.inner_text(".d2-sentence"), drawn))
+        return told
+
+    live = story()
+    counts = {"again": 0, "shown": 0}
+    for sentence, chips in live:
+        many = re.search(r"masked (\d+) tokens again", sentence)
+        one = re.search("masked ('.*'|the end token) again", sentence)
+        counts["again"] += int(many[1]) if many else bool(one)
+        counts["shown"] += sum("d2-again" in name and "d2-masked" in name for name, _ in chips)
+    assert counts["again"] == counts["shown"] > 2
+    assert all(m.is_visible() for m in marks.all())
+    with tab.expect_download() as got:
+        tab.get_by_role("button", name="Download trace").click()
+    got.value.save_as(tmp_path / "wino.safetensors")
+    run = state(tab)["run"]
+    tab.locator("input[type=file]").set_input_files(tmp_path / "wino.safetensors")
+    tab.wait_for_function("run => d2stage.state().run !== run", arg=run)
+    assert story() == live
 
 
 def test_a_knob_out_of_bounds_is_refused(tab):
@@ -308,8 +393,7 @@ def test_a_new_run_replaces_a_running_one(tab):
 
 
 def test_without_a_cache_nothing_is_reused_and_rollout_says_why_it_is_absent(tab):
-    tab.locator("#policy input").click()
-    tab.locator("[data-testid=dropdown-option]", has_text="none").click()
+    choose(tab, "policy", "none")
     run_to_end(tab)
     assert "0" in tab.locator(".d2-value").nth(2).inner_text()
     assert tab.locator(".d2-map-rollout .d2-absent").is_visible()
@@ -382,8 +466,7 @@ def test_a_closed_tab_frees_its_run(chrome, address):
     for page in (first, second):
         page.goto(address)
         page.wait_for_function("window.d2stage !== undefined")
-    first.locator("#policy input").click()
-    first.locator("[data-testid=dropdown-option]", has_text="none").click()
+    choose(first, "policy", "none")
     ask(first, "Tell a story about a brave fox named Max who finds a key in the forest.")
     first.get_by_text("Canvas", exact=True).click()
     first.get_by_label("number input for answer length").fill("256")

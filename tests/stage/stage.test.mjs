@@ -319,10 +319,13 @@ test("a token masked again is masked from that step on, marked in it, and can be
   assert.match(pure.explain(m.recs[2], m), /wrote nothing; masked 'A' again at answer position 1\.$/);
   assert.doesNotMatch(pure.explain(m.recs[3], m), /again/);
   const d = pure.tooltipData(m, 3, 2);
-  assert.deepEqual([d.masked, d.again, d.write, d.bars.length], [true, 1, null, 0]);
+  assert.deepEqual([d.masked, d.again, d.was, d.write, d.bars.length], [true, 1, " cat", null, 0]);
   assert.match(pure.readout(d), /^answer position 2: masked - /);
-  assert.equal(pure.tooltipData(m, 3, 3).again, null);
+  assert.deepEqual([pure.tooltipData(m, 3, 3).again, pure.tooltipData(m, 3, 3).was], [null, null]);
   assert.equal(pure.tooltipData(m, 5, 3).again, null);    // never written
+  const lost = run(start(), rec(0, FULL), rec(2, FULL, [], { m: [3] }));    // the record that wrote it
+  assert.match(pure.explain(lost.recs[2], lost), /; masked a token again at answer position 2\.$/);
+  assert.equal(pure.tooltipData(lost, 3, 2).was, null);
   assert.deepEqual([m.again, run(start(), rec(0, FULL)).again], [true, false]);
 });
 
