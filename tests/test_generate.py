@@ -18,6 +18,7 @@ from lab import (
 
 import d2cache
 from d2cache.canvas import Part, Plan, Why
+from d2cache.decoders.confidence import Confidence
 from d2cache.generate import gather_rows, open_canvas
 from d2cache.policies import CachePolicy
 
@@ -268,6 +269,20 @@ def test_a_policy_object_can_be_used_again(policy):
     run(model, random_prompt(9, 2), made, gen_length=5, block_length=2)
     again = run(model, random_prompt(7, 1), made, gen_length=8)
     assert torch.equal(confidences(first), confidences(again))
+
+
+class Tired(Confidence):
+    """Writes three steps, and then no more."""
+
+    def accept(self, canvas, candidates):
+        return super().accept(canvas, candidates) & (canvas.step < 3)
+
+
+def test_a_step_that_writes_nothing_is_named_when_the_next_one_begins():
+    steps = d2cache.generate(small_model(0), [1, 2], "none", Tired(), gen_length=8)
+    assert [next(steps).index for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(RuntimeError, match="^step 3 wrote nothing: the decoder must accept at"):
+        next(steps)
 
 
 def test_the_loop_hands_out_a_step_before_it_makes_the_next():
