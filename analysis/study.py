@@ -85,9 +85,11 @@ def main(argv=None) -> int:
     print(f"\n{args.problems} held-out problems a family, seed {args.seed}, {model.device.type}, "
           f"{str(model.dtype)[6:]}{blocks}{prior}")  # fmt: skip
     frame["accuracy"] *= 100
+    method = frame["policy"] + " " + frame["decoder"]
     for value, title in (("accuracy", "accuracy in percent"), ("steps", "steps a problem")):
-        table = frame.pivot(index="family", columns=["policy", "decoder"], values=value).round(1)
-        print(f"\n{title}\n{table.loc[families].to_string()}")
+        table = frame.assign(method=method).pivot(index="method", columns="family", values=value)
+        table = table.loc[method.unique(), families].rename_axis(index=None, columns=None)
+        print(f"\n{title}\n{table.round(1).to_string()}")
     if args.json:
         frame["accuracy"] /= 100
         records = frame.drop(columns="failures").to_dict("records")
