@@ -69,6 +69,21 @@ def test_top_k_never_takes_minus_infinity():
     ]
 
 
+@pytest.mark.parametrize("k", [1, 3, 6, 20])
+@pytest.mark.parametrize("prompt", [0, 4])
+def test_the_search_ends_with_the_block_of_the_kth_mask_in_each_row(k, prompt):
+    masked = random_mask((4, prompt + 13), k, 0.4) & (torch.arange(prompt + 13) >= prompt)
+    at, size = torch.arange(prompt + 13) - prompt, torch.tensor([[5], [5], [3], [4]])
+    first = masked.int().argmax(1, keepdim=True) - prompt
+    inside = (at >= 0) & (at // size == first // size)
+    window = ops.search_window(masked, inside, at, size, k)
+    for b in range(4):
+        masks, n = at[masked[b]].tolist(), int(size[b])
+        last = masks[k - 1] if len(masks) >= k else 12
+        want = [m for m in masks if masks[0] // n * n <= m < (last // n + 1) * n]
+        assert at[window[b]].tolist() == want
+
+
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("seed", range(6))
 def test_nucleus_is_the_smallest_set_beyond_p(p, seed):
