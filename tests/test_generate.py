@@ -18,6 +18,7 @@ from lab import (
 
 import d2cache
 from d2cache.canvas import Part, Plan, Why
+from d2cache.decoders.confidence import Confidence
 from d2cache.generate import gather_rows, open_canvas
 from d2cache.policies import CachePolicy
 
@@ -248,12 +249,40 @@ def test_layer_0_keeps_the_keys_and_values_of_a_token_that_stays(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
+def test_all_that_a_run_keeps_is_made_on_the_device_of_the_model(policy):
+    """The device "meta" has shapes and no numbers, and computes with no other device."""
+    model = small_model(kv_heads=2).to("meta")
+    canvas = open_canvas(model, [[1, 2, 3], [4, 5, 6]], 6, 3)
+    made = d2cache.make_policy(policy[0], **policy[1])
+    made.begin(model, canvas)
+    plan = made.plan(canvas)
+    kept = [vars(x).values() for x in (canvas, made, made.kv, plan)]
+    kept = [x for x in (x for some in kept for x in some) if isinstance(x, torch.Tensor)]
+    assert {x.device.type for x in [*kept, *model.rotary(canvas.position)]} == {"meta"}
+    assert {x.dtype for x in kept if x.is_floating_point()} <= {model.dtype, torch.float32}
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=ids)
 def test_a_policy_object_can_be_used_again(policy):
     model, made = small_model(12), d2cache.make_policy(policy[0], **policy[1])
     first = run(model, random_prompt(7, 1), made, gen_length=8)
     run(model, random_prompt(9, 2), made, gen_length=5, block_length=2)
     again = run(model, random_prompt(7, 1), made, gen_length=8)
     assert torch.equal(confidences(first), confidences(again))
+
+
+class Tired(Confidence):
+    """Writes three steps, and then no more."""
+
+    def accept(self, canvas, candidates):
+        return super().accept(canvas, candidates) & (canvas.step < 3)
+
+
+def test_a_step_that_writes_nothing_is_named_when_the_next_one_begins():
+    steps = d2cache.generate(small_model(0), [1, 2], "none", Tired(), gen_length=8)
+    assert [next(steps).index for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(RuntimeError, match="^step 3 wrote nothing: the decoder must accept at"):
+        next(steps)
 
 
 def test_the_loop_hands_out_a_step_before_it_makes_the_next():

@@ -233,11 +233,42 @@ def test_flops_count_every_matrix_product():
         ({"qkv_bias": 1}, "qkv_bias is 1; it must be True or False"),
         ({"family": "llama"}, "family is 'llama'; it must be one of llada, dream"),
         ({"family": ["dream"]}, "it must be one of llada, dream"),
+        *(
+            ({field: (1 << 20) + 1}, f"{field} is 1048577; it must be a whole number from 1 to")
+            for field in ("width", "heads", "kv_heads", "mlp", "vocab", "max_length")
+        ),
+        ({"rope_theta": math.inf}, "rope_theta is inf; it must be a number above 0"),
+        ({"rope_theta": "1"}, "rope_theta is '1'; it must be a number above 0"),
+        ({"norm_eps": True}, "norm_eps is True; it must be a number above 0"),
+        ({"mask_id": -1}, "mask_id is -1; the vocabulary has ids 0 to 59"),
+        ({"mask_id": 1.0}, "mask_id is 1.0; the vocabulary has ids 0 to 59"),
+        ({"eos_id": 60}, "eos_id is 60; the vocabulary has ids 0 to 59"),
+        ({"shift": 2}, "shift is 2; it must be 0 or 1"),
+        ({"shift": True}, "shift is True; it must be 0 or 1"),
+        ({"name": "x" * 201}, "name is 'x{20}'; it must be a short text"),
+        ({"name": 5}, "name is '5'; it must be a short text"),
+        ({"qkv_bias": "x" * 99}, "qkv_bias is 'x{19}; it must be True or False"),
+        ({"family": "x" * 99}, "family is 'x{19}; it must be one of llada, dream"),
     ],
 )
 def test_an_impossible_shape_is_refused(changes, says):
     with pytest.raises(ValueError, match=says):
         replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({field: 1 << 20} for field in ("width", "mlp", "vocab", "max_length")),
+        {"width": 1 << 20, "heads": 1 << 19, "kv_heads": 1 << 19},
+        {"layers": 1}, {"layers": 1024}, {"mlp": 1}, {"max_length": 1},
+        {"width": 2, "heads": 1, "kv_heads": 1}, {"vocab": 1, "mask_id": 0, "eos_id": 0},
+        {"rope_theta": 1}, {"norm_eps": 1e-300}, {"shift": 0}, {"shift": 1}, {"name": "x" * 200},
+    ],
+)  # fmt: skip
+def test_a_shape_at_the_bounds_is_allowed(changes):
+    config = replace(SMALL, **changes)
+    assert all(getattr(config, field) == value for field, value in changes.items())
 
 
 def test_a_model_without_tokenizer_says_so():

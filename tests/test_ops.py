@@ -69,6 +69,21 @@ def test_top_k_never_takes_minus_infinity():
     ]
 
 
+@pytest.mark.parametrize("k", [1, 3, 6, 20])
+@pytest.mark.parametrize("prompt", [0, 4])
+def test_the_search_ends_with_the_block_of_the_kth_mask_in_each_row(k, prompt):
+    masked = random_mask((4, prompt + 13), k, 0.4) & (torch.arange(prompt + 13) >= prompt)
+    at, size = torch.arange(prompt + 13) - prompt, torch.tensor([[5], [5], [3], [4]])
+    first = masked.int().argmax(1, keepdim=True) - prompt
+    inside = (at >= 0) & (at // size == first // size)
+    window = ops.search_window(masked, inside, at, size, k)
+    for b in range(4):
+        masks, n = at[masked[b]].tolist(), int(size[b])
+        last = masks[k - 1] if len(masks) >= k else 12
+        want = [m for m in masks if masks[0] // n * n <= m < (last // n + 1) * n]
+        assert at[window[b]].tolist() == want
+
+
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("seed", range(6))
 def test_nucleus_is_the_smallest_set_beyond_p(p, seed):
@@ -148,6 +163,25 @@ def test_attention_map_is_softmax_attention_with_its_mean_over_heads():
             torch.testing.assert_close(out[b, h], share @ v[b, h // 2], rtol=0, atol=1e-12)
             total = total + share / 4
         torch.testing.assert_close(mean[b], total, rtol=0, atol=1e-12)
+
+
+def test_attention_map_with_keys_of_its_own_for_each_query():
+    rng = torch.Generator().manual_seed(1)
+    q, k, v = torch.randn(3, 2, 2, 5, 4, generator=rng, dtype=torch.float64)
+    keys = random_mask((2, 5, 5), 2, 0.6) | torch.eye(5, dtype=torch.bool)
+    out, mean = ops.attention_map(q, k, v, keys)
+    assert torch.equal(mean > 0, keys)
+    for r in range(5):
+        alone, row = ops.attention_map(q[:, :, r : r + 1], k, v, keys[:, r])
+        torch.testing.assert_close(out[:, :, r : r + 1], alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(mean[:, r : r + 1], row, rtol=0, atol=1e-12)
+
+
+def test_attention_map_is_made_in_float32_when_the_model_is_coarser():
+    q, k, v = torch.randn(3, 1, 2, 40, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    out, mean = ops.attention_map(q, k, v, None)
+    assert out.dtype == torch.bfloat16 and mean.dtype == torch.float32
+    assert (mean.sum(-1) - 1).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -279,6 +313,37 @@ def test_rows_that_did_not_move_tie_to_the_left():
     same = torch.randn(1, 2, 50, 16, generator=torch.Generator().manual_seed(0))
     picked = ops.moved_most(same, same.clone(), torch.ones(1, 50, dtype=torch.bool), 7)
     assert picked[0].nonzero().flatten().tolist() == list(range(7))
+
+
+def test_what_moved_most_is_told_apart_in_bfloat16():
+    """The values are exact; the cosine of all but one row rounds to the same number."""
+    old = torch.ones(1, 1, 6, 8, dtype=torch.bfloat16)
+    new = old.clone()
+    new[0, 0, :, 0] = torch.tensor([1.03125, 1.0625, 1.09375, 1.046875, 1.0, 1.015625])
+    picked = ops.moved_most(new, old, torch.ones(1, 6, dtype=torch.bool), 2)
+    assert picked[0].nonzero().flatten().tolist() == [1, 2]
+
+
+def test_every_rule_stays_on_the_device_of_what_it_is_given():
+    """The device "meta" has shapes and no numbers, and computes with no other device."""
+    mask = torch.ones(2, 9, dtype=torch.bool, device="meta")
+    mass, rows = mask.double(), mask[:, :3].long()
+    made = [
+        ops.certainty_density(mask, 2.0),
+        ops.certainty_density(mask, mass[:, :1]),
+        ops.certainty_density_as_shipped(mask, 3, 2.0),
+        *ops.indices(mask, 3),
+        ops.top_k_mask(mass, mask, 2),
+        ops.search_window(mask, mask, mask[0].long(), 4, 2),
+        ops.nucleus(mass, mask, 0.0),
+        ops.nucleus(mass, mask, 0.5),
+        ops.nucleus_within(mass, mask, 0.5),
+        ops.fill_gaps(mask, 3),
+        ops.rollout_mass([mass[:, None].expand(2, 3, 9)] * 2, rows, rows > 0, 9),
+        ops.temper(mass[:, None], 0.5, 0.9),
+        *ops.choose_tokens(mass[:, None], mass[:, :1]),
+    ]
+    assert {t.device.type for t in made} == {"meta"}
 
 
 def test_indices_rise_and_short_rows_repeat_their_first():

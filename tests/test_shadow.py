@@ -10,7 +10,8 @@ import d2cache
 from d2cache.canvas import Canvas
 from d2cache.decoders.confidence import Confidence
 from d2cache.decoders.wino import WideInNarrowOut
-from d2cache.generate import gather_rows
+from d2cache.generate import gather_rows, open_canvas
+from d2cache.policies import KV
 from d2cache.shadow import Shadow
 
 LENGTHS = (6, 3, 5)
@@ -162,6 +163,15 @@ def test_looking_changes_nothing_on_the_canvas(policy, shape):
         assert torch.equal(one.logits, other.logits)
         assert torch.equal(one.tokens, other.tokens)
         assert one.shadow == 0 and other.shadow == 3
+
+
+def test_the_second_look_is_made_on_the_device_of_the_model():
+    """The device "meta" has shapes and no numbers, and computes with no other device."""
+    model = small_model(shift=1).to("meta")
+    canvas = open_canvas(model, [[1, 2, 3], [4, 5, 6]], 7, 4)
+    shadow = Shadow(model, KV(model, 2, 10), canvas)
+    share = shadow.probability()
+    assert share.shape == (2, 10) and share.device.type == "meta" and shadow.rows == 4
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: "-".join(f"{x}" for x in p))
