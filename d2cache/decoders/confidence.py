@@ -11,7 +11,7 @@ from d2cache.decoders.base import Decoder
 
 @dataclass
 class Confidence(Decoder, key="confidence"):
-    """Low-confidence remasking (LLaDA, arXiv 2502.09992): write the most confident candidates.
+    """Confidence order (LLaDA, arXiv 2502.09992): low-confidence remasking, the surest are written.
 
     With sigma > 0 the confidence is multiplied by certainty density (d2Cache, arXiv 2509.23094),
     which prefers positions close to what is already known. Ties go to the left.
