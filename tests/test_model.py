@@ -282,3 +282,10 @@ def test_large_weights_make_confidences_that_differ():
     seen = confidences(run(small_model(1), random_prompt(7, 1), gen_length=14))
     seen = seen[~torch.isneginf(seen)]
     assert seen.std() > 0.05 and seen.min() < 0.3 < seen.max() < 0.999
+
+
+@pytest.mark.parametrize("ids", [[3, 1024], [-2, 3]])
+def test_ids_that_the_vocabulary_lacks_are_not_decoded(ids):
+    says = rf"^ids go from {min(ids)} to {max(ids)}; the vocabulary has ids 0 to 1023$"
+    with pytest.raises(ValueError, match=says):
+        d2cache.load("tiny", device="cpu").decode(ids)
