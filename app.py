@@ -774,8 +774,12 @@ def build() -> gr.Blocks:
 
 
 def head() -> str:
-    script = (ASSETS / "stage.js").read_text(encoding="utf-8")
-    style = (ASSETS / "stage.css").read_text(encoding="utf-8")
+    here = ASSETS / "stage"
+    scripts = [here / name for name in json.loads((here / "files.json").read_text("utf-8"))]
+    script, style = (
+        "\n".join(path.read_text("utf-8") for path in paths)
+        for paths in (scripts, sorted(here.glob("*.css")))
+    )
     return f"<script>{script}</script><style>{style}</style>"
 
 

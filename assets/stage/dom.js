@@ -1,0 +1,57 @@
+/* Small helpers of the page. */
+(function (D2) {
+"use strict";
+
+const { css, colourAt } = D2.pure;
+
+function h(tag, cls, props, ...kids) {
+  const el = document.createElement(tag);
+  if (cls) el.className = cls;
+  for (const [k, v] of Object.entries(props || {})) k in el ? (el[k] = v) : el.setAttribute(k, v);
+  el.append(...kids);
+  return el;
+}
+
+const ICONS = { play: "M7 4.5v15l12-7.5z", pause: "M6.5 5h4v14h-4zM13.5 5h4v14h-4z", back: "M15.5 5.5v13L8 12zM6 5.5h1.8v13H6z",
+  next: "M8.5 5.5v13L16 12zM16.2 5.5H18v13h-1.8z" };
+
+function iconButton(icon, label) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("aria-hidden", "true");
+  svg.append(path);
+  const button = h("button", "d2-icon", { type: "button" }, svg);
+  button.show = (name, text) => { path.setAttribute("d", ICONS[name]); button.setAttribute("aria-label", text); button.title = text; };
+  button.show(icon, label);
+  return button;
+}
+
+// A row of buttons of which one is pressed.
+function choice(label, options, picked, onPick) {
+  const group = h("div", "d2-choice", { role: "group", "aria-label": label });
+  const mark = (value) => { for (const b of group.children) b.setAttribute("aria-pressed", String(b.value === value)); };
+  for (const [value, text] of options) {
+    group.append(h("button", "", { type: "button", value, textContent: text, onclick: () => { mark(value); onPick(value); } }));
+  }
+  mark(picked);
+  return group;
+}
+
+function swatch(colour, label, count) {
+  const dot = h("i", "d2-dot");
+  dot.style.background = colour;
+  const el = h("span", "d2-swatch", {}, dot, label);
+  if (count !== undefined) el.append(h("b", "", { textContent: count }));
+  return el;
+}
+
+function colourBar(name, dark, ticks, unit) {
+  const bar = h("span", "d2-ramp"), stops = Array.from({ length: 13 }, (_, i) => css(colourAt(name, i / 12, dark)));
+  bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+  const scale = h("span", "d2-ticks", {}, ...ticks.map((t) => h("span", "", { textContent: t })));
+  return h("span", "d2-bar", {}, h("span", "d2-barbox", {}, bar, scale), h("span", "d2-unit", { textContent: unit }));
+}
+
+Object.assign(D2, { h, ICONS, iconButton, choice, swatch, colourBar });
+})(globalThis.D2Stage ??= {});

@@ -1,0 +1,57 @@
+/* A map on a canvas: all its rows are kept one pixel per cell, and a part of it is shown. */
+(function (D2) {
+"use strict";
+
+const { hitRate } = D2.pure;
+const { h } = D2;
+
+// A map keeps all its rows on a canvas of one pixel per position and step, and shows a part of it.
+function makeMap(spec) {
+  const store = h("canvas"), ctx = store.getContext("2d", { willReadFrequently: false });
+  const canvas = h("canvas", "d2-canvas", { "aria-hidden": "true" });
+  const plane = h("div", "d2-plane", {}, canvas, ...["d2-veil", "d2-edge", "d2-now", "d2-hair"].map((c) => h("div", c)), h("span", "d2-inprompt"));
+  const strip = h("canvas", "d2-strip", { "aria-hidden": "true" });
+  const absent = h("p", "d2-absent", { hidden: true, textContent: "This policy makes no attention map; d2 does." });
+  const first = h("span", "", { textContent: "1" }), last = h("span");
+  const more = h("p", "d2-more"), legend = h("div", "d2-legend");
+  const el = h("section", `d2-map d2-map-${spec.key}`, { "aria-label": spec.title },
+    h("h4", "d2-title", { textContent: spec.title }), more,
+    h("div", "d2-frame", {}, h("div", "d2-steps", { "aria-hidden": "true" }, first, h("em", "", { textContent: "step" }), last), plane, strip, absent), legend);
+  return { spec, el, plane, canvas, strip, absent, more, legend, last, store, ctx, image: null };
+}
+
+function resetStore(map, T, steps) {
+  map.store.width = T;
+  map.store.height = steps;
+  map.image = new ImageData(T, 1);
+  map.pixels = new Uint32Array(map.image.data.buffer);
+}
+
+function drawRow(map, model, s, colours) {
+  map.pixels.fill(0);
+  if (model.recs[s]) map.spec.row(map.pixels, model.recs[s], model, colours);
+  map.ctx.putImageData(map.image, 0, s);
+}
+
+function showMap(map, model, x0, x1) {
+  const { canvas } = map, ctx = canvas.getContext("2d"), steps = model.recs.length;
+  ctx.clearRect(0, 0, canvas.width, canvas.height);
+  if (!steps || !canvas.width) return;
+  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || model.expected > canvas.height;   // shrinking must not drop columns
+  ctx.drawImage(map.store, x0, 0, x1 - x0, steps, 0, 0, canvas.width, canvas.height * steps / model.expected);
+}
+
+// Beside the cache map: one bar per step, as long as the share of positions reused.
+function showStrip(map, model, ink) {
+  const { strip } = map, ctx = strip.getContext("2d"), row = strip.height / model.expected;
+  ctx.clearRect(0, 0, strip.width, strip.height);
+  ctx.fillStyle = ink;
+  for (const rec of model.recs) {
+    if (!rec) continue;
+    const top = Math.round(rec.s * row), next = Math.round((rec.s + 1) * row);   // whole pixels, or the bars shimmer
+    ctx.fillRect(0, top, Math.max(0, hitRate(rec, model.T)) * strip.width, Math.max(1, next - top));
+  }
+}
+
+Object.assign(D2, { makeMap, resetStore, drawRow, showMap, showStrip });
+})(globalThis.D2Stage ??= {});

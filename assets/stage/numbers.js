@@ -1,0 +1,23 @@
+/* Numbers: planes out of base64, codes to values, values to text. */
+(function (D2) {
+"use strict";
+
+function decodePlane(b64) {
+  if (b64 == null) return null;
+  const raw = atob(b64), out = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
+  return out;
+}
+
+const confidence = (u8) => (u8 ? (u8 - 1) / 254 : null);   // 0: the model made no prediction here
+const density = (u8) => u8 / 255;
+const rolloutMass = (u8) => 2 ** (u8 / 16 - 8);             // the mean over the canvas is 1
+const clamp = (x, lo, hi) => Math.min(hi, Math.max(lo, x));
+const fixed = (x, digits) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
+const percent = (x) => (Number.isFinite(x) ? `${(100 * x).toFixed(x > 0.995 || x < 0.1 ? 1 : 0)} %` : "–");
+const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+const amount = (x) => Number(x.toFixed(1));   // a count, or a mean of counts
+const short = (x) => String(Number(Number(x).toFixed(2)));
+
+Object.assign(D2.pure ??= {}, { decodePlane, confidence, density, rolloutMass, clamp, fixed, percent, plural, amount, short });
+})(globalThis.D2Stage ??= {});
