@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from d2cache import CachePolicy, Canvas, Model, Trace, ops
 from d2cache.generate import gather_rows
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an exact full pass on the canvas before a step says of that step.
+
+    k_drift, v_drift (T,) float32: how far the keys and values that the step's attention read lie
+    from the exact ones, 0 to 2: 1 - cosine over the heads joined, mean over the layers. kl (G,)
+    float32: KL(exact || cached) in nats of each prediction, NaN where none was made. flips: canvas
+    positions whose likeliest token differs. oracle: the k canvas positions whose kept keys and
+    values had drifted most before the step recomputed any, k as many as it recomputed. recall:
+    share of those that the step did recompute; None where it recomputed every row.
+    """
+
+    step: int
+    k_drift: np.ndarray
+    v_drift: np.ndarray
+    kl: np.ndarray
+    flips: tuple[int, ...]
+    oracle: tuple[int, ...]
+    recall: float | None
 
 
 class _KeepMaps(CachePolicy):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from analysis.probes import Look
 from d2cache import ModelConfig, Part, Step, Trace
 from d2cache.canvas import Run
 from d2cache.trace import Totals, answer_ids, density_of, density_sigma
@@ -23,18 +24,38 @@ def message(events: list[dict]) -> str:
 
 
 class Events:
-    """The events of one run, step by step: start, then rec and totals for each step, then end.
+    """The events of one run, step by step: start, then rec and totals for each step (and truth,
+    where a `probes.Truth` looked at it), then end.
+
+    Where the run stands: board, a text that the runs shown side by side share (default: the run's
+    own key, a board of its own); lane, its place there from 0; name, a short label (default: the
+    policy); branch, {lane, step, says} of the run that this one left, or None; truth, whether
+    truth events will come.
 
     A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, likewise),
-    w (what was written: position, text, confidence, candidates), m (positions masked again), and
-    planes, base64 of uint8: confidence c (G), 0 where nothing was predicted, else 1 + 254 p;
-    density d (G), 255 D; rollout r (T), mass = 2 ** (u / 16 - 8); why y (T), bits of
-    `d2cache.Why`; l (T), layers that recomputed the position, where the policy decides layer by
-    layer. At most about 4/3 (2 G + 2 T) bytes a step: no policy has both r and l.
+    w (what was written: position, text, confidence, candidates; without those two where an edit
+    wrote), m (positions masked again), and planes, base64 of uint8: confidence c (G), 0 where
+    nothing was predicted, else 1 + 254 p; density d (G), 255 D; rollout r (T), mass =
+    2 ** (u / 16 - 8); why y (T), bits of `d2cache.Why`. a, where the policy decides layer by layer:
+    bits of `d2cache.Part`, layer after layer, as base64 of uint8 pairs (value, times 1 to 255).
+    At most about 4/3 (2 G + 2 T) bytes a step, or 4/3 (2 G + T) and 8/3 a run of equal parts: no
+    policy has both r and a.
+
+    A truth holds planes of what the step read, see `probes.Look`: kd, vd (T), drift =
+    2 ** ((u - 255) / 16 + 1), 0 below 2**-14; kl (G), nats = 2 ** ((u - 255) / 16 + 4), 0 below
+    2**-12 and where nothing was predicted; flips and oracle, canvas positions; recall or null.
     """
 
-    def __init__(self, key: str, run: dict, by_layer: bool, text: Callable[[int], str]):
+    def __init__(
+        self, key: str, run: dict, by_layer: bool, text: Callable[[int], str], *,
+        board: str | None = None, lane: int = 0, name: str | None = None,
+        branch: dict | None = None, truth: bool = False,
+    ):  # fmt: skip
         self.key, self.run, self.text, self.seq = key, run, text, 0
+        self.place = {
+            "board": key if board is None else board, "lane": lane,
+            "name": run["policy"] if name is None else name, "branch": branch, "truth": truth,
+        }  # fmt: skip
         self.by_layer, self.layers = by_layer, run["shape"]["layers"]
         self.length = run["prompt_length"] + run["gen_length"]
         self.totals = Totals(ModelConfig(**run["shape"]), self.length)
@@ -49,39 +70,44 @@ class Events:
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
             "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
             "prompt": [self.text(int(i)) for i in prompt], "rollout": rollout, "stored": stored,
-            "eos": [self.text(run["shape"]["eos_id"])], "steps": steps,
+            "eos": [self.text(run["shape"]["eos_id"])], "steps": steps, **self.place,
         }  # fmt: skip
 
     def step(
         self, index: int, before: np.ndarray, after: np.ndarray, candidates: dict,
         confidence: np.ndarray, density: np.ndarray, rollout: np.ndarray | None, why: np.ndarray,
-        layers: np.ndarray, evicted: int, work: np.ndarray, predicted: int, seconds: float,
+        rows: int, parts: np.ndarray | None, work: np.ndarray, predicted: int, seconds: float,
     ) -> list[dict]:  # fmt: skip
         """rec and totals of one step. before, after (T,) ids; candidates: answer position ->
-        (ids, their probabilities), where known; layers (T,): how many recomputed each position;
-        evicted: summed over the layers; work, predicted, seconds as `Totals.add` takes them."""
+        (ids, their probabilities), where known; rows: how many were recomputed; parts (L,T):
+        in which layers, where these differ; work, predicted, seconds as `Totals.add` takes them."""
         p, mask_id = self.run["prompt_length"], self.run["shape"]["mask_id"]
-        changed, masked, seen = (after != before)[p:], after[p:] == mask_id, np.isfinite(confidence)
-        rows, was_masked = layers.sum() / self.layers, int((before[p:] == mask_id).sum())
+        changed, masked, seen = after != before, after == mask_id, np.isfinite(confidence)
+        evicted = 0
+        if parts is not None:
+            rows = ((parts & Part.MLP) > 0).sum() / self.layers
+            evicted = ((parts & Part.EVICTED) > 0).sum() / self.layers
+        was_masked = int((before[p:] == mask_id).sum())
         self.totals.add(rows, work, predicted, was_masked, int(changed.sum()), seconds)
         totals = self.totals.report(len(answer_ids(after[p:], self.run["shape"])))
         planes = {
             "c": np.where(seen, 1 + 254 * np.where(seen, confidence, 0), 0), "d": 255 * density,
             "r": None if rollout is None else 16 * (np.log2(np.maximum(rollout, 2**-8)) + 8),
-            "y": why, "l": layers if self.by_layer else None,
+            "y": why,
         }  # fmt: skip
-        writes = []
-        for g in np.flatnonzero(changed & ~masked):
-            top = zip(*candidates.get(int(g), ((), ())), strict=True)
+        writes, by_hand = [], self.edited(index)
+        for at in np.flatnonzero(changed & ~masked):
+            top, g = (), at - p
+            if at not in by_hand:
+                top = zip(*candidates.get(int(g), ((), ())), strict=True)
             top = [[self.text(int(token)), _short(share)] for token, share in top if share > 0]
-            sure = _short(confidence[g]) if seen[g] else None
-            writes.append([p + int(g), self.text(int(after[p + g])), sure, top])
+            sure = _short(confidence[g]) if at not in by_hand and seen[g] else None
+            writes.append([int(at), self.text(int(after[at])), sure, top])
         record = {
             "k": "rec", "run": self.key, "seq": self.seq, "s": index,
             "ms": round(1e3 * seconds, 2), "rows": _short(rows),
-            "out": _short(evicted / self.layers), "w": writes,
-            "m": (p + np.flatnonzero(changed & masked)).tolist(),
-            **{name: _plane(values) for name, values in planes.items()},
+            "out": _short(evicted), "w": writes, "m": np.flatnonzero(changed & masked).tolist(),
+            **{name: _plane(values) for name, values in planes.items()}, "a": _run_lengths(parts),
         }  # fmt: skip
         self.seq += 1
         return [record, {
@@ -90,6 +116,20 @@ class Events:
             "hit_rate": _short(totals["hit_rate"]), "flops": totals["flops"],
             "flops_none": totals["flops_none"],
         }]  # fmt: skip
+
+    def edited(self, step: int) -> set[int]:
+        """Positions that an edit changed after this step."""
+        edits = (e for e in self.run.get("edits", ()) if e["step"] == step)
+        return {int(at) for e in edits for at in e["tokens"]}
+
+    def truth(self, look: Look) -> dict:
+        """What an exact pass says of one step; comes after that step's rec."""
+        return {
+            "k": "truth", "run": self.key, "s": look.step,
+            "kd": _powers(look.k_drift, 1, -14), "vd": _powers(look.v_drift, 1, -14),
+            "kl": _powers(look.kl, 4, -12), "flips": list(look.flips),
+            "oracle": list(look.oracle), "recall": look.recall,
+        }  # fmt: skip
 
     def end(self, status: str, note: str = "") -> dict:
         return {"k": "end", "run": self.key, "status": status, "note": note}
@@ -102,19 +142,43 @@ def _plane(values) -> str | None:
     return base64.b64encode(whole.tobytes()).decode()
 
 
+def _powers(values: np.ndarray, largest: int, least: int) -> str | None:
+    """A plane of powers of two, 16 codes each: 255 is 2 ** largest, 0 below 2 ** least and NaN."""
+    there = values >= 2.0**least
+    code = 255 + 16 * (np.log2(np.where(there, values, 1)) - largest)
+    return _plane(np.where(there, np.clip(code, 1, 255), 0))
+
+
+def _run_lengths(parts: np.ndarray | None) -> str | None:
+    """(L,T) uint8 -> base64 of pairs (value, times), row after row; longer runs are split."""
+    if parts is None:
+        return None
+    cells = parts.ravel()
+    first = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
+    pairs = bytearray()
+    for value, times in zip(cells[first], np.diff(np.append(first, cells.size)), strict=True):
+        for done in range(0, times, 255):
+            pairs += bytes((value, min(times - done, 255)))
+    return base64.b64encode(pairs).decode()
+
+
 def _short(value) -> float:
     """Four significant digits: shorter than a float's full text, finer than a screen shows."""
     return float(f"{float(value):.4g}")
 
 
-def trace_events(trace: Trace, key: str, stored: bool = False) -> list[dict]:
+def trace_events(
+    trace: Trace, key: str, stored: bool = False, looks: Iterable[Look] = (), **place
+) -> list[dict]:
     """Every event of a finished run of one row. A trace keeps the candidates of the last write
-    of a position; an earlier one, masked again later, comes without."""
+    of a position; an earlier one, masked again later, comes without.
+
+    looks: of `probes.Truth`, for the steps that have one. place: board, lane, name, branch of
+    `Events`."""
     p, by_layer = trace.prompt_length, trace.parts is not None
-    events = Events(key, trace.run, by_layer, trace.text_of)
+    looks = {look.step: look for look in looks}
+    events = Events(key, trace.run, by_layer, trace.text_of, truth=bool(looks), **place)
     has_rollout = not np.isnan(trace.rollout).all()
-    layers = trace.recomputed_by_layer.sum(1)
-    evicted = ((trace.parts & Part.EVICTED) > 0).sum((1, 2)) if by_layer else 0 * trace.predicted
     out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
     for s in range(len(trace.seconds)):
         candidates = {
@@ -123,9 +187,11 @@ def trace_events(trace: Trace, key: str, stored: bool = False) -> list[dict]:
         }
         out += events.step(
             s, trace.tokens[s], trace.tokens[s + 1], candidates, trace.confidence[s],
-            trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s], layers[s],
-            int(evicted[s]), trace.work[s], int(trace.predicted[s]), float(trace.seconds[s]),
+            trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s],
+            int(trace.recomputed[s].sum()), trace.parts[s] if by_layer else None,
+            trace.work[s], int(trace.predicted[s]), float(trace.seconds[s]),
         )  # fmt: skip
+        out += [events.truth(looks[s])] if s in looks else []
     return [*out, events.end(*ending(trace))]
 
 
@@ -142,12 +208,15 @@ def ending(trace: Trace) -> tuple[str, str]:
 
 
 class LiveEvents:
-    """Events of a run while it is made, one row; texts through the run's own tokenizer."""
+    """Events of a run while it is made, one row; texts through the run's own tokenizer.
 
-    def __init__(self, key: str, step: Step):
+    place: board, lane, name, branch, truth of `Events`.
+    """
+
+    def __init__(self, key: str, step: Step, **place):
         self.run: Run = step.run
         self.texts: dict[int, str] = {}
-        self.events = Events(key, step.run.settings(), step.parts is not None, self.text)
+        self.events = Events(key, step.run.settings(), step.parts is not None, self.text, **place)
         self.canvas, self.has_rollout = step.before, step.rollout is not None
 
     def text(self, token: int) -> str:
@@ -167,19 +236,18 @@ class LiveEvents:
         top, share = top[0].cpu().numpy(), share[0].float().cpu().numpy()
         # none for what is written without having been computed
         candidates = {int(t) - p: (top[q], share[q]) for q, t in enumerate(target)}
-        if step.parts is None:
-            layers, evicted = step.recomputed[0] * self.events.layers, 0
-        else:
-            layers = ((step.parts[0] & Part.MLP) > 0).sum(0)
-            evicted = int(((step.parts[0] & Part.EVICTED) > 0).sum())
         return self.events.step(
             step.index, step.before.tokens[0].cpu().numpy(), step.tokens[0].cpu().numpy(),
             candidates, step.confidence[0, p:].float().cpu().numpy(),
             density_of(step)[0, p:].cpu().numpy(),
             None if step.rollout is None else step.rollout[0].float().cpu().numpy(),
-            step.why[0].cpu().numpy(), layers.cpu().numpy(), evicted, step.work[0].cpu().numpy(),
-            int(step.predicted[0]), step.seconds,
+            step.why[0].cpu().numpy(), int(step.recomputed[0].sum()),
+            None if step.parts is None else step.parts[0].cpu().numpy(),
+            step.work[0].cpu().numpy(), int(step.predicted[0]), step.seconds,
         )  # fmt: skip
+
+    def truth(self, look: Look) -> dict:
+        return self.events.truth(look)
 
     def end(self, status: str, note: str) -> dict:
         return self.events.end(status, note)

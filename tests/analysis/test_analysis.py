@@ -60,6 +60,15 @@ def plane(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), np.uint8).astype(float)
 
 
+def cells(text: str, layers: int) -> np.ndarray:
+    """The parts that a rec tells of, (L,T)."""
+    pairs, out = base64.b64decode(text), []
+    for value, times in zip(pairs[::2], pairs[1::2], strict=True):
+        assert times > 0
+        out += [value] * times
+    return np.array(out).reshape(layers, -1)
+
+
 def test_live_and_replayed_events_are_the_same(live):
     events, trace = live
     again = stage.trace_events(trace, "key")
@@ -118,15 +127,15 @@ def test_events_count_what_each_layer_did(small, policy):
     assert start["layers"] == layers and start["by_layer"] == (trace.parts is not None)
     for r in records(events):
         if trace.parts is None:
-            assert r["l"] is None and r["out"] == 0 and r["rows"] == trace.recomputed[r["s"]].sum()
+            assert r["a"] is None and r["out"] == 0 and r["rows"] == trace.recomputed[r["s"]].sum()
             continue
         parts = trace.parts[r["s"]]
         through = [[bool(byte & d2cache.Part.MLP) for byte in layer] for layer in parts]
-        assert plane(r["l"]).tolist() == [sum(column) for column in zip(*through, strict=True)]
+        assert np.array_equal(cells(r["a"], layers), parts)
         assert r["rows"] == pytest.approx(sum(map(sum, through)) / layers, rel=1e-3)
         evicted = sum(bool(byte & d2cache.Part.EVICTED) for byte in parts.ravel())
         assert r["out"] == pytest.approx(evicted / layers, rel=1e-3)
-        assert np.array_equal(plane(r["l"]) > 0, plane(r["y"]) > 0)
+        assert np.array_equal(np.any(through, axis=0), plane(r["y"]) > 0)
 
 
 def test_a_file_that_writes_where_nothing_was_predicted_still_makes_events(small):
@@ -175,6 +184,55 @@ def test_a_run_cut_short_says_so_and_a_finished_one_does_not(live, model):
     assert stage.ending(recorder.trace()) == ("done", "")
 
 
+def test_equal_parts_longer_than_a_byte_counts_are_told_in_pieces():
+    parts = np.full((2, 600), 15, np.uint8)
+    parts[1, 255:] = 3
+    assert np.array_equal(cells(stage._run_lengths(parts), 2), parts)
+    assert len(base64.b64decode(stage._run_lengths(parts))) == 2 * (4 + 2)
+
+
+def test_a_run_says_where_it_stands_among_others(live, small):
+    place = dict(board="b", lane=2, name="d2, k 8", branch=dict(lane=0, step=3, says="fixed"))
+    plain = dict(board="key", lane=0, name="d2", branch=None)
+    trace = live[1]
+    for told in (stage.trace_events(trace, "key")[0], live[0][0]):
+        assert {**told, **plain, "truth": False} == told
+    told = stage.trace_events(trace, "key", **place)[0]
+    assert {**told, **place, "truth": False} == told
+    step = next(d2cache.generate(small, [1, 2], "none", gen_length=4))
+    told = stage.LiveEvents("key", step, **place, truth=True).start()
+    assert {**told, **place, "truth": True} == told
+
+
+def look(step, kl, k_drift, v_drift=None, **lists):
+    lists = dict(flips=(), oracle=(), recall=None) | lists
+    v_drift = k_drift if v_drift is None else v_drift
+    return probes.Look(step, np.array(k_drift), np.array(v_drift), np.array(kl), **lists)
+
+
+def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
+    _, trace = small_run(small, ("none", {}))
+    drift = np.array([0, 2.0**-14.1, 2.0**-14, 1e-3, 0.25, 1, 2])
+    kl = np.array([np.nan, 0, -1e-9, 2.0**-12.1, 2.0**-11, 0.5, 3, 16, 90])
+    one = look(3, kl, drift, drift[::-1], flips=(10, 12), oracle=(4, 11), recall=0.5)
+    events = stage.trace_events(trace, "key", looks=[one])
+    assert events[0]["truth"] is True
+    at = [e["k"] for e in events].index("truth")
+    told = json.loads(stage.message(events[at : at + 1]))["events"][0]
+    assert (events[at - 2]["k"], events[at - 2]["s"], told["s"]) == ("rec", 3, 3)
+    assert (told["flips"], told["oracle"], told["recall"]) == ([10, 12], [4, 11], 0.5)
+    for name, true in (("kd", drift), ("vd", drift[::-1])):
+        code = plane(told[name])
+        assert np.array_equal(code > 0, true >= 2.0**-14)
+        back = 2 ** ((code - 255) / 16) * 2
+        assert np.allclose(back[code > 0], true[code > 0], rtol=0.03)
+    code, back = plane(told["kl"]), 2 ** ((plane(told["kl"]) - 255) / 16) * 16
+    assert np.array_equal(code > 0, kl >= 2.0**-12)
+    assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.03)
+    live = stage.LiveEvents("key", next(d2cache.generate(small, [1, 2], gen_length=4)))
+    assert live.truth(one) == events[at]
+
+
 @pytest.mark.parametrize("policy", ["d2", "dllm"])  # one with rollout, one by layer
 def test_a_step_of_512_positions_fits_4_kilobytes(model, policy):
     ids = torch.cat([model.encode("Kate has a red hat. " * 60)[:256]])
@@ -185,7 +243,7 @@ def test_a_step_of_512_positions_fits_4_kilobytes(model, policy):
             break
     events = stage.trace_events(recorder.trace(), "0123456789abcdef")
     sizes = [len(stage.message(events[i : i + 2])) for i in range(1, 19, 2)]
-    assert 2048 < max(sizes) <= 4096
+    assert 1024 < max(sizes) <= 4096
 
 
 def test_step_table_counts_what_the_trace_says(live):
