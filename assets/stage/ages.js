@@ -1,0 +1,118 @@
+/* How old each kept K, V, attention output and MLP output is, in steps: worked out in the page from
+ * what each step recomputed, so that no plane of ages has to be sent. No document here. */
+(function (D2) {
+"use strict";
+const pure = (D2.pure ??= {});
+
+const PARTS = [
+  { key: "K", bit: 1, label: "K", name: "K" },
+  { key: "V", bit: 2, label: "V", name: "V" },
+  { key: "attention", bit: 4, label: "attention output", name: "attention output" },
+  { key: "MLP", bit: 8, label: "MLP output", name: "MLP output" },
+];
+const EVICTED = 16;
+const EVERY = 32;       // a checkpoint each so many steps: going back replays less than that many
+
+// What layer l computed for position p in one step, as bits of Part. A policy that does not decide
+// layer by layer computes all parts of a row, in every layer, or none.
+function partsIn(model, rec, l, p) {
+  if (!rec) return 0;
+  if (rec.parts) return rec.parts[l * model.T + p];
+  return rec.y[p] ? 15 : 0;
+}
+
+// Without parts all layers are alike: one line of T cells tells it all.
+const layered = (model) => model.recs.some((rec) => rec?.code);
+const linesOf = (model) => (layered(model) ? model.layers : 1);
+
+// Marks in `last` what step s computed; rec.code is the run-length code of its parts.
+function advance(model, last, s, bit) {
+  const rec = model.recs[s];
+  if (!rec) return;                              // lost on the way: nothing is known of it
+  if (!rec.code) { for (let i = 0; i < last.length; i++) if (rec.y[i % model.T]) last[i] = s; return; }
+  for (let i = 0, at = 0; i < rec.code.length; at += rec.code[i + 1], i += 2) if (rec.code[i] & bit) last.fill(s, at, at + rec.code[i + 1]);
+}
+
+const stores = new WeakMap();   // model -> part -> { marks: [last steps at 0, EVERY, 2 EVERY ...], at, last }
+
+// The step in which each cell was computed last, up to step s; -1: never. Int16Array(lines * T), where
+// lines is the number of layers, or 1 where all layers are alike. The array is lent, not given.
+function lastComputed(model, s, bit) {
+  const cells = linesOf(model) * model.T;
+  let parts = stores.get(model);
+  if (!parts) stores.set(model, (parts = new Map()));
+  let store = parts.get(bit);
+  if (!store || store.last.length !== cells) parts.set(bit, (store = { marks: [], at: -1, last: new Int16Array(cells).fill(-1) }));
+  if (s < store.at) {
+    const mark = Math.min(Math.floor((s + 1) / EVERY), store.marks.length) - 1;
+    store.last = mark < 0 ? new Int16Array(cells).fill(-1) : store.marks[mark].slice();
+    store.at = (mark + 1) * EVERY - 1;
+  }
+  while (store.at < s) {
+    advance(model, store.last, ++store.at, bit);
+    if ((store.at + 1) % EVERY === 0) store.marks[(store.at + 1) / EVERY - 1] ??= store.last.slice();
+  }
+  return store.last;
+}
+
+// Age in steps of one part in every layer and position: Int16Array(layers * T), 0 in this step,
+// -1 never computed.
+function agesAt(model, s, bit) {
+  const last = lastComputed(model, s, bit), out = new Int16Array(model.layers * model.T);
+  for (let i = 0; i < out.length; i++) {
+    const from = last[last.length === out.length ? i : i % model.T];
+    out[i] = from < 0 ? -1 : s - from;
+  }
+  return out;
+}
+
+// The same of one position in one layer, for all parts: {K, V, attention, MLP}.
+function agesOf(model, s, l, p) {
+  const out = {};
+  for (const { key, bit } of PARTS) {
+    const last = lastComputed(model, s, bit), from = last[last.length === model.T ? p : l * model.T + p];
+    out[key] = from < 0 ? -1 : s - from;
+  }
+  return out;
+}
+
+// Mean age per layer over the positions that were computed at all; null where none was.
+function meanAges(model, ages) {
+  return Array.from({ length: model.layers }, (_, l) => {
+    let sum = 0, n = 0;
+    for (let i = l * model.T; i < (l + 1) * model.T; i++) if (ages[i] >= 0) { sum += ages[i]; n++; }
+    return n ? sum / n : null;
+  });
+}
+
+// What one cell shows: "reused", "evicted", a reason's key, or "looked" where a part was computed for
+// no reason of the row's own (dLLM-Cache projects all V to see which moved).
+function cellState(model, rec, l, p, bit) {
+  const bits = partsIn(model, rec, l, p);
+  if (bits & bit) return pure.reasonOf(rec.y[p]) ?? "looked";
+  return bits & EVICTED ? "evicted" : "reused";
+}
+
+const ageWords = (age) => (age < 0 ? "never computed" : age === 0 ? "now" : `${age} step${age === 1 ? "" : "s"} old`);
+
+// "K and V 4 steps old", "K 4 steps old, V now": parts of one age are named together.
+function agesWords(ages, keys = PARTS.map((x) => x.key)) {
+  const groups = [];
+  for (const { key, name } of PARTS.filter((x) => keys.includes(x.key))) {
+    const group = groups.find((x) => x.age === ages[key]);
+    if (group) group.names.push(name); else groups.push({ age: ages[key], names: [name] });
+  }
+  const list = (names) => (names.length < 2 ? names[0] : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
+  return groups.map(({ age, names }) => `${list(names)} ${ageWords(age)}`).join(", ");
+}
+
+// "layer 3, answer position 5: K 4 steps old, V now" (layers count from 1 in words, as positions do)
+function cacheReadout(model, s, l, p) {
+  const rec = model.recs[s], where = `layer ${l + 1}, ${pure.placeOf(model, p)}`;
+  if (!rec) return `${where}: the record of step ${s + 1} was lost`;
+  const ages = agesWords(agesOf(model, s, l, p), layered(model) ? undefined : ["K", "V"]);
+  return `${where}: ${ages}${partsIn(model, rec, l, p) & EVICTED ? "; left out of attention in this step (evicted)" : ""}`;
+}
+
+Object.assign(pure, { PARTS, EVICTED, partsIn, layered, agesAt, agesOf, meanAges, cellState, ageWords, agesWords, cacheReadout });
+})(globalThis.D2Stage ??= {});
