@@ -1,0 +1,287 @@
+"""What is taken along: the page in one file, the notebook cell, the stored runs."""
+
+import html.parser
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import d2cache
+from analysis import bench, export, stage
+from d2cache.teaching import tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+from stored import STORIES, answer_is_right  # noqa: E402
+
+HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \u2028 \\u003c"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return d2cache.load("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def long_runs(model):
+    """128 steps over 256 positions, with two policies that send the most a step."""
+    ids = bench.prompt_of(model, 128)
+    return [
+        d2cache.Trace.record(d2cache.generate(model, ids, policy, gen_length=128))
+        for policy in ("d2", "dllm")
+    ]
+
+
+class Parsed(html.parser.HTMLParser):
+    """The tags of a page with their attributes, and the text that follows right inside each."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts, self.inside = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.texts.append("")
+        self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.texts[-1] += data
+
+    def all(self, tag: str) -> list[tuple[dict, str]]:
+        pairs = zip(self.tags, self.texts, strict=True)
+        return [(attrs, text) for (name, attrs), text in pairs if name == tag]
+
+
+def told(page: Parsed) -> list[list[dict]]:
+    """The events that each story of a page holds, message by message."""
+    stories = [(a, text) for a, text in page.all("script") if "data-story" in a]
+    return [[json.loads(line)["events"] for line in text.splitlines()] for _, text in stories]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_page_of_128_steps_and_256_positions_is_under_a_megabyte(long_runs, count):
+    for trace in long_runs:
+        assert trace.tokens.shape == (129, 256)
+    lanes = export.lanes(long_runs[:count])
+    text = export.page(lanes, "long")
+    assert len(text.encode()) < 1e6
+    assert told(Parsed(text)) == [lanes]  # nothing was left out for it
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_says_so_to_the_browser(long_runs):
+    page = Parsed(export.page(export.lanes(long_runs[:1]), "alone"))
+    for tag, attrs in page.tags:
+        assert tag not in ("link", "img", "iframe", "base", "object")
+        assert not {"src", "href", "srcset", "action"} & set(attrs), (tag, attrs)
+        assert not any(name.startswith("on") for name in attrs)
+    for text in [text for _, text in page.all("style")]:
+        assert "@import" not in text and not re.search(r"url\((?!['\"]?data:)", text)
+    policy = next(a["content"] for a, _ in page.all("meta") if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'") and "http" not in policy
+    assert "unsafe" not in policy.split("script-src")[1].split(";")[0]
+
+
+def test_a_page_runs_the_very_scripts_of_the_live_page_in_their_order(long_runs):
+    page = Parsed(export.page(export.lanes(long_runs[:1]), "same"))
+    run = [text for attrs, text in page.all("script") if "type" not in attrs]
+    names = json.loads((ROOT / "assets/stage/files.json").read_text())
+    assert run[:-1] == [(ROOT / "assets/stage" / name).read_text() for name in names]
+    assert set(names) == {file.name for file in (ROOT / "assets/stage").glob("*.js")}
+    assert run[-1] == export.PLAYER_JS and len(run[-1].splitlines()) < 60
+    sheets = sorted((ROOT / "assets/stage").glob("*.css"))
+    assert all(sheet.read_text() in page.all("style")[0][1] for sheet in sheets) and sheets
+
+
+def test_texts_that_would_end_the_script_stay_text(long_runs):
+    events = export.lanes(long_runs[:1])[0]
+    events[0]["prompt"][0] = HOSTILE
+    text = export.page([events], HOSTILE, options={"name": HOSTILE})
+    page = Parsed(text)
+    assert told(page)[0][0][0]["prompt"][0] == HOSTILE
+    clean = Parsed(export.page(export.lanes(long_runs[:1]), "plain"))
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in clean.tags]
+    assert page.all("title")[0][1] == HOSTILE
+    options = next(t for a, t in page.all("script") if a.get("id") == "file-options")
+    assert json.loads(options) == {"name": HOSTILE, "view": {}}
+
+
+def test_messages_and_events_make_the_same_page(long_runs):
+    lanes = export.lanes(long_runs)
+    messages = [stage.message(events) for events in lanes]
+    assert told(Parsed(export.page(messages, "x"))) == told(Parsed(export.page(lanes, "x")))
+
+
+def test_lanes_share_a_board_and_are_told_apart_by_their_names(model):
+    def run(policy="d2", decoder="confidence", **knobs):
+        return d2cache.Trace.record(
+            d2cache.generate(
+                model, [5, 6, 7], policy, d2cache.make_decoder(decoder, **knobs), gen_length=4
+            )
+        )
+
+    traces = [run("none"), run(), run(sigma=0.0), run(decoder="margin", sigma=0.0)]
+    starts = [events[0] for events in export.lanes(traces)]
+    assert {start["board"] for start in starts} == {"file"} and len({s["run"] for s in starts}) == 4
+    assert [start["lane"] for start in starts] == [0, 1, 2, 3]
+    names = [start["name"] for start in starts]
+    assert names == export.names(traces) and len(set(names)) == 4
+    assert "none" in names[0] and "margin" in names[3] and "sigma 0.0" in names[2]
+    assert export.names(traces[:2]) == ["none", "d2"]
+    assert export.names(traces[1:2] * 2) == ["d2 1", "d2 2"]
+    for wrong in ([], traces[:1] * 7):
+        with pytest.raises(ValueError, match="a board holds 1 to 6"):
+            export.lanes(wrong)
+
+
+# ------------------------------------------------------------------------------ notebook
+
+
+def execute(source: str, monkeypatch, model) -> d2cache.Trace:
+    """Run a cell as a notebook does; the model that it loads is already here."""
+    loaded = []
+
+    def load(name, **settings):
+        loaded.append((name, settings))
+        return model
+
+    monkeypatch.setattr(d2cache, "load", load)
+    space = {}
+    exec(compile(source, "cell", "exec"), space)
+    assert loaded == [(model.config.name, {})]
+    return space["trace"]
+
+
+def same_run(a: d2cache.Trace, b: d2cache.Trace):
+    assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.why, b.why)
+    assert a.run == b.run
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_the_notebook_cell_makes_the_run_again(model, monkeypatch, capsys, with_text):
+    prompt = tasks.draw("word", random.Random(3), held_out=True).prompt
+    trace = d2cache.Trace.record(
+        d2cache.generate(
+            model, model.encode(prompt), d2cache.make_policy("d2", current_k=9, rollout_p=0.25),
+            d2cache.make_decoder("random", temperature=0.7, top_p=0.8), gen_length=48,
+            block_length=16, seed=7, stop_at_eos=True,
+        )
+    )  # fmt: skip
+    source = export.notebook(trace, prompt if with_text else None)
+    assert (repr(prompt) in source) == with_text
+    same_run(execute(source, monkeypatch, model), trace)
+    assert model.decode(trace.answer) in capsys.readouterr().out
+
+
+def test_the_notebook_cell_makes_the_edits_again(model, monkeypatch):
+    edits = [
+        d2cache.Edit(2, tokens={9: 77}, decoder={"sigma": 2.5}),
+        d2cache.Edit(4, refresh=[3, 1], policy={"current_k": 3}), d2cache.Edit(5, refresh="all"),
+    ]  # fmt: skip
+    prompt = model.encode("Reverse 1, 2, 3.")
+    trace = d2cache.Trace.record(d2cache.generate(model, prompt, gen_length=12, edits=edits))
+    source = export.notebook(trace)
+    assert source.count("Edit.parse") == 3
+    same_run(execute(source, monkeypatch, model), trace)
+
+
+def test_the_notebook_cell_loads_the_model_itself(model):
+    trace = d2cache.Trace.record(d2cache.generate(model, [3, 4, 5], "prefix", gen_length=8))
+    space = {}
+    exec(export.notebook(trace), space)
+    if space["model"].device.type == "cpu":
+        same_run(space["trace"], trace)
+
+
+def test_a_batch_makes_no_cell(model):
+    trace = d2cache.Trace.record(d2cache.generate(model, [[3, 4], [5, 6]], "none", gen_length=4))
+    with pytest.raises(ValueError, match=r"2 rows.*trace\.row"):
+        export.notebook(trace)
+    export.notebook(trace.row(1))
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def test_the_command_writes_one_page_of_all_traces(model, tmp_path, capsys):
+    files = []
+    for policy in ("none", "d2"):
+        trace = d2cache.Trace.record(
+            d2cache.generate(model, model.encode("A <b>"), policy, gen_length=8)
+        )
+        files.append(str(tmp_path / f"{policy}.safetensors"))
+        trace.save(files[-1])
+    out = tmp_path / "page.html"
+    assert export.main([*files, "-o", str(out)]) == 0
+    page = Parsed(out.read_text())
+    assert [events[0]["k"] for events in told(page)[0]] == ["start", "start"]
+    assert "A <b>" in page.all("title")[0][1]
+    assert "kB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [([], "trace files, or --bundled"), (["a.safetensors", "--bundled"], "not both"),
+     (["missing.safetensors"], "no trace file missing.safetensors")],
+)  # fmt: skip
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys, arguments, says):
+    out = tmp_path / "page.html"
+    assert export.main([*arguments, "-o", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not out.exists()
+
+
+# ------------------------------------------------------------------------------ stored runs
+
+
+def test_the_stored_runs_are_what_their_table_says():
+    index = json.loads((ROOT / "assets/traces/index.json").read_text())
+    assert index == [{"name": s.name, "title": s.title, "words": s.words} for s in STORIES]
+    files = {file.stem for file in (ROOT / "assets/traces").glob("*.safetensors")}
+    assert files == {story.name for story in STORIES} and len(files) >= 6
+    for story in STORIES:
+        assert 10 < len(story.title) <= 60 and 40 < len(story.words) <= 240
+        assert story.words.endswith(".")
+    assert len({(s.policy, s.decoder, s.family) for s in STORIES}) >= 6
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda s: s.name)
+def test_a_stored_run_is_small_and_of_the_bundled_model_as_it_is(model, story):
+    file = ROOT / "assets" / "traces" / f"{story.name}.safetensors"
+    assert file.stat().st_size < 200_000
+    trace = d2cache.Trace.load(file)
+    assert d2cache.ModelConfig(**trace.run["shape"]) == model.config
+    assert np.array_equal(
+        trace.tokens[0, : trace.prompt_length], model.encode(story.problem.prompt)
+    )
+    again = story.record(model)
+    assert np.array_equal(again.tokens, trace.tokens) and again.run == trace.run
+    assert answer_is_right(story, model, trace) == story.right
+
+
+def test_the_static_page_holds_every_stored_run_and_is_small(tmp_path):
+    out = tmp_path / "index.html"
+    assert export.main(["--bundled", "-o", str(out)]) == 0
+    assert out.stat().st_size < 3e6
+    page = Parsed(out.read_text())
+    stories = [attrs for attrs, _ in page.all("script") if "data-story" in attrs]
+    assert [one["data-story"] for one in stories] == [story.name for story in STORIES]
+    assert [text for attrs, text in page.all("button")] == [story.title for story in STORIES]
+    for story, events in zip(STORIES, told(page), strict=True):
+        start = events[0][0]
+        assert start["policy"] == story.policy and start["decoder"] == story.decoder
+        assert not start["stored"]  # no words about a live page
+
+
+def test_bundled_gives_titles_words_and_traces():
+    for one, story in zip(export.bundled(), STORIES, strict=True):
+        assert (one["name"], one["title"], one["words"]) == (story.name, story.title, story.words)
+        assert isinstance(one["trace"], d2cache.Trace)
