@@ -1,0 +1,342 @@
+"""Lessons, glossary and presets: plain text files that a teacher writes -> what the page plays.
+
+A lesson is one file of assets/lessons; files are played in the order of their names, and
+`2-what-stays.md` is called `what-stays` in a link. It looks so:
+
+    # Why a cache breaks here
+    minutes: 3
+    One line that says what it is about.
+
+    ## The first card
+    Words, with **bold**, *emphasis*, `code`, [links](https://arxiv.org) and [[cache policy]] or
+    [[cache policy|other words]] for a term of the glossary.
+
+    - lists
+    1. with numbers, too
+
+    @run lane=d2&prompt=How many apples ...
+    @step 12
+    @point cache-map
+    @do Go to the step that writes the full stop.
+    @until step = 14 and lane = 1
+    @hint Scrub to the right.
+
+A line that begins with @ tells the page what to do when the card is opened:
+
+    @run QUERY    what to set and to run: a link's query, as the page's address shows it
+    @tab NAME     open a tab        @lane N     look at a lane, from 1
+    @step N       go to a step, from 1; once the run has come so far
+    @clock NAME   step, ms or flops: what the lanes race by
+    @point NAME   put a ring around something: a name of POINTS, or #id
+    @do TEXT      what the reader has to do        @hint TEXT    help, shown when asked for
+    @until TEST   how the page knows that it is done
+
+TEST: comparisons such as `step = 12`, `policy = d2`, `hit_rate >= 80%`, `policy.current_k < 16`,
+joined by `and` and `or` (`and` binds closer); the names are those of NUMBERS and WORDS, and
+`policy.KNOB`, `decoder.KNOB`. The last card of a lesson is a question: it has @do, @until and
+@hint.
+
+glossary.md has the terms as headings, `## full pass, full passes` for one with other names, and
+under each its text. presets.md has a comparison under each heading, with `key: NAME`, a story and
+a @run. ValueError names file and line, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import d2cache
+from analysis.links import Link
+from d2cache.registry import describe
+
+FOLDER = Path(__file__).parents[1] / "assets" / "lessons"
+TABS = ("stage", "compare", "cache", "attention", "truth", "token", "figures", "whatif")
+CLOCKS = ("step", "ms", "flops")
+POINTS = (
+    "stats", "scrubber", "sentence", "answer", "prompt", "cache-map", "density-map", "rollout-map",
+    "order-map", "tabs", "lanes", "clock", "cache-tab", "attention-tab", "truth-tab", "token-tab",
+    "figures-tab", "whatif",
+)  # fmt: skip
+NUMBERS = {  # of the run on view, at the step on view
+    "step": "the step on view, from 1",
+    "steps": "steps made",
+    "lane": "the lane on view, from 1",
+    "lanes": "lanes on the board",
+    "branches": "lanes that are what-ifs",
+    "selected": "answer position of the pinned token, from 1",
+    "block": "block length",
+    "hit_rate": "share of positions that were not recomputed so far",
+    "flops": "work so far, no cache = 1",
+    "agreement": "share of the written answer tokens that are lane 1's too",
+}
+WORDS = {  # and what each can be
+    "tab": TABS,
+    "clock": CLOCKS,
+    "status": ("empty", "running", "paused", "done", "stopped", "failed"),
+    "policy": tuple(sorted(d2cache.CachePolicy.registry)),
+    "decoder": tuple(sorted(d2cache.Decoder.registry)),
+}
+DIRECTIVES = ("run", "tab", "step", "lane", "clock", "point", "do", "until", "hint")
+ACTS = ("run", "tab", "lane", "step", "clock", "point")  # what a card does, in this order
+
+
+def lessons(folder: Path = FOLDER) -> list[dict]:
+    """All lessons, in the order of their files: {key, title, minutes, summary, cards}.
+
+    A card is {title, blocks, acts, do, until, hint}: acts a list of [name, value], do and hint
+    lists of tokens, until as `condition` gives it, each None where the card has none.
+    """
+    terms = glossary(folder / "glossary.md")
+    files = sorted(p for p in folder.glob("*.md") if p.stem not in ("glossary", "presets"))
+    return [_Reader(path, terms).lesson() for path in files]
+
+
+def glossary(path: Path = FOLDER / "glossary.md") -> dict[str, str]:
+    """Term, or another name of it -> its text, as plain words; in the order of the file."""
+    out = {}
+    for line, names, lines in _Reader(path).sections():
+        text = " ".join(words for _, words in lines if words).strip()
+        if not text:
+            raise ValueError(f"{path.name} line {line}: {names!r} has no text; say what it is")
+        for name in (n.strip() for n in names.split(",")):
+            if not name or name.lower() in out:
+                raise ValueError(f"{path.name} line {line}: {name!r} is there twice, or empty")
+            out[name.lower()] = text
+    return out
+
+
+def presets(path: Path = FOLDER / "presets.md") -> list[dict]:
+    """Comparisons that tell a story: {key, title, story, query}; story in plain words."""
+    return [_Reader(path).preset(*section) for section in _Reader(path).sections()]
+
+
+class _Reader:
+    """One file; its errors name it and a line."""
+
+    def __init__(self, path: Path, terms: dict[str, str] | None = None):
+        self.path, self.terms = path, terms
+        self.lines = path.read_text(encoding="utf-8").splitlines()
+
+    def fail(self, line: int, words: str):
+        raise ValueError(f"{self.path.name} line {line}: {words}")
+
+    def sections(self) -> list[tuple[int, str, list[tuple[int, str]]]]:
+        """What stands under each `## heading`: (line, heading, [(line, text)])."""
+        found = []
+        for number, text in enumerate(self.lines, 1):
+            if text.startswith("## "):
+                found.append((number, text[3:].strip(), []))
+            elif found:
+                found[-1][2].append((number, text.rstrip()))
+        if not found:
+            self.fail(1, "there is no heading; begin each part with a line such as '## Title'")
+        return found
+
+    def lesson(self) -> dict:
+        sections = self.sections()
+        head = [(n, t.strip()) for n, t in enumerate(self.lines[: sections[0][0] - 1], 1)]
+        head = [(n, t) for n, t in head if t]
+        title = [t[2:].strip() for _, t in head if t.startswith("# ")]
+        minutes = [re.fullmatch(r"minutes: *(\d+)", t) for _, t in head]
+        minutes = [int(m[1]) for m in minutes if m]
+        summary = [t for _, t in head if not t.startswith(("# ", "minutes:"))]
+        if len(title) != 1 or len(minutes) != 1 or len(summary) != 1:
+            self.fail(1, "a lesson begins with '# Title', 'minutes: 3' and one line of summary")
+        cards = [self.card(*section) for section in sections]
+        asks = cards[-1]
+        if not (asks["do"] and asks["until"] and asks["hint"]):
+            self.fail(sections[-1][0], "the last card is a question: give it @do, @until and @hint")
+        return {
+            "key": re.sub(r"^\d+-", "", self.path.stem), "title": title[0],
+            "minutes": minutes[0], "summary": summary[0], "cards": cards,
+        }  # fmt: skip
+
+    def card(self, line: int, title: str, lines: list[tuple[int, str]]) -> dict:
+        words, given = [], {}
+        for number, text in lines:
+            if not text.startswith("@"):
+                words.append((number, text))
+                continue
+            name, _, value = text[1:].partition(" ")
+            if name not in DIRECTIVES:
+                self.fail(number, f"@{name} is unknown; allowed are @{', @'.join(DIRECTIVES)}")
+            if name in given:
+                self.fail(number, f"@{name} stands twice on this card; once is allowed")
+            given[name] = self.value(number, name, value.strip())
+        if ("until" in given) != ("do" in given):
+            self.fail(
+                line, "@do and @until belong together: what to do, and how to know it is done"
+            )
+        return {
+            "title": title, "blocks": self.blocks(words),
+            "acts": [[name, given[name]] for name in ACTS if name in given],
+            **{name: given.get(name) for name in ("do", "until", "hint")},
+        }  # fmt: skip
+
+    def preset(self, line: int, title: str, lines: list[tuple[int, str]]) -> dict:
+        keys = [t[4:].strip() for _, t in lines if t.startswith("key:")]
+        runs = [(n, t[4:].strip()) for n, t in lines if t.startswith("@run")]
+        story = " ".join(t for _, t in lines if t and not t.startswith(("key:", "@run"))).strip()
+        if len(keys) != 1 or len(runs) != 1 or not story:
+            self.fail(line, "a preset has 'key: NAME', a story and one '@run QUERY'")
+        query = self.value(*runs[0][:1], "run", runs[0][1])
+        return {"key": keys[0], "title": title, "story": story, "query": query}
+
+    def value(self, line: int, name: str, text: str):
+        """What a directive says, checked."""
+        if not text:
+            self.fail(line, f"@{name} says nothing; write it behind the name")
+        if name in ("do", "hint"):
+            return self.inline(line, text)
+        try:
+            if name == "until":
+                return condition(text)
+            if name == "run":
+                Link.parse(text)
+            elif name in ("step", "lane"):
+                if not re.fullmatch(r"[1-9]\d{0,3}", text):
+                    raise ValueError(f"@{name} is {text!r}; it must be a whole number from 1")
+                return int(text)
+            elif name != "point" or not re.fullmatch(r"#[\w-]+", text):
+                allowed = {"tab": TABS, "clock": CLOCKS, "point": (*POINTS, "#id")}[name]
+                if text not in allowed:
+                    raise ValueError(f"@{name} is {text!r}; allowed are {', '.join(allowed)}")
+        except ValueError as error:
+            self.fail(line, str(error))
+        return text
+
+    def blocks(self, lines: list[tuple[int, str]]) -> list[dict]:
+        """Paragraphs {p: tokens} and lists {ul: [tokens]} or {ol: [tokens]}."""
+        parts: list[tuple[str, int, list[str]]] = []
+        fresh = True
+        for number, text in lines:
+            mark = re.match(r"(- |\d+\. )(.*)", text)
+            if not text:
+                fresh = True
+            elif mark:
+                parts.append(("ul" if mark[1] == "- " else "ol", number, [mark[2]]))
+                fresh = False
+            elif fresh:
+                parts.append(("p", number, [text]))
+                fresh = False
+            else:
+                parts[-1][2].append(text.strip())
+        out: list[dict] = []
+        for kind, number, words in parts:
+            tokens = self.inline(number, " ".join(words))
+            if kind == "p":
+                out.append({"p": tokens})
+            elif out and kind in out[-1]:
+                out[-1][kind].append(tokens)
+            else:
+                out.append({kind: [tokens]})
+        return out
+
+    def inline(self, line: int, text: str) -> list:
+        """Text -> tokens: a string, {b|i: tokens}, {code: text}, {term, text}, {href, text}."""
+        out, plain, at = [], "", 0
+
+        def put(token):
+            nonlocal plain
+            if plain:
+                out.append(plain)
+            plain = ""
+            out.append(token)
+
+        while at < len(text):
+            for pattern, make in _MARKS:
+                found = pattern.match(text, at)
+                if found:
+                    token = make(self, line, found)
+                    at = found.end()
+                    put(token)
+                    break
+            else:
+                if text.startswith(("**", "`", "[["), at) or re.match(r"\*\S", text[at:]):
+                    shown = text[at : at + 24]
+                    self.fail(
+                        line, f"{shown!r} is not closed; write \\ before a sign meant as such"
+                    )
+                if text[at] == "\\" and at + 1 < len(text) and text[at + 1] in "*`[]\\":
+                    at += 1
+                plain += text[at]
+                at += 1
+        return [*out, plain] if plain else out
+
+    def term(self, line: int, name: str, words: str) -> dict:
+        if self.terms is not None and find_term(self.terms, name) is None:
+            self.fail(
+                line, f"[[{name}]] is no term of glossary.md; add it there, or write it plain"
+            )
+        return {"term": name.lower(), "text": words}
+
+    def link(self, line: int, words: str, address: str) -> dict:
+        if not re.fullmatch(r"https://[^\s\"'<>]+", address):
+            self.fail(line, f"the link to {address[:60]!r} is not allowed; it must be https://...")
+        return {"href": address, "text": words}
+
+
+def find_term(terms: dict, name: str) -> str | None:
+    """The glossary's own name for a term, also of its plural."""
+    name = name.lower()
+    return next((n for n in (name, name.removesuffix("s"), name + "s") if n in terms), None)
+
+
+_MARKS = [
+    (re.compile(r"`([^`]+)`"), lambda self, line, m: {"code": m[1]}),
+    (re.compile(r"\[\[([^\]|]+)(?:\|([^\]]+))?\]\]"),
+     lambda self, line, m: self.term(line, m[1].strip(), (m[2] or m[1]).strip())),
+    (re.compile(r"\[([^\]]+)\]\(([^)]*)\)"), lambda self, line, m: self.link(line, m[1], m[2])),
+    (re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*"),
+     lambda self, line, m: {"b": self.inline(line, m[1])}),
+    (re.compile(r"\*(?=[^\s*])(.+?)(?<=[^\s*])\*"),
+     lambda self, line, m: {"i": self.inline(line, m[1])}),
+]  # fmt: skip
+
+_COMPARISON = re.compile(r"\s*([a-z][\w.]*)\s*(!=|<=|>=|=|<|>)\s*([\w.+-]+)(%?)\s*")
+
+
+def condition(text: str) -> list[list[list]]:
+    """A test -> alternatives, each a list of [name, operator, value] that must all hold.
+
+    ValueError says which comparison is wrong, and what is allowed.
+    """
+    sides = [re.split(r"\band\b", side) for side in re.split(r"\bor\b", text)]
+    return [[_compare(one) for one in side] for side in sides]
+
+
+def _compare(text: str) -> list:
+    found = _COMPARISON.fullmatch(text)
+    if not found:
+        raise ValueError(
+            f"{text.strip()!r} is not a comparison; write NAME, one of = != < <= > >=, and a value"
+        )
+    name, operator, value, share = found.groups()
+    kind, _, knob = name.partition(".")
+    if knob:
+        known = sorted({k.name for e in _entries(kind) for k in e["knobs"]})
+        if knob not in known:
+            raise ValueError(f"{name!r} is no knob; {kind} has {', '.join(known) or 'none'}")
+    elif name not in NUMBERS and name not in WORDS:
+        raise ValueError(f"{name!r} is unknown; known are {', '.join([*NUMBERS, *WORDS])}, "
+                         "policy.KNOB and decoder.KNOB")  # fmt: skip
+    if name in WORDS:
+        if value not in WORDS[name] or operator not in ("=", "!="):
+            raise ValueError(
+                f"{text.strip()!r}: {name} takes = or != and one of {', '.join(WORDS[name])}"
+            )
+        return [name, operator, value]
+    if knob and value in ("true", "false"):
+        return [name, operator, float(value == "true")]
+    try:
+        return [name, operator, float(value) / (100 if share else 1)]
+    except ValueError:
+        raise ValueError(
+            f"{text.strip()!r}: {value!r} is no number; give one as 8 or 80%"
+        ) from None
+
+
+def _entries(kind: str) -> list[dict]:
+    bases = {"policy": d2cache.CachePolicy, "decoder": d2cache.Decoder}
+    return describe(bases[kind].registry) if kind in bases else []
