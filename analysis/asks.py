@@ -1,0 +1,167 @@
+"""What the stage asks the server for, by name. Open to anybody who can reach the page: everything
+in a question is checked, and each answer is bounded."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import d2cache
+from analysis import export, figures, probes, stage
+from analysis.links import Lane
+from analysis.live import ENGINE, Board, Boards, Models, Run
+from d2cache.trace import Trace
+
+LONGEST = 2000  # characters of a question
+SIGMAS = (0.0, 3.0, 10.0, 40.0)  # of the decode orders that are compared
+
+
+class Asks:
+    """Answers questions about runs that are kept. `answer` never raises: what is wrong with a
+    question comes back as {"error": one line}."""
+
+    def __init__(self, boards: Boards, models: Models):
+        self.boards, self.models = boards, models
+        self.known = {
+            name: getattr(self, name)
+            for name in ("attention", "life", "figures", "sigmas", "export", "token")
+        }
+
+    def answer(self, question: str) -> dict:
+        """question: JSON [name, {argument: value}]."""
+        try:
+            if not isinstance(question, str) or len(question) > LONGEST:
+                raise ValueError(f"the question is longer than {LONGEST} characters")
+            name, given = json.loads(question)
+            if not isinstance(name, str) or name not in self.known or not isinstance(given, dict):
+                raise ValueError(f"there is no such question; ask for {', '.join(self.known)}")
+            return self.known[name](**given)
+        except (ValueError, TypeError, IndexError, RuntimeError, RecursionError) as error:
+            return {"error": (str(error) or type(error).__name__).splitlines()[0]}
+
+    def attention(self, run: str, step: int, layer="rollout") -> dict:
+        """The rollout, or one layer's head-averaged map, of an exact pass before a step."""
+        one, trace, model = self._run(run)
+        with ENGINE:
+            if layer == "rollout":
+                weights = probes.rollout_map(model, trace, _whole("step", step))
+            else:
+                weights = probes.attention_map(
+                    model, trace, _whole("step", step), _whole("layer", layer)
+                )
+        received = weights.sum(0)
+        return stage.map_payload(weights, trace.prompt_length) | {
+            "columns": [float(f"{x:.4g}") for x in received / received.mean()],
+            "layers": model.config.layers,
+        }
+
+    def life(self, run: str, position: int) -> dict:
+        """Where one position's exact keys and values go over the steps, in two dimensions."""
+        one, trace, model = self._run(run)
+        with ENGINE:
+            found = probes.life(model, trace, _whole("position", position))
+        return json.loads(json.dumps(found, default=_plain))
+
+    def figures(self, run: str) -> dict:
+        """The figures of one run, as plotly's JSON and as CSV."""
+        one, trace, model = self._run(run)
+        with ENGINE:
+            rollouts = probes.rollout_columns(model, trace)
+        return {"figures": figures.all(trace, rollouts)}
+
+    def sigmas(self, run: str) -> dict:
+        """Decode order under several widths of the certainty prior: short runs of its own."""
+        one, trace, model = self._run(run)
+        told = trace.run
+        if "sigma" not in told["decoder_knobs"]:
+            raise ValueError(f"the decoder {told['decoder']} has no certainty prior")
+        traces = {}
+        for sigma in SIGMAS:
+            lane = Lane(told["policy"], told["policy_knobs"], told["decoder"],
+                        told["decoder_knobs"] | {"sigma": sigma})  # fmt: skip
+            steps = d2cache.generate(
+                model, trace.tokens[0, : trace.prompt_length], lane.make_policy(),
+                lane.make_decoder(), gen_length=told["gen_length"],
+                block_length=told["block_length"], seed=told["seeds"][0],
+                stop_at_eos=told["stop_at_eos"],
+            )  # fmt: skip
+            traces[sigma] = Trace.record(_in_turn(steps))
+        return {"figures": [figures.sigmas(traces)]}
+
+    def export(self, what: str, run: str) -> dict:
+        """A file to keep: the page, the trace, or a cell that makes the run again."""
+        board, one = self.boards.holding(run)
+        trace = self._trace(one)
+        name = f"d2cache-{trace.run['policy']}-{one.key[:6]}"
+        if what == "html":
+            return {"name": f"{name}.html", "text": export.page(board.events(), title(board))}
+        if what == "notebook":
+            prompt = board.asked.prompt if board.asked else None
+            return {"name": f"{name}.py", "text": export.notebook(trace, prompt)}
+        if what == "trace":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "trace"
+                trace.save(path)
+                raw = path.read_bytes()
+            return {"name": f"{name}.safetensors", "b64": base64.b64encode(raw).decode()}
+        raise ValueError(f"{str(what)[:20]!r} cannot be exported; ask for html, notebook or trace")
+
+    def token(self, run: str, text: str = "", mask: bool = False) -> dict:
+        """The one token that a text is, as the run's model sees it; or its mask."""
+        _, _, model = self._run(run)
+        if mask:
+            return {"id": model.config.mask_id, "text": "[MASK]"}
+        ids = model.tokenizer.encode(str(text), add_special_tokens=False)
+        if len(ids) != 1:
+            parts = " + ".join(repr(model.tokenizer.decode([i])) for i in ids[:6])
+            raise ValueError(f"{str(text)[:40]!r} is {len(ids)} tokens ({parts}); give one token")
+        return {"id": int(ids[0]), "text": model.tokenizer.decode(ids)}
+
+    def _run(self, key: str) -> tuple[Run, Trace, d2cache.Model]:
+        """A run, what there is of it, and a model like the one that made it."""
+        _, run = self.boards.holding(key)
+        trace = self._trace(run)
+        model = run.model or self.models.like(d2cache.ModelConfig(**trace.run["shape"]))
+        if model is None:
+            raise ValueError(f"it needs the model {trace.run['model']}, which is not loaded here")
+        return run, trace, model
+
+    @staticmethod
+    def _trace(run: Run) -> Trace:
+        trace = run.snapshot()
+        if trace is None:
+            raise ValueError("this run has made no step yet")
+        return trace
+
+
+def title(board: Board) -> str:
+    """What a board is called: its prompt, or the text of a loaded trace's."""
+    if board.asked:
+        return board.asked.prompt[:120]
+    trace = board.runs[0].trace
+    return "".join(trace.text_of(int(i)) for i in trace.tokens[0, : trace.prompt_length])[:120]
+
+
+def _in_turn(steps):
+    """Steps of a run that lets others at the engine between them."""
+    while True:
+        with ENGINE:
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+def _whole(name: str, value) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{name} is {str(value)[:20]!r}; it must be a whole number")
+    return value
+
+
+def _plain(value):
+    """Arrays as lists with four digits."""
+    return np.vectorize(lambda x: float(f"{x:.4g}"), otypes=[float])(value).tolist()

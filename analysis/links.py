@@ -1,0 +1,224 @@
+"""What the page is asked for, as text: the one grammar of its address, presets and lessons.
+
+A query names what differs from what stands; fields are joined by & as in any address:
+
+    prompt=TEXT  model=LABEL  gen=MASKS  block=MASKS  seed=N  full=1 (fill every mask)
+    truth=1 (look beside every step)  turns=1 (lanes take turns)
+    lane=POLICY[,KNOB=VALUE...][/DECODER[,KNOB=VALUE...]][~EDIT...]      once a lane
+    trace=NAME (show a bundled run)    branch=RUN~EDIT (add a what-if of a run on view)
+    tab, at (step, from 1), see (lane, from 1), clock, pos, lesson, card: what to look at
+
+EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl, quote, urlencode
+
+from d2cache import CachePolicy, Decoder, Edit, make_decoder, make_policy
+from d2cache.registry import Registered, knobs
+
+LONGEST_PROMPT = 4000  # characters
+LONGEST_ANSWER = 256  # masks
+LONGEST_QUERY = 20_000  # characters
+MOST_LANES = 6  # side by side, what-ifs included
+VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One way of filling the canvas: a policy and a decoder with their knobs, and edits on the way.
+
+    Knobs are checked: ValueError for an unknown name, knob or value.
+    """
+
+    policy: str = "d2"
+    knobs: dict = field(default_factory=dict)
+    decoder: str = "confidence"
+    decoder_knobs: dict = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
+
+    def __post_init__(self):
+        # whole, and in the knobs' own types, so that equal lanes are equal
+        object.__setattr__(self, "knobs", self.make_policy().settings())
+        object.__setattr__(self, "decoder_knobs", self.make_decoder().settings())
+
+    def make_policy(self) -> CachePolicy:
+        return make_policy(self.policy, **self.knobs)
+
+    def make_decoder(self) -> Decoder:
+        return make_decoder(self.decoder, **self.decoder_knobs)
+
+    @staticmethod
+    def parse(text: str) -> Lane:
+        plan, *edits = text.split("~")
+        policy, slash, decoder = plan.partition("/")
+        one, knobs = _named(CachePolicy, policy)
+        other, more = _named(Decoder, decoder) if slash else ("confidence", {})
+        return Lane(one, knobs, other, more, tuple(Edit.parse(e) for e in edits))
+
+    def __str__(self) -> str:
+        sides = [
+            _text(CachePolicy, self.policy, self.knobs),
+            _text(Decoder, self.decoder, self.decoder_knobs),
+        ]
+        if sides[1] == "confidence":
+            sides.pop()
+        return "~".join(["/".join(sides), *map(str, self.edits)])
+
+
+def _named(base: type[Registered], text: str) -> tuple[str, dict]:
+    """POLICY,KNOB=VALUE... -> its name and knobs, in the knobs' own types."""
+    name, *given = text.split(",")
+    known = {one.name: one for one in knobs(base.registry[name])} if name in base.registry else {}
+    settings = {}
+    for pair in given:
+        knob, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{base.kind} {name!r}: {pair[:40]!r} is not KNOB=VALUE")
+        settings[knob] = number(value, known[knob].kind) if knob in known else value
+    return name, settings
+
+
+def number(text: str, kind: type = float):
+    """Text as a knob's value: 1 and 0 stand for a switch; ValueError for what is no number."""
+    if kind is bool and text in ("0", "1", "True", "False"):
+        return text in ("1", "True")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]!r} is not a number; give one such as 8 or 0.5")
+    return int(value) if value.is_integer() else value
+
+
+def _text(base: type[Registered], name: str, settings: dict) -> str:
+    """The other way round; what stands at its default is left out."""
+    given = [
+        f"{one.name}={settings[one.name] * 1:.12g}"
+        for one in knobs(base.registry[name])
+        if settings[one.name] != one.default
+    ]
+    return ",".join([name, *given])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that a comparison needs. gen_length and block_length in masks, block_length 0: the
+    whole answer; full: fill every mask, also after the end; truth: an exact pass beside each
+    step; turns: the lanes take turns, else one runs after the other.
+
+    ValueError, in words for a visitor, for what cannot be run.
+    """
+
+    prompt: str
+    lanes: tuple[Lane, ...]
+    model: str = "tiny"
+    gen_length: int = 64
+    block_length: int = 0
+    seed: int = 0
+    full: bool = False
+    truth: bool = False
+    turns: bool = True
+
+    def __post_init__(self):
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise ValueError("The prompt is empty: write a question, or press New problem.")
+        if len(self.prompt) > LONGEST_PROMPT:
+            raise ValueError(
+                f"The prompt has {len(self.prompt)} characters; {LONGEST_PROMPT} are allowed: "
+                "shorten it."
+            )
+        object.__setattr__(self, "prompt", self.prompt.strip())
+        for name, words, low, high in (
+            ("gen_length", "answer length", 1, LONGEST_ANSWER),
+            ("block_length", "block length", 0, LONGEST_ANSWER), ("seed", "seed", 0, 2**63 - 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            good = isinstance(value, (int, float)) and math.isfinite(value) and value % 1 == 0
+            if not good or not low <= value <= high:
+                raise ValueError(
+                    f"The {words} is {value!r}; it must be a whole number from {low} to {high}."
+                )
+            object.__setattr__(self, name, int(value))
+        for name in ("full", "truth", "turns"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
+        if not 1 <= len(self.lanes) <= MOST_LANES:
+            raise ValueError(
+                f"There are {len(self.lanes)} lanes; 1 to {MOST_LANES} are allowed: "
+                "choose at least one policy, or remove some."
+            )
+
+    def query(self, **view) -> str:
+        """The query that asks for just this, and for what to look at."""
+        numbers = {"gen": self.gen_length, "block": self.block_length, "seed": self.seed}
+        switches = {"full": self.full, "truth": self.truth, "turns": self.turns}
+        pairs = [("prompt", self.prompt), ("model", self.model), *numbers.items()]
+        pairs += [(name, int(on)) for name, on in switches.items()]
+        pairs += [("lane", str(lane)) for lane in self.lanes]
+        pairs += [(name, value) for name, value in view.items() if value not in (None, "")]
+        return urlencode(pairs, quote_via=quote, safe=",/~=:")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A query, read: only what it names; the rest stays as it stands."""
+
+    settings: dict  # names of fields of Asked -> values
+    trace: str | None = None
+    branch: tuple[str, Edit] | None = None  # a run on view, and what to change in it
+    view: dict = field(default_factory=dict)
+
+    @staticmethod
+    def parse(query: str) -> Link:
+        """Raises ValueError, one sentence, for a query that says what this page cannot do."""
+        if not isinstance(query, str) or len(query) > LONGEST_QUERY:
+            raise ValueError(f"the link is longer than {LONGEST_QUERY} characters")
+        settings, lanes, more = {}, [], {"view": {}}
+        for name, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True):
+            if name == "lane":
+                lanes.append(Lane.parse(value))
+            elif name in VIEW:
+                more["view"][name] = value
+            elif name == "trace":
+                more["trace"] = value
+            elif name == "branch":
+                key, _, edit = value.partition("~")
+                more["branch"] = key, Edit.parse(edit)
+            elif name in ("prompt", "model"):
+                settings[name] = value
+            elif name in WHOLE:
+                settings[WHOLE[name]] = number(value)
+            elif name in ("full", "truth", "turns"):
+                if value not in ("0", "1"):
+                    raise ValueError(f"the link: {name} is {value[:20]!r}; it must be 0 or 1")
+                settings[name] = value == "1"
+            elif not name.startswith("__"):  # Gradio's own, such as __theme
+                raise ValueError(f"the link asks for {name[:40]!r}, which this page does not know")
+        if lanes:
+            settings["lanes"] = tuple(lanes)
+        return Link(settings, **more)
+
+    def over(self, asked: Asked) -> Asked:
+        """What was asked for before, with what this link names in its place."""
+        return replace(asked, **self.settings)
+
+
+WHOLE = {"gen": "gen_length", "block": "block_length", "seed": "seed"}
+
+
+def name_lanes(lanes: tuple[Lane, ...]) -> list[str]:
+    """A short label for each: the policy, and what tells it from the others."""
+    labels = []
+    for lane in lanes:
+        others = [o for o in lanes if o is not lane]
+        label = lane.policy
+        if any(o.policy == lane.policy for o in others):
+            label = _text(CachePolicy, lane.policy, lane.knobs)
+        if any(o.decoder != lane.decoder or o.decoder_knobs != lane.decoder_knobs for o in others):
+            label += " + " + _text(Decoder, lane.decoder, lane.decoder_knobs)
+        labels.append(label.replace(",", " ") + (" what if" if lane.edits else ""))
+    return labels

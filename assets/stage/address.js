@@ -1,0 +1,86 @@
+/* The page's address says what is on the stage: opening it again makes or shows just that.
+ *
+ * The server tells the half that makes the runs (a link event); this file adds what is looked at,
+ * keeps the address up to date, and goes where a link points as soon as the steps are there. */
+(function (D2) {
+"use strict";
+
+const VIEW = ["tab", "at", "see", "clock", "pos", "lesson", "card"];
+
+// What a query says to look at; null when it says nothing of it.
+function viewOf(query) {
+  const given = new URLSearchParams(query), view = {};
+  for (const name of VIEW) if (given.has(name)) view[name] = given.get(name);
+  return Object.keys(view).length ? view : null;
+}
+
+// Whether a query asks for more than looking: a run, a stored run, a branch.
+const asksForRuns = (query) => [...new URLSearchParams(query).keys()].some((name) => !VIEW.includes(name) && !name.startsWith("__"));
+
+// The runs' query with what is looked at now; what stands at its usual value is left out.
+function addressOf(query, state) {
+  const rest = new URLSearchParams(query);
+  for (const name of VIEW) rest.delete(name);
+  const view = { tab: state.tab === "stage" ? "" : state.tab, at: state.live ? "" : state.step + 1, see: state.lane ? state.lane + 1 : "",
+    clock: state.clock === "step" ? "" : state.clock, pos: state.selected == null ? "" : state.selected + 1 };
+  for (const [name, value] of Object.entries(view)) if (value) rest.set(name, value);
+  // readable: what need not be escaped is not
+  return rest.toString().replace(/%2C/g, ",").replace(/%2F/g, "/").replace(/%7E/g, "~").replace(/%3D/g, "=");
+}
+
+// Mounts the stage and ties it to the address. Options as D2.mount's.
+function open(host, options) {
+  const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__"));   // Gradio's
+  let query = "", wanted = viewOf(location.search), board = asksForRuns(location.search) ? "" : null;   // null: any board will do
+  let timer = 0;
+
+  function send(text) {
+    wanted = viewOf(text);
+    if (!asksForRuns(text)) { board = null; look(); return; }
+    board = "";                             // that of the link event to come
+    options.send(text);
+  }
+
+  const stage = D2.mount(host, { ...options, send, view: wanted || {} });
+
+  // Go where the link points, as far as the steps have come.
+  function look() {
+    const state = stage.state();
+    if (!wanted || !state.run || (board !== null && state.board !== board)) return;
+    const { tab, see, clock, pos, at } = wanted;
+    if (see && Number(see) > state.lanes) return;          // its lane has not started
+    if (at && state.status === "running" && state.steps < Number(at)) return;
+    wanted = null;
+    if (see) stage.setLane(Number(see) - 1);
+    if (clock) stage.setClock(clock);
+    if (tab) stage.show(tab);
+    if (pos) stage.select(Number(pos) - 1);
+    if (at) stage.goto(Number(at) - 1);
+  }
+
+  function write() {
+    timer = 0;
+    const all = new URLSearchParams(own).toString(), text = query ? addressOf(query, stage.state()) : "";
+    const search = [text, all].filter(Boolean).join("&");
+    if (`?${search}` !== location.search) history.replaceState(history.state, "", search ? `?${search}` : location.pathname);
+  }
+
+  function receive(text) {
+    for (const ev of text && text.includes('"k":"link"') ? JSON.parse(text).events : []) {
+      if (ev.k !== "link") continue;
+      query = ev.query;
+      if (board === "") board = ev.board;
+    }
+    stage.receive(text);
+    later();
+  }
+
+  function later() { timer ||= setTimeout(write, 300); }     // browsers bound how often an address may change
+  host.addEventListener("d2:state", later);
+  host.addEventListener("d2:paint", look);
+  return { ...stage, receive, send };
+}
+
+Object.assign(D2, { open });
+Object.assign(D2.pure ??= {}, { viewOf, asksForRuns, addressOf });
+})(globalThis.D2Stage ??= {});
