@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import stage
+from analysis.lessons import glossary
 from d2cache import Edit, Trace
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -76,14 +77,14 @@ PLAYER_JS = """
 # ------------------------------------------------------------------------------ one file
 
 
-def scripts() -> list[str]:
+def scripts() -> str:
     """The stage's scripts in the order of assets/stage/files.json, as the page's head needs them.
 
     They are what runs live: an exported file holds these and no copy of their logic.
     """
     folder = ASSETS / "stage"
     names = json.loads((folder / "files.json").read_text(encoding="utf-8"))
-    return [(folder / name).read_text(encoding="utf-8") for name in names]
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
 def styles() -> str:
@@ -92,27 +93,38 @@ def styles() -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
-def page(
-    events: Sequence[list[dict] | str], title: str, view: dict | None = None,
-    options: dict | None = None,
-) -> str:  # fmt: skip
+def page(events: Sequence, title: str, view: dict | None = None) -> str:
     """One HTML file that plays runs with the stage of the page, from a disk, without a network.
 
-    events: of each run a list of events, or messages as `stage.message` makes them; several runs
-    share a board if their start events say so (see `lanes`). view: what is shown at first, of
-    {"at": step, "tab": key, "see": lane}. options: more for the stage's mount, as JSON.
+    events: of all runs, in one list, or in several lists or messages (`stage.message`); runs of
+    one board are its lanes, see `lanes`. A run that has not ended is shown as far as it came.
+    view: what is shown at first, of {"at": step, "tab": key, "see": lane}, step and lane from 0.
     """
-    return _document(title, [("run", title, "", _lines(events))], view, options)
+    return _document(title, [("run", title, "", _lines(events))], view)
 
 
-def _lines(events) -> str:
-    """The messages, one a line; a newline within a text is escaped by JSON."""
-    return "\n".join(one if isinstance(one, str) else stage.message(one) for one in events)
+def _lines(events: Sequence) -> str:
+    """A message a run, one a line; a newline within a text is escaped by JSON."""
+    runs: dict[str, list[dict]] = {}
+    for one in events:
+        many = json.loads(one)["events"] if isinstance(one, str) else one
+        for event in [many] if isinstance(many, dict) else many:
+            if event["k"] not in ("link", "pause"):
+                runs.setdefault(event["run"], []).append(event)
+    lines = []
+    for key, told in runs.items():
+        # the words about a live page, and the waiting for more, do not hold in a file
+        told = [event | {"stored": False} if event["k"] == "start" else event for event in told]
+        if not any(event["k"] == "end" for event in told):
+            note = "It was exported before it ended."
+            told.append({"k": "end", "run": key, "status": "stopped", "note": note})
+        lines.append(stage.message(told))
+    return "\n".join(lines)
 
 
-def _document(title: str, stories: list[tuple], view=None, options=None) -> str:
+def _document(title: str, stories: list[tuple], view=None) -> str:
     """stories: (name, title, words, messages one a line); several are offered as buttons."""
-    code = [*scripts(), PLAYER_JS]
+    code = [scripts(), PLAYER_JS]
     # nothing from elsewhere, nothing to elsewhere, and no script but these
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in code)
     policy = (
@@ -131,7 +143,7 @@ def _document(title: str, stories: list[tuple], view=None, options=None) -> str:
         f'data-words="{html.escape(words)}">{_inert(lines)}</script>'
         for name, _, words, lines in stories
     )
-    chosen = _inert(json.dumps((options or {}) | {"view": view or {}}))
+    chosen = _inert(json.dumps({"glossary": glossary(), "view": view or {}}))
     return "\n".join([
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
@@ -187,23 +199,27 @@ def prompt_of(trace: Trace) -> str:
     return " ".join("".join(trace.text_of(int(i)) for i in ids).split())
 
 
-def bundled() -> list[dict]:
-    """The stored runs of assets/traces: name, title, words (a sentence or two) and trace."""
+def bundled() -> dict[str, dict]:
+    """The stored runs of assets/traces, in their order: name -> title and words (a sentence or
+    two); `stored` loads one."""
     index = json.loads((ASSETS / "traces" / "index.json").read_text(encoding="utf-8"))
-    return [
-        one | {"trace": Trace.load(ASSETS / "traces" / f"{one['name']}.safetensors")}
-        for one in index
-    ]
+    return {one["name"]: {"title": one["title"], "words": one["words"]} for one in index}
 
 
-def bundled_page(options: dict | None = None) -> str:
+def stored(name: str) -> Trace:
+    """A stored run by its name; ValueError names those that there are."""
+    if name not in bundled():
+        raise ValueError(f"there is no stored run {name!r}; choose of {', '.join(bundled())}")
+    return Trace.load(ASSETS / "traces" / f"{name}.safetensors")
+
+
+def bundled_page() -> str:
     """One HTML file with every stored run and a choice of them: a page that needs no server."""
     stories = [
-        (one["name"], one["title"], one["words"],
-         _lines([stage.trace_events(one["trace"], one["name"])]))
-        for one in bundled()
-    ]  # fmt: skip
-    return _document("How caching works in a diffusion language model", stories, None, options)
+        (name, one["title"], one["words"], _lines(stage.trace_events(stored(name), name)))
+        for name, one in bundled().items()
+    ]
+    return _document("How caching works in a diffusion language model", stories)
 
 
 # ------------------------------------------------------------------------------ a notebook cell

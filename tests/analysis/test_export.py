@@ -94,30 +94,44 @@ def test_a_page_runs_the_very_scripts_of_the_live_page_in_their_order(long_runs)
     page = Parsed(export.page(export.lanes(long_runs[:1]), "same"))
     run = [text for attrs, text in page.all("script") if "type" not in attrs]
     names = json.loads((ROOT / "assets/stage/files.json").read_text())
-    assert run[:-1] == [(ROOT / "assets/stage" / name).read_text() for name in names]
-    assert set(names) == {file.name for file in (ROOT / "assets/stage").glob("*.js")}
-    assert run[-1] == export.PLAYER_JS and len(run[-1].splitlines()) < 60
+    assert len(run) == 2 and run[1] == export.PLAYER_JS
+    at = [run[0].index((ROOT / "assets/stage" / name).read_text()) for name in names]
+    assert at == sorted(at)
     sheets = sorted((ROOT / "assets/stage").glob("*.css"))
     assert all(sheet.read_text() in page.all("style")[0][1] for sheet in sheets) and sheets
 
 
-def test_texts_that_would_end_the_script_stay_text(long_runs):
+def test_texts_that_would_end_the_script_stay_text(long_runs, monkeypatch):
     events = export.lanes(long_runs[:1])[0]
     events[0]["prompt"][0] = HOSTILE
-    text = export.page([events], HOSTILE, options={"name": HOSTILE})
+    monkeypatch.setattr(export, "glossary", lambda: {"key": HOSTILE})
+    text = export.page(events, HOSTILE)
     page = Parsed(text)
     assert told(page)[0][0][0]["prompt"][0] == HOSTILE
     clean = Parsed(export.page(export.lanes(long_runs[:1]), "plain"))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in clean.tags]
     assert page.all("title")[0][1] == HOSTILE
     options = next(t for a, t in page.all("script") if a.get("id") == "file-options")
-    assert json.loads(options) == {"name": HOSTILE, "view": {}}
+    assert json.loads(options) == {"glossary": {"key": HOSTILE}, "view": {}}
 
 
-def test_messages_and_events_make_the_same_page(long_runs):
+def test_messages_and_events_however_mixed_make_the_same_page(long_runs):
     lanes = export.lanes(long_runs)
     messages = [stage.message(events) for events in lanes]
-    assert told(Parsed(export.page(messages, "x"))) == told(Parsed(export.page(lanes, "x")))
+    flat = [event for events in zip(*lanes, strict=False) for event in events]  # in turns
+    flat += [event for events in lanes for event in events if event not in flat]
+    flat.append({"k": "link", "query": "lane=d2"})
+    for given in (messages, flat):
+        assert told(Parsed(export.page(given, "x"))) == [lanes]
+
+
+def test_a_file_says_nothing_of_a_live_page_and_waits_for_no_further_step(long_runs):
+    events = stage.trace_events(long_runs[0], "key", stored=True)
+    half = [*events[:21], {"k": "pause", "run": "key"}]
+    [[shown]] = told(Parsed(export.page(half, "half")))
+    assert not shown[0]["stored"] and events[0]["stored"]
+    assert shown[1:-1] == events[1:21]
+    assert shown[-1]["k"] == "end" and shown[-1]["status"] == "stopped"
 
 
 def test_lanes_share_a_board_and_are_told_apart_by_their_names(model):
@@ -281,7 +295,9 @@ def test_the_static_page_holds_every_stored_run_and_is_small(tmp_path):
         assert not start["stored"]  # no words about a live page
 
 
-def test_bundled_gives_titles_words_and_traces():
-    for one, story in zip(export.bundled(), STORIES, strict=True):
-        assert (one["name"], one["title"], one["words"]) == (story.name, story.title, story.words)
-        assert isinstance(one["trace"], d2cache.Trace)
+def test_stored_runs_by_name():
+    assert export.bundled() == {s.name: {"title": s.title, "words": s.words} for s in STORIES}
+    assert isinstance(export.stored("d2-word"), d2cache.Trace)
+    for wrong in ("d2", "../tiny/frequency"):
+        with pytest.raises(ValueError, match=r"choose of d2-word, none-word"):
+            export.stored(wrong)
