@@ -2,7 +2,7 @@
 (function (D2) {
 "use strict";
 
-const { css, colourAt } = D2.pure;
+const { css, colourAt, pixel, table } = D2.pure;
 
 function h(tag, cls, props, ...kids) {
   const el = document.createElement(tag);
@@ -35,7 +35,7 @@ function choice(label, options, picked, onPick) {
     group.append(h("button", "", { type: "button", value, textContent: text, onclick: () => { mark(value); onPick(value); } }));
   }
   mark(picked);
-  return group;
+  return Object.assign(group, { mark });
 }
 
 function swatch(colour, label, count) {
@@ -53,5 +53,18 @@ function colourBar(name, dark, ticks, unit) {
   return h("span", "d2-bar", {}, h("span", "d2-barbox", {}, bar, scale), h("span", "d2-unit", { textContent: unit }));
 }
 
-Object.assign(D2, { h, ICONS, iconButton, choice, swatch, colourBar });
+// Text with the terms of the glossary made hoverable, once there is a glossary.
+const words = (text) => (D2.worded ? D2.worded(text) : [document.createTextNode(text)]);
+
+// As many pixels as the screen has for it; says whether that has changed (and blanked it).
+function fitCanvas(canvas) {
+  const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
+  const w = Math.round(canvas.clientWidth * ratio), ht = Math.round(canvas.clientHeight * ratio);
+  if (canvas.width === w && canvas.height === ht) return false;
+  canvas.width = w;
+  canvas.height = ht;
+  return true;
+}
+
+Object.assign(D2, { pixel, table, words, fitCanvas, h, ICONS, iconButton, choice, swatch, colourBar });
 })(globalThis.D2Stage ??= {});

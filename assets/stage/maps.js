@@ -6,10 +6,15 @@ const { hitRate } = D2.pure;
 const { h } = D2;
 
 // A map keeps all its rows on a canvas of one pixel per position and step, and shows a part of it.
-function makeMap(spec) {
+function makePlane(spec) {
   const store = h("canvas"), ctx = store.getContext("2d", { willReadFrequently: false });
   const canvas = h("canvas", "d2-canvas", { "aria-hidden": "true" });
   const plane = h("div", "d2-plane", {}, canvas, ...["d2-veil", "d2-edge", "d2-now", "d2-hair"].map((c) => h("div", c)), h("span", "d2-inprompt"));
+  return { spec, plane, canvas, store, ctx, image: null };
+}
+
+function makeMap(spec) {
+  const map = makePlane(spec), { plane } = map;
   const strip = h("canvas", "d2-strip", { "aria-hidden": "true" });
   const absent = h("p", "d2-absent", { hidden: true, textContent: "This policy makes no attention map; d2 does." });
   const first = h("span", "", { textContent: "1" }), last = h("span");
@@ -17,7 +22,7 @@ function makeMap(spec) {
   const el = h("section", `d2-map d2-map-${spec.key}`, { "aria-label": spec.title },
     h("h4", "d2-title", { textContent: spec.title }), more,
     h("div", "d2-frame", {}, h("div", "d2-steps", { "aria-hidden": "true" }, first, h("em", "", { textContent: "step" }), last), plane, strip, absent), legend);
-  return { spec, el, plane, canvas, strip, absent, more, legend, last, store, ctx, image: null };
+  return { ...map, el, strip, absent, more, legend, last };
 }
 
 function resetStore(map, T, steps) {
@@ -33,12 +38,12 @@ function drawRow(map, model, s, colours) {
   map.ctx.putImageData(map.image, 0, s);
 }
 
-function showMap(map, model, x0, x1) {
+function showMap(map, model, x0, x1, rows = model.expected) {
   const { canvas } = map, ctx = canvas.getContext("2d"), steps = model.recs.length;
   ctx.clearRect(0, 0, canvas.width, canvas.height);
   if (!steps || !canvas.width) return;
-  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || model.expected > canvas.height;   // shrinking must not drop columns
-  ctx.drawImage(map.store, x0, 0, x1 - x0, steps, 0, 0, canvas.width, canvas.height * steps / model.expected);
+  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || rows > canvas.height;   // shrinking must not drop columns
+  ctx.drawImage(map.store, x0, 0, x1 - x0, steps, 0, 0, canvas.width, canvas.height * steps / rows);
 }
 
 // Beside the cache map: one bar per step, as long as the share of positions reused.
@@ -53,5 +58,5 @@ function showStrip(map, model, ink) {
   }
 }
 
-Object.assign(D2, { makeMap, resetStore, drawRow, showMap, showStrip });
+Object.assign(D2, { makePlane, makeMap, resetStore, drawRow, showMap, showStrip });
 })(globalThis.D2Stage ??= {});

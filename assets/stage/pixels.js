@@ -2,7 +2,7 @@
 (function (D2) {
 "use strict";
 
-const { density, rolloutMass, WRITTEN_NOW, MASKED_NOW, PAPER, rgb, mixed, colourAt, massShade, REASONS, reasonOf, chipData } = D2.pure;
+const { density, rolloutMass, WRITTEN_NOW, MASKED_NOW, PAPER, rgb, mixed, colourAt, massShade, REASONS, reasonOf, changeAt } = D2.pure;
 
 // One 32-bit pixel per byte value, in the memory order of ImageData.
 const pixel = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0;
@@ -22,19 +22,21 @@ function tables(dark, expected) {
     masked: pixel(rgb(paper.masked)), now: pixel(rgb(WRITTEN_NOW)), again: pixel(rgb(MASKED_NOW)),
   };
 }
+
 // Each fills one row of pixels (all T positions) for one step; 0 is transparent: nothing to show.
 const MAPS = [
-  { key: "cache", title: "Cache: reused or recomputed",
+  { key: "cache", short: "cache", title: "Cache: reused or recomputed",
     row(out, rec, m, t) { for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(rec, p, m.layers)][rec.y[p]]; } },
-  { key: "density", title: "Certainty density",
+  { key: "density", short: "density", title: "Certainty density",
     row(out, rec, m, t) { if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]]; } },
-  { key: "rollout", title: "Attention rollout",
+  { key: "rollout", short: "rollout", title: "Attention rollout",
     row(out, rec, m, t) { if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]]; } },
-  { key: "order", title: "Decode order",
+  { key: "order", short: "order", title: "Decode order",
     row(out, rec, m, t) {
       for (let p = m.P; p < m.T; p++) {
-        const { state, write } = chipData(m, p, rec.s);
-        out[p] = state === "settled" ? t.order[write.s] : t[state];
+        const change = changeAt(m, p, rec.s), now = change?.s === rec.s;
+        if (!change || change.text === null) out[p] = now ? t.again : t.masked;
+        else out[p] = now ? t.now : t.order[change.s];
       }
     } },
 ];

@@ -22,12 +22,15 @@ const placeOf = (model, p) => (p < model.P ? `prompt position ${p + 1}` : `answe
 const tokenName = (model, text) => (model.eos.has(text) ? "end" : visible(text));
 
 // "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with confidence 0.98."
-function explain(rec, model) {
+const sureness = (conf) => (conf === null || conf === undefined ? "by hand" : `with confidence ${fixed(conf, 2)}`);
+
+function explain(rec, model, step) {
+  if (!rec) return model.recs.length > step && step >= 0 ? `Step ${step + 1}: its record was lost.` : `All ${model.G} answer positions are masked; waiting for the first step.`;
   const written = [...rec.w].sort((a, b) => a[0] - b[0]), n = written.length;
   const name = (text) => (text === null ? "a token" : model.eos.has(text) ? "the end token" : quoted(text));
   const some = (list) => `, by answer position: ${list.slice(0, 3).map(([p, text]) => `${name(text)} (${p - model.P + 1})`).join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;
   let wrote = "wrote nothing";
-  if (n === 1) wrote = `wrote ${name(written[0][1])} at ${placeOf(model, written[0][0])} with confidence ${fixed(written[0][2], 2)}`;
+  if (n === 1) wrote = `wrote ${name(written[0][1])} at ${placeOf(model, written[0][0])} ${sureness(written[0][2])}`;
   if (n > 1) wrote = `wrote ${n} tokens${some(written)}`;
   const again = rec.m.map((p) => [p, textBefore(model, p, rec.s)]);
   if (again.length === 1) wrote += `; masked ${name(again[0][1])} again at ${placeOf(model, again[0][0])}`;
@@ -102,6 +105,17 @@ function candidateBars(model, write) {
 const confidenceUnit = (start) => `confidence when written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
 const lampText = (model) => (model.status !== "running" ? "end" : model.paused ? "paused" : "live");
 
+// The state of a run that needs words: stored, ended early, failed, incomplete.
+function noteOf(model) {
+  const lines = [];
+  if (model.start.stored) lines.push("A stored run; press Run for a live one.");
+  if (model.status === "done" && model.note) lines.push(model.note);
+  if (model.status === "stopped") lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
+  if (model.status === "failed") lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
+  if (model.gaps) lines.push(`${plural(model.gaps, "record")} lost on the way; their lines are blank.`);
+  return lines.join(" ").trim();
+}
+
 // The T x T map costs the server a pass: while a run is followed live, it waits to be asked for.
 const wantsMap = (model, live) => model.recs.length > 0 && (model.status !== "running" || model.paused || !live);
 
@@ -143,5 +157,5 @@ const STATS = [
   ["flops", "FLOPs vs no cache", "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic. A second look that the decoder takes counts as work of the run alone."],
 ];
 
-Object.assign(D2.pure ??= {}, { visible, quoted, formatTotals, placeOf, tokenName, explain, explainWhy, knobsOf, captions, promptText, madeBy, barsCaption, candidateBars, confidenceUnit, lampText, wantsMap, mapNote, tooltipData, readout, STATS });
+Object.assign(D2.pure ??= {}, { visible, quoted, formatTotals, placeOf, tokenName, explain, explainWhy, knobsOf, captions, promptText, madeBy, barsCaption, candidateBars, confidenceUnit, lampText, noteOf, wantsMap, mapNote, tooltipData, readout, STATS });
 })(globalThis.D2Stage ??= {});

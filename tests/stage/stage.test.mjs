@@ -270,7 +270,9 @@ test("words are those of the policy and decoder that run; a name from a file may
 });
 
 // A policy that decides layer by layer, of four layers: the mean of l is rows, the reasons are those of any layer.
-const layered = (s, y, l, more = {}) => rec(s, y, [], { rows: l.reduce((a, b) => a + b) / 4, l: b64(l), r: null, ...more });
+const layered = (s, y, l, more = {}) => rec(s, y, [], { rows: l.reduce((a, b) => a + b) / 4, a: parts(l), r: null, ...more });
+const parts = (l) => pairs([0, 1, 2, 3].flatMap((layer) => l.map((n) => (layer < n ? 15 : 3))));
+const pairs = (cells) => b64(cells.flatMap((v) => [v, 1]));    // a run-length code, if a lazy one
 const byLayer = (policy, more = {}) => start("a", { policy, layers: 4, by_layer: true, rollout: false, ...more });
 
 test("where layers differ: the mean over the layers, the reasons of any layer, what no layer recomputed", () => {

@@ -1,0 +1,78 @@
+/* The T x T map of one step in the tab Stage, fetched on request; it stays open from run to run. */
+(function (D2) {
+"use strict";
+
+const { decodePlane, colourAt, table, wantsMap, mapNote } = D2.pure;
+const { h } = D2;
+
+function makeDetail(page) {
+  const button = h("button", "d2-text", { type: "button", "aria-expanded": "false", hidden: true, textContent: "show this step's attention map", onclick: toggle });
+  const canvas = h("canvas", "d2-detail-canvas"), note = h("p", "d2-more", { role: "status" });
+  const box = h("div", "d2-detail-box", {}, canvas, ...["d2-hair", "d2-hair-row"].map((c) => h("div", c)));
+  const now = h("button", "d2-text", { type: "button", textContent: "load the map of the step on view", onclick: load });
+  const el = h("div", "d2-detail", { hidden: true }, note, box, now);
+  let open = false, shown = null, askedFor = "", asked = 0, timer = 0;
+
+  const key = () => `${page.model.run}|${page.step}`;
+
+  function toggle() {
+    open = !open;
+    show();
+    if (open && shown?.key !== key()) load();
+  }
+
+  function show() {
+    button.hidden = !page.model.start?.rollout || page.offline;
+    el.hidden = !open || button.hidden;
+    button.setAttribute("aria-expanded", String(!el.hidden));
+    button.textContent = el.hidden ? "show this step's attention map" : "hide the attention map";
+  }
+
+  function paint() {
+    show();
+    if (el.hidden) return;
+    const { model, live } = page, old = shown?.key !== key(), due = old && askedFor !== key();
+    box.classList.toggle("d2-stale", old);
+    if (shown && (shown.dark !== page.dark || shown.noted !== model.run)) draw();
+    clearTimeout(timer);
+    if (due && wantsMap(model, live)) timer = setTimeout(load, 250);
+    now.classList.toggle("d2-away", !due || wantsMap(model, live) || page.step < 0);
+  }
+
+  async function load() {
+    const { model, step: at } = page, { run, T, P } = model;
+    if (at < 0) return;
+    const mine = ++asked;
+    askedFor = key();
+    if (!shown) note.textContent = `Loading the map of step ${at + 1} …`;
+    let got = null, problem = "there is none for this step";
+    try { got = await page.ask("attention", { run, step: at, layer: "rollout" }); } catch (error) { problem = String(error && error.message || error); }
+    if (mine !== asked || run !== page.model.run) return;     // the reader has moved on
+    shown = got && { ...got, key: `${run}|${at}`, run, at, T, P };
+    if (got) draw();
+    else {
+      canvas.width = canvas.height;              // blank
+      note.textContent = `No map: ${problem}.`;
+    }
+    page.schedule();
+  }
+
+  function draw() {
+    const { n, map, prompt: pooled, run, at, T, P } = shown, { dark } = page;
+    const bytes = decodePlane(map), lut = table((u) => colourAt("rollout", u / 255, dark)), image = new ImageData(n, n);
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];
+    canvas.width = canvas.height = n;
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    box.style.setProperty("--d2-part", (n !== T && pooled === P ? P / T : pooled / n));   // a pooled map keeps the share
+    box.style.setProperty("--d2-all", T);
+    note.textContent = mapNote(at, dark, run !== page.model.run);
+    shown.dark = dark;
+    shown.noted = page.model.run;
+  }
+
+  return { button, el, paint, destroy: () => clearTimeout(timer) };
+}
+
+Object.assign(D2, { makeDetail });
+})(globalThis.D2Stage ??= {});
