@@ -11,6 +11,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from d2cache.canvas import Canvas, Part, Plan, Step, Why
 from d2cache.decoders import Decoder, decoders, make_decoder
+from d2cache.edits import Edit
 from d2cache.generate import generate
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.models import load
@@ -19,7 +20,7 @@ from d2cache.registry import knob
 from d2cache.trace import Trace
 
 __all__ = [
-    "CONFIGS", "CachePolicy", "Canvas", "Decoder", "Model", "ModelConfig", "Part", "Plan", "Step",
-    "Trace", "Why", "decoders", "generate", "knob", "load", "make_decoder", "make_policy",
+    "CONFIGS", "CachePolicy", "Canvas", "Decoder", "Edit", "Model", "ModelConfig", "Part", "Plan",
+    "Step", "Trace", "Why", "decoders", "generate", "knob", "load", "make_decoder", "make_policy",
     "policies",
 ]  # fmt: skip

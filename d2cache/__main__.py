@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 import d2cache
 from d2cache import models
 from d2cache.decoders import Decoder
+from d2cache.edits import FORM
 from d2cache.policies import CachePolicy
 from d2cache.registry import knobs, make, table
 from d2cache.trace import Recorder
@@ -53,9 +54,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     one = commands.add_parser("run", help="decode one prompt under one policy")
     one.set_defaults(command=run)
     one.add_argument("--policy", default="d2", help=f"one of {_names(CachePolicy)}")
+    one.add_argument(
+        "--edit", metavar="EDIT", action="append", default=[],
+        help=f"change the run after a step; may be repeated: {FORM}",
+    )  # fmt: skip
     one.add_argument("--trace", metavar="FILE", help="write the run to a trace file")
     many = commands.add_parser("compare", help="decode one prompt under several policies")
-    many.set_defaults(command=compare, trace=None)
+    many.set_defaults(command=compare, trace=None, edit=[])
     many.add_argument("--policies", default="none,d2", help=f"of {_names(CachePolicy)}, by commas")
     for sub in (one, many):
         sub.add_argument("prompt", help="the question, in quotes")
@@ -169,6 +174,7 @@ def _decode(args, model, policy: str):
         model, model.encode(args.prompt), _make(args, CachePolicy, policy),
         _make(args, Decoder, args.decoder), gen_length=args.gen_length,
         block_length=args.block_length, seed=args.seed, stop_at_eos=args.stop_at_eos,
+        edits=[d2cache.Edit.parse(text) for text in args.edit],
     )  # fmt: skip
     try:
         for step in steps:
@@ -213,6 +219,8 @@ def _card(summary: dict) -> str:
 
 def run(args) -> int:
     _check_flags(args, [args.policy])
+    for text in args.edit:
+        d2cache.Edit.parse(text)
     _make(args, CachePolicy, args.policy)  # complain before the model loads
     _make(args, Decoder, args.decoder)
     model = _load(args)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from enum import IntFlag
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from d2cache import ops
 from d2cache.model import ModelConfig
+
+if TYPE_CHECKING:
+    from d2cache.edits import Edit
 
 CANDIDATES = 5  # likeliest tokens that are shown and kept for a written position
 
@@ -59,6 +63,7 @@ class Run:
     dtype: str
     shape: dict  # the ModelConfig
     tokenizer: object = None  # gives a trace its token texts; not part of the configuration
+    edits: tuple[Edit, ...] = ()  # by hand, in the order of their steps
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -66,8 +71,18 @@ class Run:
 
     def settings(self) -> dict:
         """The configuration as plain values, for a trace's header."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
-        return plain | {"seeds": list(self.seeds)}
+        own = ("tokenizer", "edits")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        edits = {"edits": [edit.plain() for edit in self.edits]} if self.edits else {}
+        return plain | {"seeds": list(self.seeds)} | edits
+
+    def knobs(self, step: int) -> tuple[dict, dict]:
+        """The knobs of policy and decoder in force at a step."""
+        policy, decoder = self.policy_knobs, self.decoder_knobs
+        for edit in self.edits:
+            if edit.step < step:
+                policy, decoder = policy | edit.policy, decoder | edit.decoder
+        return policy, decoder
 
 
 @dataclass(frozen=True)
@@ -223,10 +238,10 @@ def on_canvas(values: Tensor, target: Tensor, computed: Tensor, blank: float) ->
 class Step:
     """One finished denoising step. Holds references to tensors that exist anyway: free to make.
 
-    before, after: the canvases; logits (B,Q,V) of `rows.target`. rollout (B,T) or None. parts
-    (B,L,T) uint8 of `Part` where the policy decides layer by layer, else None. shadow: rows a
-    row of the batch that the decoder sent through the layers besides. seconds: host time from
-    the start of the step to its yield.
+    before, after: the canvases, the latter with the edits made after this step; logits (B,Q,V) of
+    `rows.target`. rollout (B,T) or None. parts (B,L,T) uint8 of `Part` where the policy decides
+    layer by layer, else None. shadow: rows a row of the batch that the decoder sent through the
+    layers besides. seconds: host time from the start of the step to its yield.
     """
 
     run: Run
@@ -257,6 +272,12 @@ class Step:
     def changed(self) -> Tensor:
         """(B,T) bool: positions whose token id this step changed."""
         return self.after.tokens != self.before.tokens
+
+    @cached_property
+    def written(self) -> Tensor:
+        """(B,T) bool: positions where this step put another token, [MASK] not counted: those that
+        were accepted and stayed, and those that an edit wrote."""
+        return self.changed & (self.after.tokens != self.before.mask_id)
 
     @cached_property
     def recomputed(self) -> Tensor:

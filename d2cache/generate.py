@@ -12,6 +12,7 @@ from torch import Tensor
 from d2cache import ops
 from d2cache.canvas import Candidates, Canvas, Plan, Rows, Run, Step, on_canvas
 from d2cache.decoders import Decoder, make_decoder
+from d2cache.edits import Edit, Hand, checked
 from d2cache.model import Model
 from d2cache.policies import CachePolicy, make_policy
 from d2cache.shadow import Shadow
@@ -26,6 +27,7 @@ def generate(
     block_length: int | None = None,
     seed: int | Sequence[int] = 0,
     stop_at_eos: bool = False,
+    edits: Sequence[Edit] = (),
 ) -> Iterator[Step]:
     """Fill `gen_length` masked positions after the prompt, one denoising step at a time.
 
@@ -34,10 +36,11 @@ def generate(
     block_length: semi-autoregressive blocks of this many positions, default the whole answer.
     seed: one for all rows or one a row, for what is drawn by lot. stop_at_eos: a row ends
     when everything before its first end-of-text token is written; what is masked by then stays so.
+    edits: changes by hand after steps of the run (of one row), see `Edit`.
 
     Each step, numbered as below: 1 the policy plans rows; 2 rows become indices, with the one
     host sync; 3 the model runs on them; 4 the decoder accepts candidates, and may mask what it
-    doubts again; 5 the policy observes.
+    doubts again, then come the edits; 5 the policy observes.
 
     Raises ValueError for bad input at the call, RuntimeError when a step accepts nothing.
     """
@@ -58,6 +61,7 @@ def generate(
         block_length=canvas.block_length, seeds=seeds, stop_at_eos=stop_at_eos,
         device=model.device.type, dtype=str(model.dtype).removeprefix("torch."),
         shape=asdict(model.config), tokenizer=model.tokenizer,
+        edits=checked(edits, canvas, model.config, policy, decoder),
     )  # fmt: skip
     return _steps(model, canvas, policy, decoder, seeds, run)
 
@@ -68,20 +72,22 @@ def _steps(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
         if one.running:
             raise ValueError(f"this {one.kind} object is in another run; make a second one")
     policy.running = decoder.running = True
+    hand = Hand(run.edits)
     try:
-        yield from _loop(model, canvas, policy, decoder, seeds, run)
+        yield from _loop(model, canvas, policy, decoder, seeds, run, hand)
     finally:
+        hand.undo()
         policy.running = decoder.running = False
 
 
-def _loop(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
+def _loop(model, canvas, policy, decoder, seeds, run, hand) -> Iterator[Step]:
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     stuck = torch.zeros((), dtype=torch.bool, device=model.device)
     policy.begin(model, canvas)
     decoder.begin(model, canvas)
     while True:
         start = time.perf_counter()
-        plan = policy.plan(canvas)  # 1
+        plan = hand.plan(policy, canvas)  # 1
         rows = gather_rows(canvas, plan, model.config.shift, stuck, policy.kv.ids)  # 2
         if rows is None:
             return
@@ -96,6 +102,7 @@ def _loop(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
         doubted = decoder.revise(canvas, accepted, shadow)
         if doubted is not None:
             tokens = torch.where(doubted, canvas.mask_id, tokens)
+        tokens = hand.write(canvas.step, tokens, policy, decoder)
         after = replace(canvas, tokens=tokens, step=canvas.step + 1)
         step = Step(
             run, canvas.step, canvas, after, plan, rows, logits, candidates, accepted,

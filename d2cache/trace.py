@@ -15,6 +15,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
 from d2cache.canvas import CANDIDATES, Canvas, Part, Run, Step
+from d2cache.edits import MOST_EDITS, Edit
 from d2cache.model import ModelConfig
 
 SCHEMA = "d2cache-trace/2"
@@ -48,7 +49,7 @@ class Trace:
     B > 1 has it after the steps (tokens (S+1,B,T), step_of_token (B,G)).
 
     tokens               (S+1,T) int64    the canvas before the first step and after each
-    step_of_token        (G,)    int32    step that wrote each position, -1 where none did
+    step_of_token        (G,)    int32    step that last wrote each position, -1 where none did
     confidence           (S,G)   float32  of the candidate, -inf where none was predicted
     density              (S,G)   float32  certainty density before the step's writes, in [0,1]
     rollout              (S,T)   float32  attention-rollout column mass, sums to T; NaN if none
@@ -61,7 +62,8 @@ class Trace:
     seconds              (S,)    float64  host time of each step
     candidates           (G,5)   int64    likeliest tokens at the step that wrote the position
     candidate_confidence (G,5)   float32  their probabilities under the model
-    header: run configuration, environment, and the text of every token id that occurs.
+    header: run configuration with its edits, environment, and the text of every token id that
+    occurs. Where an edit wrote what was not predicted, confidence is -inf and candidates are 0.
     """
 
     tokens: np.ndarray
@@ -269,7 +271,7 @@ class Recorder:
             "recomputed": step.recomputed, "why": step.why, "work": step.work,
             "parts": None if step.parts is None else step.parts * live[:, None, None],
             "predicted": step.predicted,
-            "seconds": step.seconds, "accepted": step.accepted,
+            "seconds": step.seconds, "written": step.written,
             "target": rows.target, "top": top, "share": share,
         }  # fmt: skip
         for name, value in kept.items():
@@ -297,7 +299,7 @@ class Recorder:
             np.full(arrays["why"].shape, np.nan, np.float32) if columns["rollout"][0] is None
             else stacked("rollout").astype(np.float32)
         )  # fmt: skip
-        written = stacked("accepted")[..., p:]
+        written = stacked("written")[..., p:]
         arrays["step_of_token"] = _last_step(written)
         arrays["candidates"], arrays["candidate_confidence"] = self._candidates(written, p)
         start = canvas.start.tolist()
@@ -317,6 +319,7 @@ class Recorder:
         columns = (self.columns[name] for name in ("target", "top", "share"))
         for mask, *parts in zip(written, *columns, strict=True):
             target, index, share = (t.cpu().numpy() for t in parts)
+            ids[mask], shares[mask] = 0, 0  # none where an edit wrote what was not predicted
             for b, q in zip(
                 *np.nonzero(np.take_along_axis(mask, np.maximum(target - p, 0), 1) & (target >= p)),
                 strict=True,
@@ -342,7 +345,7 @@ def density_of(step: Step) -> torch.Tensor:
     """(B,T) float32: certainty density before a step; what the decoder used, if it used any."""
     if step.candidates.density is not None:
         return step.candidates.density
-    sigma = density_sigma(step.run.policy_knobs, step.run.decoder_knobs)
+    sigma = density_sigma(*step.run.knobs(step.index))
     return step.before.density(sigma, step.plan.as_shipped)
 
 
@@ -390,7 +393,7 @@ def _checked(arrays: dict[str, np.ndarray], header) -> Trace:
 def _checked_run(run) -> dict:
     if not isinstance(run, dict):
         raise ValueError("its run configuration is not an object")
-    for name in sorted(set(RUN_TYPES) ^ set(run)):
+    for name in sorted(set(RUN_TYPES) ^ (set(run) - {"edits"})):
         raise ValueError(f"it {'lacks' if name in RUN_TYPES else 'has an unknown'} {name[:40]!r}")
     for name, kind in RUN_TYPES.items():
         if type(run[name]) is not kind or (kind is str and len(run[name]) > 200):
@@ -408,6 +411,11 @@ def _checked_run(run) -> dict:
         raise ValueError(f"it has {length} positions, the model has room for {config.max_length}")
     if not 1 <= run["block_length"] <= run["gen_length"]:
         raise ValueError(f"block_length is {run['block_length']}, not 1 to {run['gen_length']}")
+    edits = run.get("edits", [])
+    if type(edits) is not list or len(edits) > MOST_EDITS:
+        raise ValueError(f"its edits are not a list of at most {MOST_EDITS}")
+    for edit in edits:
+        Edit.of_plain(edit).check(run["prompt_length"], length, config)
     return run
 
 
@@ -443,7 +451,9 @@ def _checked_arrays(arrays: dict[str, np.ndarray], run: dict) -> dict[str, np.nd
     if not (np.isneginf(confidence) | ((confidence >= 0) & (confidence <= 1.001))).all():
         raise ValueError("confidence has values that are neither -inf nor in 0 to 1")
     written = np.flatnonzero(clean["step_of_token"] >= 0)
-    if np.isneginf(confidence[clean["step_of_token"][written], written]).any():
+    by_hand = {(e["step"], int(at) - p) for e in run.get("edits", []) for at in e["tokens"]}
+    model = [g for g in written if (clean["step_of_token"][g], g) not in by_hand]
+    if np.isneginf(confidence[clean["step_of_token"][model], model]).any():
         raise ValueError("a position was written at a step that has no confidence for it")
     if not (clean["tokens"][:-1, p:] == config.mask_id).any(1).all():
         raise ValueError("a step starts from a canvas without a mask")

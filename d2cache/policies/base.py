@@ -54,13 +54,18 @@ class CachePolicy(Registered):
     for_blocks: ClassVar[bool] = False  # whether it needs a block length to show its point
     rollout: Tensor | None = None  # (B,T) column mass of the last step, where a policy makes one
     parts: Tensor | None = None  # (B,L,T) uint8 of `Part`, by policies that decide by layer
+    whole: bool = False  # while `plan` is called for a step in which every row must be recomputed
 
     def begin(self, model: Model, canvas: Canvas) -> None:
         """Called once before the first step: make room."""
         self.kv = KV(model, *canvas.tokens.shape)
 
     def plan(self, canvas: Canvas) -> Plan:
-        """Which positions to predict and which rows to recompute on this canvas."""
+        """Which positions to predict and which rows to recompute on this canvas.
+
+        A policy that decides layer by layer must recompute every part of every row where `whole`
+        is set; the plans of all others are widened for them.
+        """
         why = canvas.own.to(torch.uint8) * int(Why.FULL)
         return Plan(predict=canvas.masked, refresh=canvas.own, why=why)
 

@@ -38,8 +38,6 @@ class D2Cache(CachePolicy, key="d2"):
         super().begin(model, canvas)
         self.maps = [None] * model.config.layers
         self.confidence = canvas.masked.to(torch.float32)  # last seen while computed
-        self.shift = model.config.shift if self.as_shipped else 0
-        self.dropped = canvas.prompt_length - 1 if self.shift else -1
         self.next_plan = replace(super().plan(canvas), as_shipped=self.as_shipped)
 
     def plan(self, canvas):
@@ -50,20 +48,21 @@ class D2Cache(CachePolicy, key="d2"):
         return block.project_out(out)
 
     def observe(self, canvas, step):
-        rows = step.rows
+        rows, shift = step.rows, step.run.config.shift * self.as_shipped
         self.rollout = ops.rollout_mass(self.maps, rows.index, rows.valid, canvas.tokens.shape[1])
         if step.index == 0 or not self.as_shipped:
             seen = step.confidence > -torch.inf
             self.confidence = torch.where(seen, step.confidence, self.confidence)
-        chosen = self.stage_one(canvas, step.before).roll(-self.shift, 1)
+        chosen = self.stage_one(canvas, step.before).roll(-shift, 1)
         taken = chosen | step.changed
         pick = ops.nucleus_within if self.as_shipped else ops.nucleus
-        last = canvas.position == self.dropped  # its mass counts, but it is never taken
+        dropped = canvas.prompt_length - 1 if shift else -1
+        last = canvas.position == dropped  # its mass counts, but it is never taken
         influential = ~last & pick(self.rollout, canvas.own & (~taken | last), self.rollout_p)
         filled = ops.fill_gaps(taken | influential, self.inflate_w) & canvas.own
         why = chosen * int(Why.CHOSEN) + step.changed * int(Why.WRITTEN)
         why = why + influential * int(Why.ROLLOUT) + (filled & ~taken & ~influential) * int(Why.GAP)
-        predict = canvas.masked & filled.roll(self.shift, 1)
+        predict = canvas.masked & filled.roll(shift, 1)
         self.next_plan = Plan(predict, filled, why.byte(), self.as_shipped)
 
     def stage_one(self, canvas, before):

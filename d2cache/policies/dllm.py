@@ -40,7 +40,7 @@ class DLLMCache(CachePolicy, key="dllm"):
 
     def plan(self, canvas):
         self.own, self.fresh = canvas.own, canvas.own & (canvas.tokens != self.kv.ids)
-        self.due = canvas.step % self.kp == 0, canvas.step % self.kr == 0  # prompt, answer
+        self.due = [self.whole or canvas.step % k == 0 for k in (self.kp, self.kr)]  # answer last
         self.parts = torch.zeros_like(self.mlp[..., 0], dtype=torch.uint8).transpose(0, 1)
         why = self.refreshed(self.first_layer) * int(Why.FULL)
         # every row passes through the layers: as new work or as what is kept of it

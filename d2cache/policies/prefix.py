@@ -28,16 +28,17 @@ class PrefixCache(CachePolicy, key="prefix"):
     def begin(self, model, canvas):
         super().begin(model, canvas)
         self.opened = torch.full_like(canvas.start, -1)
-        self.shift = model.config.shift if self.as_shipped else 0
+        self.shift = model.config.shift
 
     def plan(self, canvas):
         full, window = super().plan(canvas), self.window(canvas)
         first = self.block_start(canvas)
         opens = (first != self.opened)[:, None]
         self.opened = first
+        back = self.shift * self.as_shipped
         near = canvas.block * int(Why.BLOCK) + (window & ~canvas.block) * int(Why.WINDOW)
-        why = torch.where(opens, full.why, near.byte().roll(-self.shift, 1))
-        refresh = torch.where(opens, full.refresh, window.roll(-self.shift, 1))
+        why = torch.where(opens, full.why, near.byte().roll(-back, 1))
+        refresh = torch.where(opens, full.refresh, window.roll(-back, 1))
         return Plan(canvas.masked & (opens | window), refresh, why)
 
     def block_start(self, canvas):

@@ -31,7 +31,7 @@ class SparseCache(CachePolicy, key="sparse"):
         shape = (len(canvas.tokens), model.config.layers, canvas.tokens.shape[1])
         self.kept = torch.ones(shape, dtype=torch.bool, device=model.device)
         self.opened = torch.full_like(canvas.start, -1)
-        self.age = torch.zeros_like(canvas.start)  # steps since the block was opened
+        self.age, self.widest = torch.zeros_like(canvas.start), 0.0  # steps since the block opened
         # most rows of a step that is not full, which takes all of them
         self.room = min(canvas.block_length + model.config.shift, shape[2] - 1)
 
@@ -40,7 +40,8 @@ class SparseCache(CachePolicy, key="sparse"):
         first = torch.where(canvas.block, canvas.position, canvas.tokens.shape[1]).amin(1)
         self.age = torch.where(first == self.opened, self.age + 1, 0)
         self.opened = first
-        self.canvas, self.small = canvas, (self.age >= 2)[:, None]
+        self.canvas, self.small = canvas, ((self.age >= 2) & (not self.whole))[:, None]
+        self.widest = max(self.widest, self.keep_ratio)  # of the run: what is kept outlives a knob
         refresh = torch.where(self.small, canvas.block, full.refresh)
         why = torch.where(self.small, (canvas.block * int(Why.BLOCK)).byte(), full.why)
         self.parts = torch.zeros_like(self.kept, dtype=torch.uint8)
@@ -54,7 +55,7 @@ class SparseCache(CachePolicy, key="sparse"):
         sees = own & (self.kept[:, i] | ~self.small)
         self.parts[:, i] = rows.parts(i) + ((own & ~sees) * int(Part.EVICTED)).byte()
         if not full:  # what is kept, gathered: fewer keys to meet
-            count = min(int(self.keep_ratio * k.shape[2]) + self.room, k.shape[2])
+            count = min(int(self.widest * k.shape[2]) + self.room, k.shape[2])
             at, sees = ops.indices(sees, count)
             wide = at[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
             k, v = k.gather(2, wide), v.gather(2, wide)
