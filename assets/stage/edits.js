@@ -6,7 +6,7 @@ const pure = (D2.pure ??= {});
 const { quoted, placeOf, plural } = pure;
 
 const whole = (x) => Number.isInteger(x) && x >= 0;
-const value = (v) => String(Number(v));     // a switch is 1 or 0
+const value = (v) => String(typeof v === "boolean" ? v : Number(v));
 
 // edit: {step, tokens: [[position, id]], refresh: null, "all" or [positions], policy: {knob: value}, decoder: {...}}
 function editText({ step, tokens = [], refresh = null, policy = {}, decoder = {} }) {
@@ -48,7 +48,7 @@ function editWords(model, { step, tokens = [], refresh = null, policy = {}, deco
   if (refresh === "all") parts.push("refresh every position");
   else if (refresh?.length === 1) parts.push(`refresh ${placeOf(model, refresh[0])}`);
   else if (refresh?.length) parts.push(`refresh ${refresh[0] < model.P ? "the prompt" : "the answer"} (${plural(refresh.length, "position")})`);
-  for (const [kind, knobs] of [["policy", policy], ["decoder", decoder]]) for (const [name, v] of Object.entries(knobs)) parts.push(`set the ${kind}'s ${name.replaceAll("_", " ")} to ${value(v)}`);
+  for (const [kind, knobs] of [["policy", policy], ["decoder", decoder]]) for (const [name, v] of Object.entries(knobs)) parts.push(`set the ${kind}'s ${name.replaceAll("_", " ")} to ${v === true ? "on" : v === false ? "off" : value(v)}`);
   return parts.length ? `After step ${step + 1}: ${parts.join("; ")}.` : "";
 }
 

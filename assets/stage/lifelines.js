@@ -33,16 +33,26 @@ function rankOf(model, s, p) {
   return { rank, of };
 }
 
+const ranked = new WeakMap();   // model -> position -> its ranks so far: what is past does not change
+
+function ranksOf(model, p) {
+  if (!ranked.has(model)) ranked.set(model, new Map());
+  const known = ranked.get(model), list = known.get(p) ?? [];
+  known.set(p, list);
+  for (let s = list.length; s < model.recs.length; s++) list.push(rankOf(model, s, p));
+  return list;
+}
+
 // Lines over all steps received; null where there is nothing to show. kd: only with truth events.
 function lifeOf(model, p) {
   const g = p - model.P, each = (f) => Array.from(model.recs, (rec, s) => (rec ? f(rec, s) : null));
   const conf = each((rec) => (g >= 0 && rec.c ? confidence(rec.c[g]) : null));
   const dens = each((rec) => (g >= 0 && rec.d ? density(rec.d[g]) : null));
-  const ranks = each((rec, s) => rankOf(model, s, p));
+  const ranks = ranksOf(model, p);
   return {
     conf, density: dens, product: conf.map((c, s) => (c === null || dens[s] === null ? null : c * dens[s])),
     rank: ranks.map((r) => r && r.rank), of: ranks.map((r) => r && r.of),
-    why: each((rec) => rec.y[p]), drift: each((rec) => (rec.truth?.kd ? pure.driftOf(rec.truth.kd[p]) : null)),
+    why: each((rec) => rec.y[p]), drift: each((rec) => (rec.truth?.kd ? pure.drift(rec.truth.kd[p]) : null)),
     written: (model.changes[p] || []).filter((x) => x.text !== null).map((x) => x.s),
     masked: (model.changes[p] || []).filter((x) => x.text === null).map((x) => x.s),
   };

@@ -2,18 +2,14 @@
 (function (D2) {
 "use strict";
 const pure = (D2.pure ??= {});
-const { placeOf, fixed, plural } = pure;
-
-// Codes of a truth event, see Truth in analysis/probes.py: 0 is none, then 16 codes double the value.
-const driftOf = (u) => (u ? 2 * 2 ** ((u - 255) / 16) : 0);     // 1 - cosine: at most 2
-const klOf = (u) => (u ? 16 * 2 ** ((u - 255) / 16) : 0);       // nats
+const { placeOf, fixed, plural, drift, divergence } = pure;
 
 const TRUTHS = [
-  { key: "kd", label: "K drift", unit: "K drift: 1 − cosine", of: driftOf, low: 2 ** -14, high: 2, answer: false,
+  { key: "kd", label: "K drift", unit: "K drift: 1 − cosine", of: drift, low: 2 ** -14, high: 2, answer: false,
     why: "How far the key (K) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers. 0: the same direction; 1: nothing in common." },
-  { key: "vd", label: "V drift", unit: "V drift: 1 − cosine", of: driftOf, low: 2 ** -14, high: 2, answer: false,
+  { key: "vd", label: "V drift", unit: "V drift: 1 − cosine", of: drift, low: 2 ** -14, high: 2, answer: false,
     why: "How far the value (V) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers." },
-  { key: "kl", label: "KL of predictions", unit: "KL, in nats", of: klOf, low: 2 ** -12, high: 16, answer: true,
+  { key: "kl", label: "KL of predictions", unit: "KL, in nats", of: divergence, low: 2 ** -12, high: 16, answer: true,
     why: "How far the prediction at a position is from that of an exact pass: the Kullback-Leibler divergence of the exact probabilities from the cached ones, in nats. 0: the same prediction. Only where a prediction was made." },
 ];
 
@@ -68,5 +64,5 @@ function oracleSentence(model, s) {
   return `Step ${s + 1}: of the ${plural(k, "position")} whose kept K,V had drifted most, the policy recomputed ${n("hit")} (recall ${fixed(rec.truth.recall, 2)}).`;
 }
 
-Object.assign(pure, { driftOf, klOf, TRUTHS, hasTruth, oracleMarks, MARKS, truthSums, logShade, truthReadout, oracleSentence });
+Object.assign(pure, { TRUTHS, hasTruth, oracleMarks, MARKS, truthSums, logShade, truthReadout, oracleSentence });
 })(globalThis.D2Stage ??= {});

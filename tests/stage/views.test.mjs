@@ -129,8 +129,8 @@ test("points are fitted into a square without being stretched", () => {
 // ---- truth
 
 test("truth codes: 0 is none, 255 the largest, 16 codes double", () => {
-  assert.deepEqual([pure.driftOf(0), pure.driftOf(255), pure.driftOf(239)], [0, 2, 1]);
-  assert.deepEqual([pure.klOf(0), pure.klOf(255), pure.klOf(239)], [0, 16, 8]);
+  assert.deepEqual([pure.drift(0), pure.drift(255), pure.drift(239)], [0, 2, 1]);
+  assert.deepEqual([pure.divergence(0), pure.divergence(255), pure.divergence(239)], [0, 16, 8]);
 });
 
 test("the oracle tells hit, missed and needless apart, and says nothing of a full pass", () => {
@@ -156,7 +156,7 @@ test("the log scale ends at 0 and 1 and never leaves them", () => {
 test("an edit becomes the text that the server reads", () => {
   assert.equal(pure.editText({ step: 12 }), "12");
   assert.equal(pure.editText({ step: 3, tokens: [[9, 17], [4, 0]], refresh: [5, 2], policy: { current_k: 8, as_shipped: true }, decoder: { sigma: "0.5" } }),
-    "3,4=0,9=17,refresh=2.5,policy.as_shipped=1,policy.current_k=8,decoder.sigma=0.5");
+    "3,4=0,9=17,refresh=2.5,policy.as_shipped=true,policy.current_k=8,decoder.sigma=0.5");
   assert.equal(pure.editText({ step: 0, refresh: "all" }), "0,refresh=all");
   assert.equal(pure.branchQuery("k1", { step: 0, refresh: "all" }), "branch=k1~0,refresh=all");
   assert.throws(() => pure.editText({ step: -1 }), /choose a step/);
