@@ -2,352 +2,101 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
-import logging
-import math
 import os
 import random
 import secrets
 import sys
 import tempfile
-import threading
-import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import plotly
+from fastapi.responses import FileResponse
 
 import d2cache
-from analysis import figures, metrics, probes, stage
+from analysis import export, lessons, live, stage
+from analysis.asks import Asks
+from analysis.links import LONGEST_ANSWER, LONGEST_PROMPT, Asked, Lane, Link
+from analysis.live import Board, Boards, Loading, Models, Run
 from d2cache import models
 from d2cache.registry import Knob, describe, shared_knobs
 from d2cache.teaching import tasks
-from d2cache.trace import Recorder
 
 ASSETS = Path(__file__).parent / "assets"
-LOG = logging.getLogger("d2cache.page")
-MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
-KEPT_RUNS = 64  # visitors whose last run is kept
-LONGEST_PROMPT = 4000  # characters
-LONGEST_ANSWER = 256  # masks
 USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
-
-ENGINE = threading.Lock()  # one step, or one probe, at a time on the device
-
-
-# ------------------------------------------------------------------------------ models
-
-
-class Loading(ValueError):
-    """The model that was asked for is on its way."""
-
-
-class Models:
-    """The models that this host offers, by the label that a visitor sees; each loaded once, kept.
-
-    The first is loaded when the page starts, the others behind the page when they are first
-    wanted, so that nobody's run waits for another's model.
-    """
-
-    def __init__(self, offered: dict[str, str]):
-        self.offered = offered  # label -> what d2cache.load takes
-        self.loaded: dict[str, d2cache.Model] = {}
-        self.state: dict[str, str] = {}  # label -> a sentence, while it loads and when it failed
-        self.busy: set[str] = set()
-        self.one_load = threading.Lock()
-        self.news = threading.Condition()
-
-    @property
-    def first(self) -> str:
-        return next(iter(self.offered))
-
-    def get(self, label: str) -> d2cache.Model:
-        """A model that is loaded; waits for the first one.
-
-        Loading says that another one is on its way, ValueError that it is not offered or failed.
-        """
-        self.start(label)
-        if label == self.first:
-            for _ in self.watch(label):
-                pass
-        with self.news:
-            if label in self.loaded:
-                return self.loaded[label]
-            if label in self.busy:
-                raise Loading(f"{self.state[label]} Press Run when it is there.")
-            raise ValueError(f"{self.state[label]}. Choose another model.")
-
-    def start(self, label: str) -> None:
-        """Begin to load behind the page, unless it is loaded or loading."""
-        if not isinstance(label, str) or label not in self.offered:
-            raise ValueError(
-                f"The model is {label!r}; this page offers {', '.join(self.offered)}: choose one."
-            )
-        with self.news:
-            if label in self.loaded or label in self.busy:
-                return
-            self.busy.add(label)
-            self.state[label] = f"Loading {label}."
-        threading.Thread(
-            target=self._load, args=(label,), name=f"load {label}", daemon=True
-        ).start()
-
-    def watch(self, label: str):
-        """What the loading of a model is at, a sentence each time that changes, to its end."""
-        said = None
-        while True:
-            with self.news:
-                while label in self.busy and self.state[label] == said:
-                    self.news.wait()
-                if label not in self.busy:
-                    return
-                said = self.state[label]
-            yield said
-
-    def like(self, config: d2cache.ModelConfig) -> d2cache.Model | None:
-        """A loaded model of exactly this shape and name; waits for the first one."""
-        for _ in self.watch(self.first):
-            pass
-        return next((m for m in self.loaded.values() if m.config == config), None)
-
-    def _load(self, label: str) -> None:
-        def progress(what: str, done: int, total: int) -> None:
-            part = f"{what} {100 * done // total} % of {total / 1e9:.1f} GB"
-            self._say(label, f"Loading {label}: {part}.")
-
-        try:
-            with self.one_load:
-                model = d2cache.load(self.offered[label], progress=progress)
-                for policy in ("none", "d2"):  # the first steps of a process are slow
-                    steps = d2cache.generate(model, model.encode("Hello"), policy, gen_length=64)
-                    with ENGINE:
-                        next(steps)
-            self.loaded[label], said = model, f"{label} is loaded."
-        except Exception as error:  # of whatever library: the page goes on with other models
-            known = isinstance(error, ValueError)
-            LOG.warning("loading %s failed: %s", label, error, exc_info=not known)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = reason.replace(str(Path(self.offered[label])), label)  # no paths for visitors
-            said = f"{label} cannot be loaded: {reason}"
-        self._say(label, said, done=True)
-
-    def _say(self, label: str, said: str, done: bool = False) -> None:
-        with self.news:
-            self.state[label] = said
-            if done:
-                self.busy.discard(label)
-            self.news.notify_all()
-
+MOST_COMPARED = 4  # policies that are chosen to run side by side
 
 MODELS = Models({"tiny": "tiny"})
-
-
-def offered_models(listed: str | None) -> dict[str, str]:
-    """Label -> name of the models in D2CACHE_MODELS, by commas; without it, what suits the device.
-
-    A folder's label is its own name: a visitor sees no paths. ValueError for one that cannot be.
-    """
-    if not listed:
-        names = ["tiny"]
-        if models.pick_device().type == "cuda":
-            names += ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"]
-    else:
-        names = [name.strip() for name in listed.split(",") if name.strip()]
-    offered = {}
-    for name in names:
-        label = models.label(name)
-        if label in offered:
-            raise ValueError(f"two models are called {label!r}; rename a folder or drop one")
-        offered[label] = name
-    if not offered:
-        raise ValueError("it names no model; give tiny, hub ids or folders, by commas")
-    return offered
+BOARDS = Boards()
+ASKS = Asks(BOARDS, MODELS)
+PRESETS = {one["key"]: one for one in lessons.presets()}
+DRAWN: OrderedDict[str, tasks.Problem] = OrderedDict()  # recent example problems by their prompt
+FILES = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
 
 
 # ------------------------------------------------------------------------------ runs
 
 
-@dataclass
-class Run:
-    """A visitor's run: the suspended loop, what it recorded, and what is asked of it."""
-
-    key: str  # what the stage calls it
-    model: d2cache.Model | None = None  # none of a stored or an uploaded one
-    asked: tuple = ()  # prompt and settings
-    steps: object = None  # the engine's generator; None when the run has ended
-    recorder: Recorder | None = None
-    events: stage.LiveEvents | None = None
-    trace: d2cache.Trace | None = None
-    paused: bool = False
-    stopped: bool = False
-    error: str = ""
-    file: Path | None = None
-    driver: threading.Lock = field(default_factory=threading.Lock)  # one hand on the loop
-
-    def snapshot(self) -> d2cache.Trace | None:
-        """What there is of the run, also while it is being made."""
-        with ENGINE:  # no step is added meanwhile
-            if self.trace is None and self.recorder and self.recorder.run:
-                return self.recorder.trace()
-            return self.trace
-
-    def forget(self) -> None:
-        """Stop it and free what it holds."""
-        self.stopped, self.steps = True, None
-        if self.file:
-            self.file.unlink(missing_ok=True)
+def open_board(session: str, asked: Asked) -> Board:
+    """A board with its lanes ready for their first step; ValueError says what is wrong."""
+    model = MODELS.get(asked.model)
+    board = Board(secrets.token_hex(8), asked)
+    for lane in asked.lanes:
+        board.start(lane, model)
+    return BOARDS.put(session, board)
 
 
-class Runs:
-    """The last run of each visitor, by session; a closed tab takes its own with it."""
-
-    def __init__(self):
-        # reentrant: an abandoned stream may be closed by the garbage collector at any moment
-        self.lock, self.runs = threading.RLock(), OrderedDict()
-        self.stored: Run | None = None
-
-    def put(self, session: str, run: Run) -> Run:
-        with self.lock:
-            self.drop(session)
-            self.runs[session] = run
-            idle = [s for s, r in self.runs.items() if r.steps is None or r.paused]
-            for old in idle[: max(0, len(self.runs) - KEPT_RUNS)]:
-                self.drop(old)
-        return run
-
-    def of(self, session: str) -> Run | None:
-        with self.lock:
-            return self.runs.get(session)
-
-    def named(self, key: str) -> Run | None:
-        with self.lock:
-            known = [self.stored, *self.runs.values()]
-        return next((r for r in known if r and r.key == key), None)
-
-    def drop(self, session: str) -> None:
-        with self.lock:
-            run = self.runs.pop(session, None)
-        if run:
-            run.forget()
-
-
-RUNS = Runs()
-DRAWN: OrderedDict[str, tasks.Problem] = OrderedDict()  # recent example problems by their prompt
-FILES = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
-
-
-def start_run(session: str, asked: tuple) -> Run:
-    """A run ready for its first step; ValueError says what is wrong with the input."""
-    prompt, policy, decoder, gen_length, block_length, seed, to_the_end, label, knobs = asked
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError("The prompt is empty: write a question, or press New problem.")
-    if len(prompt) > LONGEST_PROMPT:
-        raise ValueError(
-            f"The prompt has {len(prompt)} characters; {LONGEST_PROMPT} are allowed: shorten it."
-        )
-    settings = {"policy": {}, "decoder": {}}
-    for (kind, owner, knob), value in knobs:
-        if owner in (None, {"policy": policy, "decoder": decoder}[kind]):  # None: every one has it
-            settings[kind][knob] = value
-    model = MODELS.get(label)
-    steps = d2cache.generate(
-        model, model.encode(prompt.strip()),
-        d2cache.make_policy(policy, **settings["policy"]),
-        d2cache.make_decoder(decoder, **settings["decoder"]),
-        gen_length=_whole("answer length", gen_length),
-        block_length=_whole("block length", block_length) or None,
-        seed=_whole("seed", seed), stop_at_eos=bool(to_the_end),
-    )  # fmt: skip
-    return RUNS.put(session, Run(secrets.token_hex(8), model, asked, steps, Recorder()))
-
-
-def _whole(name: str, value) -> int:
-    number = isinstance(value, (int, float)) and math.isfinite(value)
-    if not number or value != int(value) or value < 0:
-        raise ValueError(f"The {name} is {value!r}; it must be a whole number from 0.")
-    return int(value)
-
-
-def advance(run: Run, session: str, most: int | None = None):
-    """Messages of the next steps, until the run ends, is paused, or `most` steps were made."""
-    with run.driver:
-        run.paused = False
-        try:
-            yield from _steps(run, most)
-        except GeneratorExit:  # the tab was closed, or the event cancelled
-            if RUNS.of(session) is run:
-                RUNS.drop(session)
-            raise
-
-
-def _steps(run: Run, most: int | None):
-    steps = run.steps
-    if steps is None:  # it ended meanwhile
-        return
-    made, waiting, sent, status = 0, [], 0.0, None
+def stream(board: Board, session: str, most: int | None = None):
+    """Messages of the board's next steps, until it ends, is paused or made `most`."""
     try:
-        while not (run.stopped or run.paused or made == most):
-            with ENGINE:
-                step = next(steps, None)
-                if step is None:
-                    break
-                run.recorder.add(step)
-                if run.events is None:
-                    run.events = stage.LiveEvents(run.key, step)
-                    waiting.append(run.events.start())
-                waiting += run.events.step(step)
-            made += 1
-            if time.perf_counter() - sent >= MESSAGE_SECONDS:
-                yield stage.message(waiting)
-                sent, waiting = time.perf_counter(), []
-        else:
-            if not run.stopped:
-                run.paused = True
-                if run.events:
-                    waiting.append(run.events.pause())
-                    yield stage.message(waiting)
-                return
-    except Exception as error:
-        LOG.exception("run %s failed", run.key)
-        run.error = (str(error).strip() or type(error).__name__).splitlines()[0]
-        status = ("failed", run.error)
-    if run.recorder.run:
-        run.trace = run.snapshot()
-        waiting.append(run.events.end(*(status or stage.ending(run.trace))))
-        yield stage.message(waiting)
-    run.steps = run.recorder = run.events = None  # frees the cache
+        for events in live.advance(board, most):
+            yield stage.message(events)
+    except GeneratorExit:  # the tab was closed, or the event cancelled
+        if BOARDS.of(session) is board:
+            BOARDS.drop(session)
+        raise
+
+
+def load_board(traces: dict[str, d2cache.Trace], key: str) -> Board:
+    """A board of finished traces, by their names."""
+    runs = [
+        Run(f"{key}-{i}" if i else key, name=name, trace=trace)
+        for i, (name, trace) in enumerate(traces.items())
+    ]
+    return Board(key, runs=runs)
+
+
+def bundled(name: str) -> Board:
+    """One of the runs that come with the page, everybody's; ValueError for a name it has not."""
+    known = export.bundled()
+    if name not in known:
+        raise ValueError(f"there is no stored run {name[:40]!r}; there are {', '.join(known)}")
+    for board in BOARDS.stored:
+        if board.key == f"stored-{name}":
+            return board
+    trace = d2cache.Trace.load(ASSETS / "traces" / f"{name}.safetensors")
+    board = load_board({trace.run["policy"]: trace}, f"stored-{name}")
+    BOARDS.stored.append(board)
+    return board
 
 
 def save_trace(run: Run) -> str:
-    if run.file is None:
-        name = "".join(c for c in run.trace.run["policy"] if c.isalnum())[:20]
-        run.file = Path(FILES.name) / f"d2cache-{name}-{run.key[:6]}.safetensors"
-        run.trace.save(run.file)
-    return str(run.file)
+    name = "".join(c for c in run.trace.run["policy"] if c.isalnum())[:20]
+    path = Path(FILES.name) / f"d2cache-{name}-{run.key[:6]}.safetensors"
+    if not path.exists():
+        run.trace.save(path)
+    return str(path)
 
 
-def rollout_map(asked: str) -> dict:
-    """For the stage: the T x T rollout of one step of one run. asked: JSON [run key, step].
-
-    Open to anybody who can reach the page, so everything in it is checked.
-    """
-    try:
-        key, step = json.loads(asked[:100])
-        run = RUNS.named(key) if isinstance(key, str) else None
-        trace = run and run.snapshot()
-        if trace is None or type(step) is not int:
-            return {"error": "this run is no longer kept here; run it again"}
-        model = run.model or MODELS.like(d2cache.ModelConfig(**trace.run["shape"]))
-        if model is None:
-            return {"error": f"it needs the model {trace.run['model']}, which is not loaded here"}
-        with ENGINE:
-            rollout = probes.rollout_map(model, trace, step)
-        return stage.map_payload(rollout, trace.prompt_length)
-    except (ValueError, TypeError, IndexError, RuntimeError, RecursionError) as error:
-        return {"error": (str(error) or type(error).__name__).splitlines()[0]}
+def ask(question: str) -> dict:
+    """For the stage: see `analysis.asks`."""
+    return ASKS.answer(question)
 
 
 def new_problem(family: str):
@@ -368,11 +117,82 @@ def remember(problem: tasks.Problem) -> str:
     return problem.prompt
 
 
-def load_stored() -> str:
-    """The message that puts the stored run on the stage."""
-    trace = d2cache.Trace.load(ASSETS / "traces" / "d2-word.safetensors")
-    RUNS.stored = Run("stored", trace=trace)
-    return stage.message(stage.trace_events(trace, "stored", stored=True))
+# ------------------------------------------------------------------------------ endpoints
+
+
+def run(
+    prompt: str, policy: str = "d2", decoder: str = "confidence", gen_length: int = 64,
+    block_length: int = 0, seed: int = 0, model: str = "", policy_knobs: dict | None = None,
+    decoder_knobs: dict | None = None,
+) -> dict:  # fmt: skip
+    """Answer a prompt with a diffusion language model under one cache policy and decoder.
+
+    policy, decoder: names from /policies and /decoders, with their knobs as objects such as
+    {"current_k": 16}. gen_length: masks to fill; block_length: of blocks from left to right, 0 for
+    none. model: a label from /models, "" for the first. Returns the text, steps, seconds,
+    tokens_per_second, hit_rate (share of positions reused), flops and flops_vs_none.
+    """
+    lane = Lane(policy, policy_knobs or {}, decoder, decoder_knobs or {})
+    return _results(prompt, (lane,), gen_length, block_length, seed, model)[0]
+
+
+def compare(
+    prompt: str, lanes: list[str], gen_length: int = 64, block_length: int = 0, seed: int = 0,
+    model: str = "",
+) -> list[dict]:  # fmt: skip
+    """Answer a prompt under several cache policies, one after the other.
+
+    lanes: such as ["none", "d2,current_k=16", "d2/confidence,sigma=0"]: a policy and its knobs,
+    then a decoder and its. Returns for each what /run returns, and agreement: the share of the
+    answer's positions that hold the same token as the first lane's.
+    """
+    return _results(prompt, tuple(map(Lane.parse, lanes)), gen_length, block_length, seed, model)
+
+
+def _results(prompt, lanes, gen_length, block_length, seed, model) -> list[dict]:
+    asked = Asked(prompt, lanes, model or MODELS.first, gen_length, block_length, seed)
+    loaded = MODELS.get(asked.model)
+    board = Board(secrets.token_hex(8), asked)
+    for lane in asked.lanes:
+        board.start(lane, loaded)
+    for _ in live.advance(board):
+        pass
+    failed = [one.error for one in board.runs if one.error]
+    if failed:
+        raise ValueError(failed[0])
+    return [live.summary(one, board.runs[0]) for one in board.runs]
+
+
+def checked(endpoint):
+    """An endpoint whose ValueErrors reach the caller as one line."""
+
+    @functools.wraps(endpoint)
+    def call(*args, **kwargs):
+        try:
+            return endpoint(*args, **kwargs)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+
+    return call
+
+
+def policies() -> list[dict]:
+    """The cache policies: name, paper, how it works, and knobs with default, bounds and help."""
+    return [_entry(e) for e in d2cache.policies()]
+
+
+def decoders() -> list[dict]:
+    """The decoders: name, paper, how it works, and knobs with default, bounds and help."""
+    return [_entry(e) for e in d2cache.decoders()]
+
+
+def offered() -> list[dict]:
+    """The models that this page offers: label, and whether it is loaded."""
+    return [{"model": label, "loaded": label in MODELS.loaded} for label in MODELS.offered]
+
+
+def _entry(entry: dict) -> dict:
+    return entry | {"knobs": [asdict(one) for one in entry["knobs"]]}
 
 
 # ------------------------------------------------------------------------------ words
@@ -383,15 +203,21 @@ def notice(text: str, kind: str = "info") -> str:
     return f'<p class="page-notice page-{kind}" role="status">{html.escape(text)}</p>'
 
 
-def verdict(run: Run) -> str:
-    """What to say when a run has ended: whether a generated problem was solved."""
-    if run.error:
-        return notice(f"The run failed: {run.error}", "error")
-    if run.stopped or run.trace is None:
+def verdict(board: Board) -> str:
+    """What to say when a board has ended: whether a generated problem was solved, or how the lanes
+    compare."""
+    failed = [run for run in board.runs if run.error]
+    if failed:
+        where = f" in lane {failed[0].name}" if len(board.runs) > 1 else ""
+        return notice(f"The run failed{where}: {failed[0].error}", "error")
+    done = [run for run in board.runs if run.trace]
+    if board.stopped or not done:
         return notice("Stopped.")
-    problem = DRAWN.get(run.asked[0].strip())
+    if len(done) > 1:
+        return notice(f"Done. {lanes_said(done)} See Compare.")
+    run, problem = done[0], DRAWN.get(board.asked.prompt)
     if problem is None:
-        return notice("Done. Scrub through the steps, or open Figures.")
+        return notice("Done. Scrub through the steps, or open another tab of the stage.")
     if run.model.config.name != "tiny":  # others answer in words of their own
         wanted = "" if problem.family == "stories" else f" Expected: {problem.answer}"
         return notice(f"Done.{wanted}")
@@ -405,38 +231,29 @@ def verdict(run: Run) -> str:
     return notice(f"Done, but the answer is wrong. Wanted: {problem.answer}", "wrong")
 
 
-def draw_figures(request: gr.Request) -> list:
-    """A line that says which run this is, then the figures; nothing while a run streams."""
-    run = RUNS.of(request.session_hash) or RUNS.stored
-    trace = run.snapshot()
-    if trace is None:
-        return [gr.skip()] * (1 + len(FIGURES))
-    prompt = "".join(trace.text_of(int(i)) for i in trace.tokens[0, : trace.prompt_length])
-    shape = f"{trace.run['policy']} + {trace.run['decoder']}, {len(trace.seconds)} steps"
-    state = "" if run.steps is None else " so far"
-    steps, tokens = metrics.steps(trace), metrics.tokens(trace)
-    said = notice(f"{shape}{state}: {prompt[:160]}")
-    return [said, *(figure(steps, tokens) for figure in FIGURES)]
-
-
-FIGURES = (
-    lambda steps, tokens: figures.work_per_step(steps),
-    lambda steps, tokens: figures.decode_order(tokens),
-    lambda steps, tokens: figures.write_distance(tokens),
-    lambda steps, tokens: figures.confidence_over_time(tokens),
-)
+def lanes_said(runs: list[Run]) -> str:
+    """Time of each lane, and whether it wrote what the first wrote."""
+    said = []
+    for run in runs:
+        told = live.summary(run, runs[0])
+        same = "" if run is runs[0] else f", {100 * told['agreement']:.0f} % as lane 1"
+        said.append(f"{run.name}: {told['seconds']:.2f} s{same}")
+    return "; ".join(said) + "."
 
 
 # ------------------------------------------------------------------------------ the page
 
 STAGE_JS = """
 const host = element.querySelector('.stage-host');
-const onDetail = async (step) => {
-  const got = await server.rollout_map(JSON.stringify([stage.state().run, step]));
-  if (got.error) throw new Error(got.error);
-  return got;
-};
-const stage = D2Stage.mount(host, {onDetail});
+const stage = D2Stage.open(host, {
+  ask: async (name, given) => {
+    const got = await server.ask(JSON.stringify([name, given || {}]));
+    if (got.error) throw new Error(got.error);
+    return got;
+  },
+  send: (query) => trigger('submit', {query}),
+  plotly: 'plotly.min.js', ...globalThis.D2Words,
+});
 window.d2stage = stage;
 if (props.value) stage.receive(props.value);
 watch('value', () => { if (props.value) stage.receive(props.value); });
@@ -526,13 +343,16 @@ def choice(base: type, label: str, chosen: str):
     defaults = {e["name"]: {k.name: k.default for k in e["knobs"]} for e in entries}
     moving = [n for n in shared if len({known[n] for known in defaults.values()}) > 1]
 
-    def on_change(name):
-        return [gr.Group(visible=n == name) for n in groups] + [defaults[name][n] for n in moving]
-
+    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     dropdown.change(
-        on_change, dropdown, [*groups.values(), *(controls[kind, None, n] for n in moving)],
-        queue=False, show_progress="hidden", api_visibility="private",
+        lambda name: [gr.Group(visible=n == name) for n in groups], dropdown,
+        list(groups.values()), **quiet,
     )  # fmt: skip
+    if moving:  # a visitor's choice brings its own defaults; a link sets them itself
+        dropdown.input(
+            lambda name: [defaults[name][n] for n in moving], dropdown,
+            [controls[kind, None, n] for n in moving], **quiet,
+        )  # fmt: skip
     return dropdown, controls
 
 
@@ -540,6 +360,7 @@ def side_column() -> SimpleNamespace:
     """The controls at the left."""
     ui = SimpleNamespace()
     ui.late = gr.State("")  # the model that Run was pressed for too early
+    ui.opened = gr.State("")  # the query that the page was opened with
     ui.model = gr.Dropdown(
         [(title(label, name), label) for label, name in MODELS.offered.items()],
         value=MODELS.first, label="Model", elem_id="model", info="loaded when it is first chosen",
@@ -561,11 +382,28 @@ def side_column() -> SimpleNamespace:
         ui.resume = gr.Button("Resume", elem_id="resume", visible=False, **small)
         ui.single = gr.Button("Step", elem_id="step", **small)
         ui.stop = gr.Button("Stop", elem_id="stop", **small)
+    ui.beside = gr.Button("Run beside, as a further lane", size="sm", elem_id="beside")
     first = "A stored run is on the stage. Press Run for a live one."
     ui.said = gr.HTML(notice(first), padding=False, elem_id="said")
     ui.policy, controls = choice(d2cache.CachePolicy, "Cache policy", "d2")
     ui.decoder, more = choice(d2cache.Decoder, "Decoder", "confidence")
     ui.knobs = controls | more
+    with gr.Accordion("Compare", open=False, elem_id="comparing"):
+        ui.preset = gr.Dropdown(
+            [(one["title"], key) for key, one in PRESETS.items()], value=None,
+            label="A comparison that tells a story", elem_id="preset",
+        )  # fmt: skip
+        ui.story = gr.Markdown(visible=False, elem_classes="knob-paper", padding=True)
+        ui.lanes = gr.Dropdown(
+            [entry["name"] for entry in d2cache.policies()], value=["none", "d2"],
+            multiselect=True, max_choices=MOST_COMPARED, label="Policies side by side",
+            info="one prompt and seed; each with the knobs that are set for it above",
+            elem_id="lanes",
+        )  # fmt: skip
+        ui.turns = gr.Checkbox(
+            True, label="lanes take turns", info="a step each; off: one after the other"
+        )
+        ui.compare = gr.Button("Compare", size="sm", variant="primary", elem_id="compare")
     with gr.Accordion("Canvas", open=False):
         ui.gen_length = gr.Slider(
             16, LONGEST_ANSWER, 64, step=8, label="answer length", info="masks to fill"
@@ -579,6 +417,15 @@ def side_column() -> SimpleNamespace:
             info="write block by block, left to right; 0: the whole answer is one block",
         )  # fmt: skip
         ui.seed = gr.Number(0, precision=0, label="seed", info="for what is drawn by lot")
+        ui.truth = gr.Checkbox(
+            False, label="truth", elem_id="truth",
+            info="an exact pass beside each step shows what the cache gets wrong; it takes the "
+            "time of a run without a cache on top",
+        )  # fmt: skip
+    ui.stored = gr.Dropdown(
+        [(one["title"], name) for name, one in export.bundled().items()], value=None,
+        label="Stored runs", elem_id="stored",
+    )  # fmt: skip
     with gr.Row():
         ui.download = gr.DownloadButton("Download trace", size="sm", interactive=False)
         ui.upload = gr.UploadButton(
@@ -588,71 +435,99 @@ def side_column() -> SimpleNamespace:
 
 
 def main_column(ui: SimpleNamespace) -> None:
-    with gr.Tabs():
-        with gr.Tab("Stage"):
-            ui.board = gr.HTML(
-                load_stored(), html_template='<div class="stage-host"></div>',
-                js_on_load=STAGE_JS, server_functions=[rollout_map], elem_id="stage",
-                elem_classes="stage-wrap", padding=False, apply_default_css=False,
-            )  # fmt: skip
-        with gr.Tab("Figures") as ui.figures_tab:
-            ui.described = gr.HTML(notice("Figures of the run on the stage."), padding=False)
-            ui.plots = [gr.Plot(show_label=False) for _ in FIGURES]
+    first = next(iter(export.bundled()))
+    ui.board = gr.HTML(
+        stage.message(bundled(first).events()), html_template='<div class="stage-host"></div>',
+        js_on_load=STAGE_JS, server_functions=[ask], elem_id="stage",
+        elem_classes="stage-wrap", padding=False, apply_default_css=False,
+    )  # fmt: skip
 
 
 def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     """Events to handlers. One server state decides what the buttons and the notice say."""
-    settings = [
-        ui.prompt, ui.policy, ui.decoder, ui.gen_length, ui.block_length, ui.seed, ui.to_the_end,
-        ui.model,
-    ]  # fmt: skip
+    named = {
+        "prompt": ui.prompt, "gen_length": ui.gen_length, "block_length": ui.block_length,
+        "seed": ui.seed, "full": ui.to_the_end, "model": ui.model, "truth": ui.truth,
+        "turns": ui.turns,
+    }  # fmt: skip
+    inputs = [*named.values(), ui.policy, ui.decoder, ui.lanes, *ui.knobs.values()]
+    controls = [*named.values(), ui.policy, ui.decoder, *ui.knobs.values()]
     outputs = [ui.board, ui.said, ui.pause, ui.resume, ui.download, ui.late]
 
-    def asked(values) -> tuple:
+    def read(values, compared: bool = False) -> Asked:
+        """What the controls ask for: one lane, or one of each policy that is compared."""
         values = list(values)
-        knobs = zip(ui.knobs, values[len(settings) :], strict=True)
-        return (*values[: len(settings)], tuple(knobs))
+        told = dict(zip(named, values, strict=False))
+        told["full"] = not told["full"]
+        policy, decoder, several, *given = values[len(named) :]
+        knobs = list(zip(ui.knobs, given, strict=True))
 
-    def buttons(run: Run) -> dict:
-        waits = run.paused and run.steps is not None
+        def of(kind: str, name: str) -> dict:  # owner None: every one has it
+            return {k: v for (side, owner, k), v in knobs if side == kind and owner in (None, name)}
+
+        lanes = tuple(
+            Lane(name, of("policy", name), decoder, of("decoder", decoder))
+            for name in (several if compared else [policy])
+        )
+        return Asked(lanes=lanes, **told)
+
+    def filled(asked: Asked) -> dict:
+        """The controls as a link sets them; of several lanes the first has the knobs."""
+        told = {name: getattr(asked, name) for name in named} | {"full": not asked.full}
+        out = {named[name]: value for name, value in told.items()}
+        lane = asked.lanes[0]
+        out |= {ui.policy: lane.policy, ui.decoder: lane.decoder}
+        sides = {"policy": (lane.policy, lane.knobs), "decoder": (lane.decoder, lane.decoder_knobs)}
+        for (kind, owner, knob), component in ui.knobs.items():
+            name, knobs = sides[kind]
+            if owner in (None, name):
+                out[component] = knobs[knob]
+        return out
+
+    def buttons(board: Board) -> dict:
+        waits = board.paused and board.running
         return {ui.pause: gr.Button(visible=not waits), ui.resume: gr.Button(visible=waits)}
 
-    def after(run: Run) -> dict:
-        """What the page says of a run that is not running now."""
-        if run.steps is not None:
-            return buttons(run) | {ui.said: notice("Paused. Step, or Resume.")}
-        shown = buttons(run) | {ui.said: verdict(run)}
-        if run.trace:
-            shown[ui.download] = gr.DownloadButton(value=save_trace(run), interactive=True)
+    def after(board: Board) -> dict:
+        """What the page says of a board that is not running now."""
+        if board.running:
+            return buttons(board) | {ui.said: notice("Paused. Step, or Resume.")}
+        shown = buttons(board) | {ui.said: verdict(board)}
+        if board.runs[0].trace:
+            shown[ui.download] = gr.DownloadButton(
+                value=save_trace(board.runs[0]), interactive=True
+            )
         return shown
 
-    def show(run: Run, session: str, most: int | None = None):
-        """Stream a run into the page, from where it stands."""
+    def show(board: Board, session: str, most: int | None = None, first: dict | None = None):
+        """Stream a board into the page, from where it stands."""
+        link = stage.message([{"k": "link", "board": board.key, "query": board.query()}])
         words = notice("Running." if most is None else "Stepping.")
-        first = {ui.said: words, ui.pause: gr.Button(visible=True),
-                 ui.resume: gr.Button(visible=False)}  # fmt: skip
-        for text in advance(run, session, most):
-            yield first | {ui.board: text}
-            first = {}
-        if RUNS.of(session) is run:
-            yield after(run)
+        yield (first or {}) | {
+            ui.said: words, ui.pause: gr.Button(visible=True), ui.resume: gr.Button(visible=False),
+            ui.board: link,
+        }  # fmt: skip
+        for text in stream(board, session, most):
+            yield {ui.board: text}
+        if BOARDS.of(session) is board:
+            yield after(board)
 
-    def begin(session: str, values, most=None):
-        label = values[settings.index(ui.model)]
-        if label == MODELS.first:
-            for said in MODELS.watch(MODELS.first):
-                yield {ui.said: notice(said)}
+    def begin(session: str, make, most=None, first: dict | None = None):
+        """A new board, of what `make()` asks for, into the page."""
         try:
-            run = start_run(session, asked(values))
+            asked = make()
+            if asked.model == MODELS.first:
+                for said in MODELS.watch(MODELS.first):
+                    yield {ui.said: notice(said)}
+            board = open_board(session, asked)
         except Loading as error:
-            yield {ui.said: notice(str(error)), ui.late: label}
+            yield (first or {}) | {ui.said: notice(str(error)), ui.late: asked.model}
             return
         except ValueError as error:
-            yield {ui.said: notice(str(error), "error")}
+            yield (first or {}) | {ui.said: notice(str(error), "error")}
             return
-        yield {ui.said: notice("Running."), ui.download: gr.DownloadButton(interactive=False),
-               ui.late: ""}  # fmt: skip
-        yield from show(run, session, most)
+        quiet = {ui.download: gr.DownloadButton(interactive=False), ui.late: ""}
+        yield from show(board, session, most, (first or {}) | quiet)
 
     def on_policy(name, block_length):
         """A cache that is made for blocks gets some."""
@@ -683,82 +558,179 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         yield from tell(label) if label else [gr.skip()]
 
     def on_run(request: gr.Request, *values):
-        yield from begin(request.session_hash, values)
+        yield from begin(request.session_hash, lambda: read(values))
+
+    def on_compare(request: gr.Request, *values):
+        yield from begin(request.session_hash, lambda: read(values, compared=True))
+
+    def on_beside(request: gr.Request, *values):
+        session = request.session_hash
+        board = BOARDS.of(session)
+        if board is None or board.asked is None:
+            yield from begin(session, lambda: read(values))
+            return
+        try:
+            asked = read(values)
+            if replace(asked, lanes=board.asked.lanes, turns=board.asked.turns) != board.asked:
+                raise ValueError(
+                    "Lanes share the prompt and the settings under Canvas, and these have changed: "
+                    "press Run to start anew."
+                )
+            board.start(asked.lanes[0], MODELS.get(asked.model))
+        except ValueError as error:
+            yield {ui.said: notice(str(error), "error")}
+            return
+        yield from show(board, session)
 
     def on_step(request: gr.Request, *values):
         session = request.session_hash
-        run = RUNS.of(session)
-        if run and run.steps is not None and run.asked == asked(values):
-            yield from show(run, session, most=1)
+        board = BOARDS.of(session)
+        try:
+            waits = board is not None and board.running
+            waits = waits and read(values) == replace(board.asked, lanes=board.asked.lanes[:1])
+        except ValueError:
+            waits = False
+        if waits:
+            yield from show(board, session, most=1)
         else:  # nothing waits, or other words and knobs: a new run
-            yield from begin(session, values, most=1)
+            yield from begin(session, lambda: read(values), most=1)
 
     def on_resume(request: gr.Request):
-        run = RUNS.of(request.session_hash)
-        if run and run.steps is not None:
-            yield from show(run, request.session_hash)
+        board = BOARDS.of(request.session_hash)
+        if board and board.running:
+            yield from show(board, request.session_hash)
         else:
             yield {ui.said: gr.skip()}
 
     def on_pause(request: gr.Request):
-        run = RUNS.of(request.session_hash)
-        if run:
-            run.paused = True  # the stream sees it after its step, and says so
+        board = BOARDS.of(request.session_hash)
+        if board:
+            board.paused = True  # the stream sees it after its step, and says so
 
     def on_stop(request: gr.Request):
-        run = RUNS.of(request.session_hash)
-        if run is None or run.steps is None:
+        board = BOARDS.of(request.session_hash)
+        if board is None or not board.running:
             return {ui.said: notice("Nothing is running.")}
-        run.stopped = True
-        if not run.driver.acquire(blocking=False):
+        board.stopped = True
+        if board.driver.locked():
             return {ui.said: gr.skip()}  # its stream sees it after its step, and says so
-        try:
-            texts = list(_steps(run, None))
-        finally:
-            run.driver.release()
-        return after(run) | ({ui.board: texts[-1]} if texts else {})
+        texts = [stage.message(events) for events in live.advance(board)]
+        return after(board) | ({ui.board: texts[-1]} if texts else {})
+
+    def put(session: str, board: Board, said: str) -> dict:
+        """Finished traces onto the stage."""
+        BOARDS.put(session, board)
+        return buttons(board) | {
+            ui.board: stage.message(board.events()), ui.said: notice(said),
+            ui.download: gr.DownloadButton(value=save_trace(board.runs[0]), interactive=True),
+        }  # fmt: skip
 
     def on_upload(request: gr.Request, path):
         try:
             trace = d2cache.Trace.load(path)
-            run = Run(secrets.token_hex(8), trace=trace)
-            text = stage.message(stage.trace_events(trace, run.key, stored=True))
+            board = load_board({trace.run["policy"]: trace}, secrets.token_hex(8))
+            described = f"{trace.run['model']}, {trace.run['policy']}, {len(trace.seconds)} steps"
+            return put(request.session_hash, board, f"Loaded a run of {described}.")
         except (ValueError, OSError) as error:
             return {ui.said: notice(f"{error}. Load a file that this page saved.", "error")}
-        RUNS.put(request.session_hash, run)
-        described = f"{trace.run['model']}, {trace.run['policy']}, {len(trace.seconds)} steps"
-        return buttons(run) | {
-            ui.board: text, ui.said: notice(f"Loaded a run of {described}."),
-            ui.download: gr.DownloadButton(value=save_trace(run), interactive=True),
-        }  # fmt: skip
+
+    def show_stored(session: str, name: str) -> dict:
+        words = export.bundled()[name]["words"] if name in export.bundled() else ""
+        try:
+            return put(session, bundled(name), f"A stored run. {words}")
+        except ValueError as error:
+            return {ui.said: notice(f"{error}.", "error")}
+
+    def on_stored(request: gr.Request, name):
+        return show_stored(request.session_hash, name) if name else {ui.said: gr.skip()}
+
+    def on_preset(name):
+        story = PRESETS[name]["story"] if name in PRESETS else ""
+        return gr.Markdown(story, visible=bool(story))
+
+    def follow(session: str, query: str, values):
+        """Do what a link asks for."""
+        try:
+            link = Link.parse(query)
+            if link.trace is not None:
+                yield show_stored(session, link.trace)
+                return
+            if link.branch is not None:
+                yield from what_if(session, *link.branch)
+                return
+            if not link.settings:  # it only says what to look at, or nothing
+                yield {ui.said: gr.skip()}
+                return
+            asked = link.over(read(values))
+        except ValueError as error:
+            yield {ui.said: notice(_sentence(error), "error")}
+            return
+        yield from begin(session, lambda: asked, first=filled(asked))
+
+    def what_if(session: str, key: str, edit: d2cache.Edit):
+        """A lane that leaves another at a step, with something changed."""
+        board, parent = BOARDS.holding(key)
+        if parent.lane is None or parent.model is None or BOARDS.of(session) is not board:
+            raise ValueError("this run was loaded, not made here: press Run, then ask what if")
+        lane = replace(parent.lane, edits=(*parent.lane.edits, edit))
+        number = board.runs.index(parent)
+        board.start(lane, parent.model, {"lane": number, "step": edit.step, "says": str(edit)})
+        yield from show(board, session)
+
+    def on_send(request: gr.Request, event: gr.EventData, *values):
+        yield from follow(request.session_hash, event.query, values)
+
+    def on_open(request: gr.Request, query, *values):
+        yield from follow(request.session_hash, query, values)
 
     def on_close(request: gr.Request):
-        RUNS.drop(request.session_hash)
+        BOARDS.drop(request.session_hash)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     queued = quiet | {"concurrency_id": "engine", "concurrency_limit": 1}
     instant = quiet | {"queue": False}
-    drawing = {"fn": draw_figures, "inputs": None, "outputs": [ui.described, *ui.plots], **instant}
-    inputs = [*settings, *ui.knobs.values()]
     loading = quiet | {"outputs": ui.said, "concurrency_id": "loading", "concurrency_limit": 8}
-    ui.model.change(on_model, ui.model, **loading)
-    ui.policy.change(on_policy, [ui.policy, ui.block_length], [ui.block_length, ui.said], **instant)
-    gr.on([ui.go.click, ui.prompt.submit], None, js=SHOW_STAGE)
-    for trigger in (ui.go.click, ui.prompt.submit):
+    everything = list(dict.fromkeys([*outputs, *controls]))
+    ui.model.input(on_model, ui.model, **loading)
+    ui.policy.input(on_policy, [ui.policy, ui.block_length], [ui.block_length, ui.said], **instant)
+    ui.preset.change(on_preset, ui.preset, ui.story, **instant)
+    ui.preset.input(None, ui.preset, None, js=PRESET_JS)
+    ui.stored.input(on_stored, ui.stored, outputs, **instant)
+    starts = (
+        (ui.go.click, on_run), (ui.prompt.submit, on_run), (ui.compare.click, on_compare),
+        (ui.beside.click, on_beside),
+    )  # fmt: skip
+    gr.on([trigger for trigger, _ in starts], None, js=SHOW_STAGE)
+    for trigger, handler in starts:
         trigger(on_pause, None, None, **instant)  # a new run ends the old one
-        running = trigger(on_run, inputs, outputs, trigger_mode="always_last", **queued)
-        running.then(**drawing).then(on_late, ui.late, **loading)
+        running = trigger(handler, inputs, outputs, trigger_mode="always_last", **queued)
+        running.then(on_late, ui.late, **loading)
     ui.single.click(on_pause, None, None, **instant)
     stepping = ui.single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
     stepping.then(on_late, ui.late, **loading)
+    ui.board.submit(on_pause, None, None, **instant)
+    sending = ui.board.submit(on_send, inputs, everything, trigger_mode="always_last", **queued)
+    sending.then(on_late, ui.late, **loading)
     ui.pause.click(on_pause, None, None, **instant)
-    ui.resume.click(on_resume, None, outputs, **queued).then(**drawing)
+    ui.resume.click(on_resume, None, outputs, **queued)
     ui.stop.click(on_stop, None, outputs, **instant)
-    ui.upload.upload(on_upload, ui.upload, outputs, **queued).then(**drawing)
-    ui.figures_tab.select(**drawing)
-    for trigger in (ui.fresh.click, ui.family.change):
+    ui.upload.upload(on_upload, ui.upload, outputs, **queued)
+    for trigger in (ui.fresh.click, ui.family.input):
         trigger(new_problem, ui.family, [ui.prompt, ui.gen_length], **instant)
+    page.load(on_open, [ui.opened, *inputs], everything, js=OPEN_JS, **queued)
     page.unload(on_close)
+    for endpoint in (run, compare, policies, decoders):
+        gr.api(checked(endpoint), api_name=endpoint.__name__, concurrency_id="engine")
+    gr.api(offered, api_name="models")
+
+
+OPEN_JS = "(opened, ...rest) => [location.search, ...rest]"
+PRESET_JS = "(key) => { const one = D2Words.presets[key]; if (one) d2stage.send(one.query); }"
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def build() -> gr.Blocks:
@@ -774,30 +746,33 @@ def build() -> gr.Blocks:
 
 
 def head() -> str:
-    here = ASSETS / "stage"
-    scripts = [here / name for name in json.loads((here / "files.json").read_text("utf-8"))]
-    script, style = (
-        "\n".join(path.read_text("utf-8") for path in paths)
-        for paths in (scripts, sorted(here.glob("*.css")))
-    )
-    return f"<script>{script}</script><style>{style}</style>"
+    words = {
+        "lessons": lessons.lessons(), "glossary": lessons.glossary(),
+        "presets": {key: {"query": one["query"]} for key, one in PRESETS.items()},
+    }  # fmt: skip
+    data = json.dumps(words).replace("<", "\\u003c")
+    script = f"{export.scripts()}\nglobalThis.D2Words = {data};"
+    return f"<script>{script}</script><style>{export.styles()}</style>"
 
 
 def main() -> int:
     """Serve the page; exit code 2 when D2CACHE_MODELS names what cannot be a model."""
     try:
-        MODELS.offered = offered_models(os.environ.get("D2CACHE_MODELS"))
+        MODELS.offered = live.offered_models(os.environ.get("D2CACHE_MODELS"))
     except ValueError as error:
         print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
         return 2
     page = build()
     page.queue(max_size=32)
-    page.launch(
+    server, _, _ = page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
         head=head(), css=PAGE_CSS, theme=THEME, prevent_thread_lock=True,
         state_session_capacity=200, run_history=False,
     )  # fmt: skip
+    plots = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    server.get("/plotly.min.js")(lambda: FileResponse(plots))
+    server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all
     MODELS.start(MODELS.first)  # behind the page that is already up
     page.block_thread()
     return 0
