@@ -17,7 +17,7 @@ const EVERY = 32;       // a checkpoint each so many steps: going back replays l
 // layer by layer computes all parts of a row, in every layer, or none.
 function partsIn(model, rec, l, p) {
   if (!rec) return 0;
-  if (rec.parts) return rec.parts[l * model.T + p];
+  if (rec.code) return rec.parts[l * model.T + p];
   return rec.y[p] ? 15 : 0;
 }
 
@@ -87,10 +87,25 @@ function meanAges(model, ages) {
 
 // What one cell shows: "reused", "evicted", a reason's key, or "looked" where a part was computed for
 // no reason of the row's own (dLLM-Cache projects all V to see which moved).
-function cellState(model, rec, l, p, bit) {
-  const bits = partsIn(model, rec, l, p);
-  if (bits & bit) return pure.reasonOf(rec.y[p]) ?? "looked";
+function stateOf(bits, byte, bit) {
+  if (bits & bit) return pure.reasonOf(byte) ?? "looked";
   return bits & EVICTED ? "evicted" : "reused";
+}
+
+// The states of all cells of one step as numbers into `names`, and the cells left out of attention.
+function cellStates(model, rec, bit) {
+  const { T, layers } = model, parts = rec.code && rec.parts, out = new Uint8Array(layers * T), names = [], gone = [], known = new Map();
+  for (let i = 0; i < out.length; i++) {
+    const byte = rec.y[i % T], bits = parts ? parts[i] : byte ? 15 : 0, key = bits << 8 | byte;
+    if (!known.has(key)) {
+      const name = stateOf(bits, byte, bit);
+      if (!names.includes(name)) names.push(name);
+      known.set(key, names.indexOf(name));
+    }
+    out[i] = known.get(key);
+    if (bits & EVICTED) gone.push(i);
+  }
+  return { states: out, names, gone };
 }
 
 const ageWords = (age) => (age < 0 ? "never computed" : age === 0 ? "now" : `${age} step${age === 1 ? "" : "s"} old`);
@@ -114,5 +129,5 @@ function cacheReadout(model, s, l, p) {
   return `${where}: ${ages}${partsIn(model, rec, l, p) & EVICTED ? "; left out of attention in this step (evicted)" : ""}`;
 }
 
-Object.assign(pure, { PARTS, EVICTED, partsIn, layered, agesAt, agesOf, meanAges, cellState, ageWords, agesWords, cacheReadout });
+Object.assign(pure, { PARTS, EVICTED, partsIn, layered, agesAt, agesOf, meanAges, cellStates, ageWords, agesWords, cacheReadout });
 })(globalThis.D2Stage ??= {});

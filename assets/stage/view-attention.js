@@ -45,12 +45,13 @@ function mount(host, page) {
     point: (k) => page.setHover(k === null || !got ? null : { p: got.edges[k], s: null, lane: page.lane }),
     columnOf: (p) => (got ? got.edges.findIndex((e, i) => p >= e && p < got.edges[i + 1]) : -1),
   });
+  down.classList.add("d2-kinds-down");
   const square = h("div", "d2-square", {}, h("span"), bars, h("span"), across, down, plane.el);
-  const body = h("div", "d2-square-box", { hidden: true }, square, plane.said);
+  const body = h("div", "d2-square-box", { hidden: true }, h("div", "", {}, received, square), h("div", "", {}, plane.said, most, legend));
   host.append(h("section", "d2-look", { "aria-label": "Attention" },
     h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Who looks at whom" }), h("div", "d2-tools", {}, which)),
     words("d2-more", "Each position reads from the others by attention. The map is of an exact pass without a cache: what attention is, not what the cache made of it."),
-    now, note, h("div", "d2-bars-head", {}, received), body, most, legend));
+    now, note, body));
 
   const keyOf = () => `${page.model.run}|${page.step}|${layer}`;
 
@@ -121,7 +122,6 @@ function mount(host, page) {
     if (due && !waits) timer = setTimeout(load, 250);
     now.hidden = !waits && !(problem && !fresh);
     body.hidden = !got;
-    most.hidden = legend.hidden = received.hidden = !got;
     which.disabled = page.offline;
     body.classList.toggle("d2-old", !fresh);
     const text = say(model, dark, fresh);

@@ -2,7 +2,7 @@
 (function (D2) {
 "use strict";
 
-const { PARTS, EVICTED, partsIn, layered, agesAt, meanAges, cellState, cacheReadout, fixed, amount, css, rgb, pixel, colourAt, REASONS } = D2.pure;
+const { PARTS, layered, agesAt, meanAges, cellStates, cacheReadout, fixed, amount, css, rgb, pixel, colourAt, REASONS } = D2.pure;
 const { h, choice, colourBar } = D2;
 const { words, term, marker, fill, makePlane, promptBar, hatching, divide, paper } = D2.looks;
 
@@ -55,16 +55,13 @@ function mount(host, page) {
   function paintCells(model, step, dark) {
     const rec = model.recs[step], ages = agesAt(model, step, bit), table = colourTable(dark), { T, P, layers: L } = model;
     const old = Uint32Array.from({ length: model.recs.length + 1 }, (_, a) => pixel(colourAt("age", ageShade(a), dark))), never = pixel(rgb(paper(dark).masked));
-    const gone = [];
+    const { states, names, gone } = rec ? cellStates(model, rec, bit) : { names: [], gone: [] };
+    const tints = names.map((name) => table[name]);
     plane.draw(T, L, (out) => {
-      for (let l = 0; l < L; l++) for (let p = 0; p < T; p++) {
-        const i = l * T + p;
-        if (rec && partsIn(model, rec, l, p) & EVICTED) gone.push([p, l]);
-        out[i] = !rec ? 0 : colour === "age" ? (ages[i] < 0 ? never : old[ages[i]]) : table[cellState(model, rec, l, p, bit)];
-      }
+      if (rec) for (let i = 0; i < out.length; i++) out[i] = colour === "age" ? (ages[i] < 0 ? never : old[ages[i]]) : tints[states[i]];
     }, (ctx, w, ht, ratio) => {
       ctx.fillStyle = hatching(ctx, dark ? "#e6e9ee" : "#1f2937", ratio);
-      for (const [p, l] of gone) ctx.fillRect(w * p / T, ht * l / L, w / T + 0.5, ht / L);
+      for (const i of gone) ctx.fillRect(w * (i % T) / T, ht * Math.floor(i / T) / L, w / T + 0.5, ht / L);
       if (L <= 40) {                                   // thin lines between the layers
         ctx.fillStyle = dark ? "#10141b" : "#ffffff";
         for (let l = 1; l < L; l++) ctx.fillRect(0, Math.round(ht * l / L), w, ratio);
@@ -72,7 +69,7 @@ function mount(host, page) {
       divide(ctx, w, ht, P / T, ratio, dark);
     });
     paintMeans(model, meanAges(model, ages), dark);
-    return { evicted: gone.length > 0 };
+    return { seen: names, evicted: gone.length > 0 };
   }
 
   function paintMeans(model, list, dark) {
@@ -82,19 +79,17 @@ function mount(host, page) {
     const name = PARTS.find((x) => x.bit === bit).name, known = list.filter((x) => x !== null), say = (x) => (x === null ? "–" : amount(x));
     const overall = known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
     const by = list.length > 8 || !layered(model) ? "" : `; layer by layer ${list.map(say).join(", ")}`;
-    mean.textContent = overall === null ? "" : `Mean age of the ${name}: ${fixed(overall, 1)} steps${by}.`;
+    mean.textContent = overall === null ? "" : `Mean age of ${bit > 2 ? `the ${name}` : name}: ${fixed(overall, 1)} steps${by}.`;
   }
 
-  function paintLegend(model, dark, evicted) {
+  function paintLegend(model, dark, seen, evicted) {
     const gone = evicted ? [["d2-dot-gone", "evicted", "its K and V were left out of attention in this layer and step"]] : [];
     if (colour === "age") {
       return fill(legend, `age|${dark}|${evicted}`, () => [mark(css(colourAt("age", 0, dark)), "computed now", "age 0: computed in the step on view"),
         colourBar("age", dark, AGE_TICKS, "steps since it was computed (log scale)"), ...gone.map((x) => mark(...x))]);
     }
-    const seen = new Set(), rec = model.recs[page.step];
-    if (rec) for (let i = 0; i < model.layers * model.T; i++) seen.add(cellState(model, rec, Math.floor(i / model.T), i % model.T, bit));
-    const list = model.reasons.filter((r) => seen.has(r.key)).map((r) => [r.key === "reused" ? paper(dark).reused : r.colour, r.label, r.why]);
-    if (seen.has("looked")) list.push([LOOKED, "only looked at", "computed to see whether it had moved; the rest of the layer's work was left out"]);
+    const list = model.reasons.filter((r) => seen.includes(r.key)).map((r) => [r.key === "reused" ? paper(dark).reused : r.colour, r.label, r.why]);
+    if (seen.includes("looked")) list.push([LOOKED, "only looked at", "computed to see whether it had moved; the rest of the layer's work was left out"]);
     list.push(...gone);
     fill(legend, list.join("|"), () => list.map((x) => mark(...x)));
   }
@@ -110,8 +105,8 @@ function mount(host, page) {
       ask.show(model.P, model.G);
       last.textContent = model.layers;
       top.parentElement.hidden = false;
-      const { evicted } = paintCells(model, Math.max(0, step), dark);
-      paintLegend(model, dark, evicted);
+      const { seen, evicted } = paintCells(model, Math.max(0, step), dark);
+      paintLegend(model, dark, seen, evicted);
     }
     plane.follow(page.hover?.p ?? page.selected);
   }

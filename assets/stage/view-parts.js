@@ -17,7 +17,7 @@ function svg(tag, props, ...kids) {
 }
 
 // A word on which its definition pops up, by mouse, keyboard and touch.
-const term = (page, text, why) => page.explained(h("button", "d2-term", { type: "button", textContent: text }), why);
+const term = (page, text, why) => page.explained(h("button", "d2-defined", { type: "button", textContent: text }), why);
 
 // Makes legends: a dot and a label that explains itself. look: a colour, or a class of the dot for
 // what is no plain colour. Each is made once, however often its legend changes.

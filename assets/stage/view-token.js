@@ -18,18 +18,18 @@ const LINES = [
 // Ages in the step on view; neighbouring layers that agree are told together.
 function agesTold(model, s, p) {
   if (s < 0 || !model.recs[s]) return "";
-  if (!layered(model)) return `In step ${s + 1}, ${agesWords(agesOf(model, s, 0, p), ["K", "V"])}, in every layer.`;
+  if (!layered(model)) return `Ages in step ${s + 1}: ${agesWords(agesOf(model, s, 0, p), ["K", "V"])}, in every layer.`;
   const groups = [];
   for (let l = 0; l < model.layers; l++) {
     const text = agesWords(agesOf(model, s, l, p));
     if (groups.at(-1)?.text === text) groups.at(-1).to = l; else groups.push({ from: l, to: l, text });
   }
   const name = ({ from, to }) => (from === to ? `layer ${from + 1}` : `layers ${from + 1} to ${to + 1}`);
-  return `In step ${s + 1}, ${groups.slice(0, 6).map((g) => `${name(g)}: ${g.text}`).join("; ")}${groups.length > 6 ? "; and so on" : ""}.`;
+  return `Ages in step ${s + 1}: ${groups.slice(0, 6).map((g) => `${name(g)}: ${g.text}`).join("; ")}${groups.length > 6 ? "; and so on" : ""}.`;
 }
 
 function mount(host, page) {
-  let drawn = "", life = null, lifeFor = "", path = null, pathBusy = false, pathTrouble = "", candidatesFor = "";
+  let drawn = "", life = null, lifeFor = "", path = null, pathBusy = false, pathTrouble = "", pathDrawn = "", candidatesFor = "";
   const ask = asker(page), mark = marker(page), whatIf = D2.whatIf(page);
   const back = iconButton("back", "Position before"), next = iconButton("next", "Position after"), field = h("input", "d2-field d2-short", { type: "number", min: 1, "aria-label": "Position, counted from 1" });
   const sides = h("div", "d2-chosen"), token = h("b", "d2-life-token"), sentence = h("p", "d2-sentence"), ages = h("p", "d2-more"), hint = h("p", "d2-more");
@@ -63,8 +63,17 @@ function mount(host, page) {
     words("d2-more", "The exact K and V of this position, averaged over the layers, move from step to step. PCA draws them on a plane: near points are alike. A cache may keep them while they stand still."),
     trace, told, paths, pathLegend, movedBox, whatIf.el));
 
-  // The pinned position; before one is pinned, the first that the run wrote.
-  const at = () => clamp(page.selected ?? page.model.recs[0]?.w[0]?.[0] ?? page.model.P, 0, page.model.T - 1);
+  // The pinned position; before one is pinned, one from the middle of what the run has written.
+  let first = null;
+  function at() {
+    const { model } = page;
+    if (page.selected !== null) return clamp(page.selected, 0, model.T - 1);
+    if (first?.run !== model.run || !first.sure) {
+      const told = model.changes.flatMap((list, p) => (p >= model.P && list.some((x) => x.text !== null && !model.eos.has(x.text)) ? [p] : []));
+      first = { run: model.run, sure: told.length > 0, p: told[Math.floor(told.length / 2)] ?? model.P };
+    }
+    return first.p;
+  }
   const pathKey = () => `${page.model.run}|${at()}`;
 
   function load() {
@@ -76,28 +85,44 @@ function mount(host, page) {
       pathBusy = false;
       pathTrouble = problem || "";
       path = got && { ...got, key };
-      drawn = "";
+      pathDrawn = "";
       page.schedule();
     });
   }
 
-  function drawPath(model, dark, step) {
-    for (const { key, box, title } of plots) {
-      const points = fitPoints(path[key]), n = points.length, tint = (s) => css(colourAt("order", s / Math.max(1, n - 1), dark));
+  function drawPath(dark) {
+    for (const plot of plots) {
+      const { key, box, title } = plot, points = fitPoints(path[key]), n = points.length, tint = (s) => css(colourAt("order", s / Math.max(1, n - 1), dark));
       const written = new Set(life.written), kids = [];
       for (let s = 1; s < n; s++) kids.push(svg("line", { x1: points[s - 1][0], y1: points[s - 1][1], x2: points[s][0], y2: points[s][1], stroke: tint(s), class: "d2-path-line" }));
       points.forEach(([x, y], s) => {
         kids.push(svg("circle", { cx: x, cy: y, r: 0.012, fill: tint(s) }));
         if (written.has(s)) kids.push(svg("circle", { cx: x, cy: y, r: 0.03, class: "d2-path-written" }));
       });
-      const here = points[clamp(step, 0, n - 1)];
-      if (here) kids.push(svg("circle", { cx: here[0], cy: here[1], r: 0.022, class: "d2-path-now" }));
-      box.replaceChildren(...kids);
+      plot.points = points;
+      plot.now = svg("circle", { r: 0.022, class: "d2-path-now" });
+      box.replaceChildren(...kids, plot.now);
       const share = path.explained?.[key] || [];
       title.textContent = `${key.toUpperCase()}: ${share.length ? `the plane shows ${Math.round(100 * share.reduce((a, b) => a + b, 0))} % of its movement` : "its path"}`;
-      box.setAttribute("aria-label", `${title.textContent}; ${n} steps, now at step ${step + 1}`);
+      box.setAttribute("aria-label", `${title.textContent}, over ${n} steps`);
     }
     fill(pathLegend, `${dark}|${path.k.length}`, () => [colourBar("order", dark, ["1", String(path.k.length)], "step"), mark("d2-dot-ring", "before its writing", "the canvas on which this position was written, in the step that wrote it"), mark("d2-dot-now", "step on view", "where it stands on the canvas before the step on view")]);
+  }
+
+  function followPath(step) {
+    for (const { points, now } of plots) {
+      const [x, y] = points[clamp(step, 0, points.length - 1)] ?? [0.5, 0.5];
+      now.setAttribute("cx", x);
+      now.setAttribute("cy", y);
+    }
+    moved.forEach((chart) => chart.follow(step));
+  }
+
+  function drawMoved() {
+    moved.forEach((chart, i) => {
+      const list = path.moved[i ? "v" : "k"], high = Math.max(1e-9, ...list.filter(Number.isFinite));
+      chart.draw(list, path.k.length, life.written.map((s) => ({ s, cls: "d2-mark-written" })), { low: 0, high, ticks: [high.toPrecision(2), "0"] });
+    });
   }
 
   function paintWho(model, p) {
@@ -112,7 +137,7 @@ function mount(host, page) {
     back.disabled = p === 0;
     next.disabled = p === model.T - 1;
     token.textContent = placeOf(model, p);
-    hint.textContent = page.selected === null ? "Click a token or a map to choose a position; this is the first one that was written." : "";
+    hint.textContent = page.selected === null ? "Click a token or a map to choose a position; this is one of those that were written." : "";
     hint.hidden = !hint.textContent;
   }
 
@@ -172,12 +197,9 @@ function mount(host, page) {
     told.textContent = page.offline ? "This needs the running app: it makes an exact pass for each step." : pathBusy ? "Working: an exact pass for each step …" : pathTrouble ? `No path: ${pathTrouble}` : "";
     told.hidden = !told.textContent;
     if (here) {
-      drawPath(model, dark, step);
-      if (path.moved) moved.forEach((chart, i) => {
-        const list = path.moved[i ? "v" : "k"], high = Math.max(1e-9, ...list.filter(Number.isFinite));
-        chart.draw(list, path.k.length, life.written.map((s) => ({ s, cls: "d2-mark-written" })), { low: 0, high, ticks: [high.toPrecision(2), "0"] });
-        chart.follow(step);
-      });
+      const is = `${path.key}|${dark}|${path.k.length}`;
+      if (pathDrawn !== is) { pathDrawn = is; drawPath(dark); if (path.moved) drawMoved(); }
+      followPath(step);
     }
     whatIf.paint(p);
   }

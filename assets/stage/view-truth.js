@@ -43,7 +43,7 @@ function mount(host, page) {
     h("div", "d2-look-frame d2-look-over", {}, h("span"), ask), h("div", "d2-look-frame", {}, steps, map.el), map.said, legend,
     h("h4", "d2-title d2-gap", { textContent: "The oracle: what should have been recomputed" }),
     words("d2-more", "The oracle knows how far each kept K,V had drifted and would recompute those that drifted most: as many as the policy did. Upper line: the oracle's choice. Lower line: the policy's."),
-    said, h("div", "d2-look-frame", {}, h("div", "d2-steps d2-two-names", { "aria-hidden": "true" }, h("span", "", { textContent: "oracle" }), h("span", "", { textContent: "policy" })), oracle.el), oracle.said, marksLegend,
+    said, h("div", "d2-look-frame", {}, oracle.el, h("div", "d2-two-names", { "aria-hidden": "true" }, h("span", "", { textContent: "oracle" }), h("span", "", { textContent: "policy" }))), oracle.said, marksLegend,
     h("div", "d2-lines", {}, recall.el, flips.el));
   host.append(h("section", "d2-look", { "aria-label": "Truth" }, invite, known));
 

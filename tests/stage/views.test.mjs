@@ -54,8 +54,10 @@ test("a cell says why its part was computed, or that it was only looked at, evic
   const cells = Array(12).fill(0);
   cells[2] = 15; cells[3] = 2; cells[4] = 16;
   const model = run([start(), rec(0, [0, 0, 8, 0, 0, 0], parts(cells))]);
-  assert.deepEqual([2, 3, 4, 5].map((p) => pure.cellState(model, model.recs[0], 0, p, 2)), ["rollout", "looked", "evicted", "reused"]);
-  assert.equal(pure.cellState(model, model.recs[0], 0, 3, 1), "reused");     // V was computed, K was not
+  const named = (bit) => { const { states, names } = pure.cellStates(model, model.recs[0], bit); return [2, 3, 4, 5].map((p) => names[states[p]]); };
+  assert.deepEqual(named(2), ["rollout", "looked", "evicted", "reused"]);
+  assert.equal(named(1)[1], "reused");     // V was computed, K was not
+  assert.deepEqual(plain(pure.cellStates(model, model.recs[0], 1).gone), [4]);
 });
 
 test("ages are the same whichever way the scrubber moved, and over a lost record", () => {
