@@ -213,7 +213,7 @@ def look(step, kl, k_drift, v_drift=None, **lists):
 def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
     _, trace = small_run(small, ("none", {}))
     drift = np.array([0, 2.0**-14.1, 2.0**-14, 1e-3, 0.25, 1, 2])
-    kl = np.array([np.nan, 0, -1e-9, 2.0**-12.1, 2.0**-11, 0.5, 3, 16, 90])
+    kl = np.array([np.nan, 0, -1e-9, 2.0**-12.1, 2.0**-11.95, 0.5, 3, 16, 90])
     one = look(3, kl, drift, drift[::-1], flips=(10, 12), oracle=(4, 11), recall=0.5)
     events = stage.trace_events(trace, "key", looks=[one])
     assert events[0]["truth"] is True
@@ -228,7 +228,7 @@ def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
         assert np.allclose(back[code > 0], true[code > 0], rtol=0.03)
     code, back = plane(told["kl"]), 2 ** ((plane(told["kl"]) - 255) / 16) * 16
     assert np.array_equal(code > 0, kl >= 2.0**-12)
-    assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.03)
+    assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.06)
     live = stage.LiveEvents("key", next(d2cache.generate(small, [1, 2], gen_length=4)))
     assert live.truth(one) == events[at]
 
