@@ -204,10 +204,9 @@ def life(model: Model, trace: Trace, position: int) -> Life:
 
 def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(S,C) -> its first two principal components (S,2) and their share of the variance (2,)."""
-    x = x - x.mean(0)
-    left, size, right = np.linalg.svd(x, full_matrices=False)
-    # rounding of what stands still is no movement
-    size = np.where(size > 1e-9 * max(1.0, np.abs(x).max()), size, 0)
+    rounding = 1e-6 * np.linalg.norm(x)  # of float32: less than this is no movement
+    left, size, right = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    size = np.where(size > rounding, size, 0)
     sign = np.sign(np.take_along_axis(right, np.abs(right).argmax(1)[:, None], 1)[:, 0])
     two, share = np.zeros((len(x), 2)), np.zeros(2)
     count = min(2, len(size))

@@ -234,7 +234,8 @@ def test_components_have_a_sign_of_their_own_and_stand_still_where_nothing_moves
     np.testing.assert_allclose(two[:, 1], 0, atol=1e-12)
     np.testing.assert_allclose(share, [1, 0], atol=1e-12)
     np.testing.assert_allclose(probes._components(14 - line)[0][:, 0], -two[:, 0])
-    for still in (np.ones((5, 3)), np.ones((1, 3)), np.full((4, 2), 1e6) + 1e-11):
+    noise = 7 + 1e-6 * np.random.default_rng(0).random((5, 3))
+    for still in (np.ones((5, 3)), np.ones((1, 3)), np.zeros((4, 2)), noise):
         two, share = probes._components(still)
         assert two.shape == (len(still), 2) and not two.any() and not share.any()
 
