@@ -138,6 +138,35 @@ def test_events_count_what_each_layer_did(small, policy):
         assert np.array_equal(np.any(through, axis=0), plane(r["y"]) > 0)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p[0]}-{p[1]}")
+def test_what_a_hand_wrote_is_told_live_and_replayed_without_a_confidence(small, policy):
+    mask = small.config.mask_id
+    edits = [d2cache.Edit(2, {1: 5, 12: 7, 24: 8}), d2cache.Edit(4, {12: mask, 1: 6})]
+    made = d2cache.make_policy(policy[0], **policy[1])
+    events, trace = run_both_ways(
+        small, random_prompt(9), made, gen_length=16, block_length=8, edits=edits
+    )
+    again = stage.trace_events(trace, "key")
+    hand = {2: [[1, "<5>", None, []], [12, "<7>", None, []], [24, "<8>", None, []]]}
+    hand[4] = [[1, "<6>", None, []]]
+    last = {write[0]: r["s"] for r in records(events) for write in r["w"]}
+    canvas = [trace.text_of(int(i)) for i in trace.tokens[0]]
+    for r in records(events):
+        given = hand.get(r["s"], [])
+        assert [w for w in r["w"] if w[0] in [h[0] for h in given]] == given
+        assert r["m"] == ([12] if r["s"] == 4 else [])
+        assert r["s"] in hand or all(w[2] is not None for w in r["w"])
+        for write in r["w"]:
+            canvas[write[0]] = write[1]
+            write[3] = write[3] if last[write[0]] == r["s"] else []
+        for at in r["m"]:
+            canvas[at] = trace.text_of(mask)
+        assert canvas == [trace.text_of(int(i)) for i in trace.tokens[r["s"] + 1]]
+    for name in ("stored", "steps"):
+        again[0].pop(name), events[0].pop(name)
+    assert json.loads(json.dumps(events)) == again
+
+
 def test_a_file_that_writes_where_nothing_was_predicted_still_makes_events(small):
     events, trace = small_run(small, ("none", {}), "wino", wide_in=0.2, narrow_out=0.9)
     s, at = next((r["s"], r["m"][0]) for r in records(events) if r["m"])
