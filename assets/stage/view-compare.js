@@ -12,7 +12,7 @@ const FACTS = [["step", "step"], ["tps", "tokens / s"], ["hit", "cache hits"], [
 
 const MANY = 96, BLOCK = 32;     // positions
 const TOKEN_MS = 4, TOKENS_AT_LEAST = 16;    // drawing time of all answers in one frame; a far jump takes a few frames
-const HOLE = "\u2002";   // a mask is an en space with a pattern behind it
+const HOLE = "\u2002\u200b";   // a mask is an en space with a pattern behind it; a line may break after it
 
 const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
 
@@ -95,6 +95,8 @@ function makeStrip(page, index) {
       lane.was[g] = is;
       const span = lane.spans[g], eos = write && run.eos.has(write.text);
       span.className = `d2-token${!write ? " d2-hole" : write.s === step ? " d2-fresh" : ""}${is[1] === "≠" ? " d2-differs" : ""}${eos ? " d2-eos" : ""}${page.selected === p ? " d2-picked" : ""}`;
+      span.ariaLabel = write ? null : "masked";
+      span.ariaSelected = String(picked === "p");
       span.textContent = !write ? HOLE : eos ? "end" : visible(write.text);
     }
     return true;
