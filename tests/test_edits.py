@@ -131,6 +131,7 @@ def test_keys_and_values_of_a_new_token_are_its_own(policy):
             for mine, own in ((made.kv.k, plain.k), (made.kv.v, plain.v)):
                 mine = mine[layers, 0].transpose(1, 2)
                 torch.testing.assert_close(mine[:, at], own[layers][:, at], atol=1e-9, rtol=0)
+        assert not made.whole, "asked of one plan alone"
         if step.index == 8:
             return
     raise AssertionError("guard: the run ended early")
