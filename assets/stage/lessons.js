@@ -74,6 +74,7 @@ const lanesAsked = (query) => new URLSearchParams(query).getAll("lane").length;
 // ---- the page
 
 const KEY = "d2-lessons-done";
+const WAITING = "Setting the page up …";
 
 function readDone() {
   try { return new Set(JSON.parse(localStorage.getItem(KEY) || "[]")); } catch { return new Set(); }
@@ -227,7 +228,7 @@ function mountLessons(host, page, lessons, view) {
       Object.assign(todo, { before: ran.before, lanes: lanesAsked(acts.run) });
       const mine = todo;
       Promise.resolve(page.send(acts.run)).catch((error) => {
-        if (todo === mine) { said.textContent = String(error?.message || error); todo.before = null; ran = null; }
+        if (todo === mine) { said.textContent = String(error?.message || error); todo = ran = null; page.schedule?.(); }
       });
     }
     if (acts.tab) page.show(acts.tab);
@@ -247,7 +248,8 @@ function mountLessons(host, page, lessons, view) {
     if (clock) page.setClock?.(clock);
     if (lane && lane <= lanes.length) page.setLane(lane - 1);
     if (step && page.model?.run) page.goto(step - 1);
-    return false;       // seen on the next frame
+    page.schedule?.();
+    return false;       // all of it is seen on the next frame
   }
 
   function anchor(name) {
@@ -259,21 +261,22 @@ function mountLessons(host, page, lessons, view) {
   function point(el) {
     if (ring === el) return;
     ring?.classList.remove("d2-ring");
+    if (ring) ring.style.scrollMarginBottom = "";
     ring = el;
     if (!el) return;
     el.classList.add("d2-ring");
+    const box = el.getBoundingClientRect();      // the card keeps off it: on the other side, or below
+    card.classList.toggle("d2-aside", box.left + box.width / 2 > innerWidth / 2);
+    el.style.scrollMarginBottom = `${card.offsetHeight + 32}px`;
     const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches;
     el.scrollIntoView({ block: "nearest", inline: "nearest", behavior: calm ? "auto" : "smooth" });
-    const box = el.getBoundingClientRect();      // the card goes to the other side
-    card.classList.toggle("d2-aside", box.left + box.width / 2 > innerWidth / 2);
   }
 
   function check() {
-    const { until, do: asked } = lesson.cards[at];
-    if (!until) return;
-    const state = lessonState(page), so = nowWords(until, state), words_ = solved ? "" : `Now: ${so}.`;
-    if (words_ !== seen) now.textContent = seen = words_;
-    if (solved || !asked || !holds(until, state)) return;
+    const { until } = lesson.cards[at], state = until && lessonState(page);
+    const so = until && !solved ? `Now: ${nowWords(until, state)}.` : "";
+    if (so !== seen) now.textContent = seen = so;
+    if (!until || solved || !holds(until, state)) return;
     solved = true;
     now.textContent = seen = "";
     const last = at === lesson.cards.length - 1;
@@ -288,7 +291,7 @@ function mountLessons(host, page, lessons, view) {
     if (wanted && !ring?.isConnected) { const el = anchor(wanted); if (el) point(el); }
     if (ring && !ring.classList.contains("d2-ring")) ring.classList.add("d2-ring");
     if (settled) check();
-    else page.schedule?.();
+    else if (todo && seen !== WAITING) now.textContent = seen = WAITING;
   }
 
   function open(key, first) {
