@@ -71,8 +71,8 @@ function makeStrip(page, index) {
     name.textContent = run.name;
     el.setAttribute("aria-label", `Lane ${index + 1}: ${run.name}`);
     tokens.setAttribute("aria-label", `Answer of lane ${index + 1}, by position`);
-    lane.spans = Array.from({ length: run.G }, (_, g) => h("span", "d2-token", { role: "option", "aria-selected": "false", tabIndex: g ? -1 : 0, "data-p": run.P + g }));
-    lane.was = new Array(run.G).fill(null);
+    lane.spans = Array.from({ length: run.G }, (_, g) => h("span", "d2-token d2-hole", { role: "option", "aria-selected": "false", "aria-label": "masked", textContent: HOLE, tabIndex: g ? -1 : 0, "data-p": run.P + g }));
+    lane.was = new Array(run.G).fill(" ");
     lane.marked = null;
     const size = run.G > MANY ? BLOCK : run.G;     // blocks of their own: a change lays out one of them, not the whole answer
     tokens.replaceChildren(...Array.from({ length: Math.ceil(run.G / size) }, (_, k) => h("div", "d2-tokenblock", { role: "group", "aria-label": `positions ${k * size + 1} to ${Math.min(run.G, (k + 1) * size)}` },
