@@ -69,6 +69,7 @@ def decode_order(tokens: pd.DataFrame) -> go.Figure:
     """Which position each step wrote; colour is the confidence of the write."""
     marker = {
         "color": tokens["confidence"], "colorscale": "Cividis", "cmin": 0, "cmax": 1, "size": 7,
+        "line": {"color": INK, "width": 0.5},
         "colorbar": {"title": LABELS["confidence"]},
     }  # fmt: skip
     figure = go.Figure(
@@ -129,7 +130,7 @@ def rollout_change(change: np.ndarray, steps: np.ndarray) -> go.Figure:
 def tail_confidence(certainty: pd.DataFrame) -> go.Figure:
     """Confidence of each position's best guess, a line a step; columns of `certainty_of`."""
     shown = sorted(certainty["step"].unique())
-    colours = ["#00224e", "#3b6fb6", "#c28a00", "#d55e00", "#8a3a00"]
+    colours = [BLUE, GREEN, "#cc79a7", ORANGE, "#d55e00"]
     dashes = ["solid", "dash", "dot", "dashdot", "longdash"]
     figure = go.Figure()
     for step, colour, dash in zip(shown, colours, dashes, strict=False):
