@@ -40,24 +40,6 @@ class Look:
     recall: float | None
 
 
-@dataclass(frozen=True)
-class Life:
-    """One position's exact keys and values over the canvases of a run, one before each step.
-
-    k, v (S,2) float64: the first two principal components over the steps of K (V), averaged over
-    the layers, heads joined; same units as K (V). explained_k, explained_v (2,): share of the
-    variance that each component holds, 0 where nothing moves. moved_k, moved_v (S,): how far K (V)
-    lies from that of the step before (Euclidean, all components), 0 at the first step.
-    """
-
-    k: np.ndarray
-    v: np.ndarray
-    explained_k: np.ndarray
-    explained_v: np.ndarray
-    moved_k: np.ndarray
-    moved_v: np.ndarray
-
-
 class _Exact(CachePolicy):
     """No cache. `run` makes a full pass on canvases of any tokens; `maps` False keeps none."""
 
@@ -185,11 +167,15 @@ def rollout_columns(model: Model, trace: Trace) -> np.ndarray:
     return np.concatenate(columns)
 
 
-def life(model: Model, trace: Trace, position: int) -> Life:
-    """How one canvas position's keys and values move through a run: gradually, at once or hardly.
+def life(model: Model, trace: Trace, position: int) -> dict:
+    """How one canvas position's exact keys and values move through a run: exact passes on the
+    canvas before every step, a few at a time.
 
-    Exact passes on the canvas before every step, a few at a time. Of every component, the largest
-    weight is positive. Raises IndexError for a position that is not on the canvas.
+    -> k, v: (S,2) float64, the first two principal components over the steps of its K (V), mean
+    over the layers, heads joined; of every component the largest weight is positive. explained:
+    {k, v} (2,), the share of the variance that each component holds, 0 where nothing moves. moved:
+    {k, v} (S,), how far K (V) lies from that of the step before (Euclidean, all components), 0 at
+    the first step. Raises IndexError for a position that is not on the canvas.
     """
     _there("position", position, trace.tokens.shape[1])
     exact, seen = _Exact(model), []
@@ -197,9 +183,12 @@ def life(model: Model, trace: Trace, position: int) -> Life:
         exact.run(tokens)
         both = torch.stack((exact.kv.k, exact.kv.v))[..., position, :].double()  # (2,L,B,Hkv,D)
         seen.append(both.mean(1).flatten(2).cpu().numpy())
-    k, v = np.concatenate(seen, axis=1)
-    (k_two, k_share), (v_two, v_share) = _components(k), _components(v)
-    return Life(k_two, v_two, k_share, v_share, _moved(k), _moved(v))
+    out = {"explained": {}, "moved": {}}
+    for name, rows in zip("kv", np.concatenate(seen, axis=1), strict=True):
+        out[name], out["explained"][name] = _components(rows)
+        step = np.linalg.norm(np.diff(rows, axis=0), axis=1)
+        out["moved"][name] = np.append(0, step)
+    return out
 
 
 def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -213,10 +202,6 @@ def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     two[:, :count] = (left * size * sign)[:, :count]
     share[:count] = (size**2 / max((size**2).sum(), 1e-300))[:count]
     return two, share
-
-
-def _moved(x: np.ndarray) -> np.ndarray:
-    return np.append(0, np.linalg.norm(np.diff(x, axis=0), axis=1))
 
 
 def _maps(model: Model, trace: Trace, step: int) -> list[Tensor]:

@@ -222,6 +222,7 @@ def test_equal_parts_longer_than_a_byte_counts_are_told_in_pieces():
 
 def test_a_run_says_where_it_stands_among_others(live, small):
     place = dict(board="b", lane=2, name="d2, k 8", branch=dict(lane=0, step=3, says="fixed"))
+    assert live[0][0]["mask"] == live[1].run["shape"]["mask_id"]
     plain = dict(board="key", lane=0, name="d2", branch=None)
     trace = live[1]
     for told in (stage.trace_events(trace, "key")[0], live[0][0]):
@@ -362,6 +363,7 @@ def test_a_large_map_is_averaged_down_and_keeps_its_shape():
     assert sent["n"] == stage.LARGEST_MAP and grid[: sent["n"] // 2 - 1].max(1).min() > 150
     assert grid[sent["n"] // 2 + 1 :].max() == 0
     assert abs(grid[0].argmax() / sent["n"] - 0.25) < 0.01
+    assert sent["largest"] == 3, "rows of 600 meet in 256 cells, three in some"
 
 
 def test_bench_prints_limits_and_ratios(capsys):

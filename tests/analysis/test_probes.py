@@ -213,9 +213,9 @@ def test_a_life_is_the_positions_own_exact_keys_and_values(recorded):
                 own[name].append(getattr(plain, name)[:, position].mean(0).flatten().numpy())
         for name, rows in own.items():
             rows = np.array(rows)
-            two, share = getattr(got, name), getattr(got, f"explained_{name}")
+            two, share = got[name], got["explained"][name]
             moved = [0, *(np.linalg.norm(b - a) for a, b in zip(rows, rows[1:], strict=False))]
-            np.testing.assert_allclose(getattr(got, f"moved_{name}"), moved, atol=1e-9)
+            np.testing.assert_allclose(got["moved"][name], moved, atol=1e-9)
             spread = ((rows - rows.mean(0)) ** 2).sum()
             np.testing.assert_allclose((two**2).sum(0), share * spread, rtol=1e-9)
             assert two.shape == (12, 2) and share[0] >= share[1] > 0 and share.sum() <= 1 + 1e-9
