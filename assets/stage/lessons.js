@@ -288,7 +288,7 @@ function mountLessons(host, page, lessons, view) {
   function paint() {
     if (!lesson) return;
     const settled = settle();
-    if (wanted && !ring?.isConnected) { const el = anchor(wanted); if (el) point(el); }
+    if (settled && wanted && !ring?.isConnected) { const el = anchor(wanted); if (el) point(el); }
     if (ring && !ring.classList.contains("d2-ring")) ring.classList.add("d2-ring");
     if (settled) check();
     else if (todo && seen !== WAITING) now.textContent = seen = WAITING;

@@ -148,9 +148,12 @@ def test_a_term_explains_itself_by_pointer_and_keyboard(tab):
 
 def test_a_card_fits_a_phone_and_keeps_off_what_it_points_at(tab):
     tab.set_viewport_size({"width": 360, "height": 700})
-    begin(tab, "what-stays")
-    on_card(tab, LESSONS["what-stays"], 1)
-    tab.wait_for_timeout(600)  # the page glides
+    begin(tab, "two-stages")
+    on_card(tab, LESSONS["two-stages"], 1)
+    tab.wait_for_function(  # the page glides
+        "() => { const at = document.querySelector('.d2-ring').getBoundingClientRect();"
+        " return at.top > 0 && at.top < document.querySelector('.d2-coach').offsetTop; }"
+    )
     card, ring = (tab.locator(s).bounding_box() for s in (".d2-coach", ".d2-ring"))
     assert card["x"] >= 0 and card["x"] + card["width"] <= 360
     assert card["y"] + card["height"] <= 700
