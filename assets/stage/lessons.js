@@ -68,8 +68,8 @@ function nowWords(until, state) {
     : `${name.replace("policy.", "").replace("decoder.", "").replaceAll("_", " ")} ${said(name)}`)).join(", ");
 }
 
-// How many lanes a query asks for; 0 where it leaves them as they are.
-const lanesAsked = (query) => new URLSearchParams(query).getAll("lane").length;
+// The policies of the lanes that a query asks for, so that another run on its way is not taken for it.
+const policiesAsked = (query) => new URLSearchParams(query).getAll("lane").map((lane) => lane.split(/[,/~]/)[0]);
 
 // ---- the page
 
@@ -219,13 +219,13 @@ function mountLessons(host, page, lessons, view) {
     const acts = Object.fromEntries(lesson.cards[at].acts);
     point(null);
     wanted = acts.point ?? null;
-    todo = { ...acts, before: null, lanes: 0 };
+    todo = { ...acts, before: null, policies: [] };
     if (acts.run && page.offline) said.textContent = "This card needs the running app: here nothing can be run, so read on with the run on view.";
     else if (acts.run && !force && ran?.query === acts.run && (!ran.runs || ran.runs === runs())) {   // on view, or coming
-      if (!ran.runs) Object.assign(todo, { before: ran.before, lanes: lanesAsked(acts.run) });
+      if (!ran.runs) Object.assign(todo, { before: ran.before, policies: policiesAsked(acts.run) });
     } else if (acts.run) {
       ran = { query: acts.run, before: runs(), runs: null };
-      Object.assign(todo, { before: ran.before, lanes: lanesAsked(acts.run) });
+      Object.assign(todo, { before: ran.before, policies: policiesAsked(acts.run) });
       const mine = todo;
       Promise.resolve(page.send(acts.run)).catch((error) => {
         if (todo === mine) { said.textContent = String(error?.message || error); todo = ran = null; page.schedule?.(); }
@@ -240,7 +240,7 @@ function mountLessons(host, page, lessons, view) {
     if (!todo) return true;
     if (todo.before !== null && runs() === todo.before) return false;     // the new run has not begun
     const lanes = page.board?.lanes || [], here = (l) => l.status !== "running" || l.recs.length >= (todo.step ?? 0);
-    if (lanes.length < todo.lanes || !lanes.every(here)) return false;
+    if (todo.policies.some((name, i) => lanes[i]?.start.policy !== name) || !lanes.every(here)) return false;
     if (todo.before !== null) ran.runs = runs();
     const { lane, step, clock, tab } = todo;
     todo = null;
@@ -303,8 +303,9 @@ function mountLessons(host, page, lessons, view) {
 
   paintList();
   const from = view ?? page.view ?? Object.fromEntries(new URLSearchParams(globalThis.location?.search || ""));
-  if (from.lesson) open(from.lesson, from.card);
-  return { paint, open, close, destroy() { point(null); lesson = null; bar.remove(); } };
+  // on the next frame: what the page opens with is on the stage then, and not taken for the card's run
+  const opening = from.lesson ? requestAnimationFrame(() => open(from.lesson, from.card)) : 0;
+  return { paint, open, close, destroy() { cancelAnimationFrame(opening); point(null); lesson = null; bar.remove(); } };
 }
 
 // The stage mounts every part once; the lessons of this page and the words of its glossary.
@@ -318,6 +319,6 @@ function part(page) {
 }
 
 (D2.parts ??= []).push(part);
-Object.assign(D2.pure ??= {}, { holds, agreementOf, lessonState, nowWords, lanesAsked });
+Object.assign(D2.pure ??= {}, { holds, agreementOf, lessonState, nowWords, policiesAsked });
 Object.assign(D2, { mountLessons });
 })(globalThis.D2Stage ??= {});

@@ -85,9 +85,9 @@ test("how far it is, in words, each name once", () => {
   assert.equal(pure.nowWords([[["policy.rollout_p", "=", 0.1]]], {}), "rollout p not yet");
 });
 
-test("how many lanes a query asks for", () => {
-  assert.equal(pure.lanesAsked("prompt=a&lane=none&lane=d2,current_k=8"), 2);
-  assert.equal(pure.lanesAsked("trace=x"), 0);
+test("the policies that a query asks for", () => {
+  assert.deepEqual(plain(pure.policiesAsked("prompt=a&lane=none/pc,sigma=1&lane=d2,current_k=8&lane=prefix~8,refresh=all")), ["none", "d2", "prefix"]);
+  assert.deepEqual(plain(pure.policiesAsked("trace=x")), []);
 });
 
 const glossary = pure.readGlossary({ mask: "A place.", cache: "Kept.", "KV cache": "Kept.", "attention rollout": "Ways.", attention: "Reads.", "top p": "Some.", "K,V": "Two.", "σ": "Wide." });
