@@ -112,7 +112,7 @@ def test_a_loaded_trace_is_answered_by_the_model_that_made_it(asks, run):
     got = ask(asks, "attention", run="s", step=0)
     assert got["n"] == run.trace.tokens.shape[1]
     other = d2cache.Trace(**vars(run.trace))
-    other.header = {**other.header, "run": {**other.run, "model": "elsewhere",
-                                            "shape": {**other.run["shape"], "name": "elsewhere"}}}  # fmt: skip
+    named = {"model": "elsewhere", "shape": {**other.run["shape"], "name": "elsewhere"}}
+    other.header = other.header | {"run": other.run | named}
     asks.boards.stored.append(live.Board("o", runs=[live.Run("o", name="d2", trace=other)]))
     assert "needs the model elsewhere" in ask(asks, "attention", run="o", step=0)["error"]
