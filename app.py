@@ -360,7 +360,7 @@ def side_column() -> SimpleNamespace:
     """The controls at the left."""
     ui = SimpleNamespace()
     ui.late = gr.State("")  # the model that Run was pressed for too early
-    ui.opened = gr.State("")  # the query that the page was opened with
+    ui.opened = gr.Textbox(visible="hidden")  # the query that the page was opened with
     ui.model = gr.Dropdown(
         [(title(label, name), label) for label, name in MODELS.offered.items()],
         value=MODELS.first, label="Model", elem_id="model", info="loaded when it is first chosen",
