@@ -501,7 +501,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
 
     def show(board: Board, session: str, most: int | None = None, first: dict | None = None):
         """Stream a board into the page, from where it stands."""
-        link = stage.message([{"k": "link", "board": board.key, "query": board.query()}])
+        link = stage.message([stage.link(board.key, board.query())])
         words = notice("Running." if most is None else "Stepping.")
         yield (first or {}) | {
             ui.said: words, ui.pause: gr.Button(visible=True), ui.resume: gr.Button(visible=False),
@@ -523,8 +523,8 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         except Loading as error:
             yield (first or {}) | {ui.said: notice(str(error)), ui.late: asked.model}
             return
-        except ValueError as error:
-            yield (first or {}) | {ui.said: notice(str(error), "error")}
+        except ValueError as error:  # the controls stay as they are
+            yield {ui.said: notice(_sentence(error), "error")}
             return
         quiet = {ui.download: gr.DownloadButton(interactive=False), ui.late: ""}
         yield from show(board, session, most, (first or {}) | quiet)
@@ -617,11 +617,12 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         texts = [stage.message(events) for events in live.advance(board)]
         return after(board) | ({ui.board: texts[-1]} if texts else {})
 
-    def put(session: str, board: Board, said: str) -> dict:
+    def put(session: str, board: Board, said: str, query: str = "") -> dict:
         """Finished traces onto the stage."""
         BOARDS.put(session, board)
+        events = [stage.link(board.key, query), *board.events()]
         return buttons(board) | {
-            ui.board: stage.message(board.events()), ui.said: notice(said),
+            ui.board: stage.message(events), ui.said: notice(said),
             ui.download: gr.DownloadButton(value=save_trace(board.runs[0]), interactive=True),
         }  # fmt: skip
 
@@ -637,9 +638,9 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     def show_stored(session: str, name: str) -> dict:
         words = export.bundled()[name]["words"] if name in export.bundled() else ""
         try:
-            return put(session, bundled(name), f"A stored run. {words}")
+            return put(session, bundled(name), f"A stored run. {words}", f"trace={name}")
         except ValueError as error:
-            return {ui.said: notice(f"{error}.", "error")}
+            return {ui.said: notice(_sentence(error), "error")}
 
     def on_stored(request: gr.Request, name):
         return show_stored(request.session_hash, name) if name else {ui.said: gr.skip()}

@@ -196,19 +196,6 @@ def test_lanes_on_the_clock_of_milliseconds_finish_apart(tab):
     assert "ms" in told
 
 
-def test_truth_is_made_on_request_and_shown(tab):
-    ask(tab, QUESTION)
-    tab.get_by_text("Canvas", exact=True).click()
-    tab.locator("#truth input").check()
-    tab.click("#run")
-    done(tab)
-    tab.get_by_role("tab", name="Truth").click()
-    tab.wait_for_function(
-        "document.querySelector('[data-point=truth-tab]').innerText.includes('recall')"
-    )
-    assert "truth=1" in tab.url
-
-
 def test_the_endpoints_are_what_they_say(address, model):
     from gradio_client import Client
     from gradio_client.exceptions import AppError
