@@ -48,7 +48,7 @@ def text_of(model, lane: str, prompt: str = QUESTION, gen: int = 64, full=False)
 
 def open_compare(tab):
     if not tab.locator("#compare").is_visible():
-        tab.locator("#comparing").get_by_text("Compare", exact=True).first.click()
+        tab.locator("#comparing").get_by_text("Side by side", exact=True).click()
 
 
 def test_policies_side_by_side_under_one_scrubber(tab, model):
