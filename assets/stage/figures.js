@@ -31,21 +31,24 @@ function dressed(layout, dark, solid) {
 
 // The same for a phone: small letters, titles in lines, legends and colour bars underneath, panels two by two.
 function slim(data, layout) {
-  const out = { ...layout, font: { ...layout.font, size: 11 }, margin: { l: 8, r: 8, t: 12, b: 8 } }, axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
+  const lines = Math.max(1, ...Object.keys(layout).filter((key) => key.startsWith("xaxis")).map((key) => broken(layout[key].title?.text ?? "", LINE).split("<br>").length));
+  const out = { ...layout, font: { ...layout.font, size: 11 }, margin: { l: 8, r: 12, t: 12, b: 36 + 14 * lines } }, axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
   const named = data.filter((trace) => trace.name && trace.showlegend !== false).length, panels = axes.filter((key) => key.startsWith("x")).length;
+  const barred = data.some((trace) => trace.colorbar ?? trace.marker?.colorbar);
   for (const key of axes) {
     const axis = layout[key], text = axis.title?.text;
-    out[key] = { ...axis, nticks: 5, tickangle: 0, ...(text ? { title: { ...axis.title, text: broken(text, LINE), standoff: 6, font: { size: 11 } } } : {}) };
+    const bare = barred && key.startsWith("x");      // beside a colour bar Plotly's own margins put the title on the ticks
+    out[key] = { ...axis, nticks: 5, tickangle: 0, ...(bare ? { automargin: false } : {}), ...(text ? { title: { ...axis.title, text: broken(text, LINE), ...(bare ? {} : { standoff: 6 }), font: { size: 11 } } } : {}) };
   }
-  const rows = named > 1 ? Math.ceil(named / 2) : 0, square = data.some((trace) => trace.type === "heatmap");
+  const rows = named > 1 ? named : 0, square = data.some((trace) => trace.type === "heatmap");
   const bar = { orientation: "h", x: 0.5, xanchor: "center", y: 1.04, yanchor: "bottom", len: 0.9, thickness: 10 };
   const traces = data.map((trace) => {
     const slimmed = (had) => ({ ...had, ...bar, title: { text: had.title?.text ?? had.title, side: "top" } });
     if (trace.colorbar) return { ...trace, colorbar: slimmed(trace.colorbar) };
     return trace.marker?.colorbar ? { ...trace, marker: { ...trace.marker, colorbar: slimmed(trace.marker.colorbar) } } : trace;
   });
-  out.legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: 1.03, yanchor: "bottom", entrywidth: 0.5, entrywidthmode: "fraction", font: { size: 11 } };
-  out.height = square ? 360 : 270 + 18 * rows;
+  out.legend = { ...layout.legend, orientation: "v", x: 0, xanchor: "left", y: 1.03, yanchor: "bottom", font: { size: 11 } };
+  out.height = square ? 360 : 280 + 18 * rows;
   if (panels === 4) {
     const from = [0.04, 0.54], low = [0.57, 0];
     out.height = 440;

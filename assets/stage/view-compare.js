@@ -139,9 +139,10 @@ function makeStrip(page, index) {
     facts.step.textContent = `${step + 1} / ${run.recs.length}`;
     for (const key of ["tps", "hit", "flops"]) facts[key].textContent = totals[key];
     bar.style.width = `${mine.of ? 100 * mine.written / mine.of : 0}%`;
+    const leads = race.leads.includes(index);
     const end = mine.finished === null ? "" : mine.status === "done" ? `, finished at ${momentText(board.clock, mine.finished)}` : `, ${mine.status}`;
-    told.textContent = `${mine.written} of ${mine.of} positions written${end}${race.leads.includes(index) ? (race.over ? " · first" : " · leads") : ""}`;
-    el.classList.toggle("d2-leads", race.leads.includes(index));
+    told.textContent = `${mine.written} of ${mine.of} positions written${end}${leads ? (race.over ? " · first" : " · leads") : ""}`;
+    el.classList.toggle("d2-leads", leads && race.leads.length < board.lanes.length);      // level: none stands out
     el.classList.toggle("d2-inhand", board.lane === index && board.lanes.length > 1);
     if (!lane.visible && !all) return;      // off the screen: the rest waits until nothing else is to be drawn
     difference.textContent = board.lanes.length > 1 ? differenceWords(board, index, steps) : "";
