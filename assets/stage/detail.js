@@ -59,7 +59,7 @@ function makeDetail(page) {
 
   function draw() {
     const { n, map, prompt: pooled, run, at, T, P } = shown, { dark } = page;
-    const bytes = decodePlane(map), lut = table((u) => colourAt("rollout", u / 255, dark)), image = new ImageData(n, n);
+    const bytes = D2.pure.evenShades(decodePlane(map), D2.pure.edgesOf(n, T)), lut = table((u) => colourAt("rollout", u / 255, dark)), image = new ImageData(n, n);
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];
     canvas.width = canvas.height = n;

@@ -18,6 +18,14 @@ const kindAt = (model, p, s) => (p < model.P ? "prompt" : writeAt(model, p, s - 
 const edgesOf = (n, T) => Array.from({ length: n + 1 }, (_, i) => Math.floor(i * T / n));
 const shareOf = (code) => (code / 255) ** 2;          // of the largest cell
 
+// A cell of two positions is no darker than two cells of one: shades by share of a pair, not of a cell.
+function evenShades(bytes, edges) {
+  const n = edges.length - 1, wide = edges.slice(1).map((e, i) => e - edges[i]);
+  if (wide.every((w) => w === wide[0])) return bytes;
+  const shares = Float64Array.from(bytes, (u, i) => shareOf(u) / (wide[Math.floor(i / n)] * wide[i % n])), most = shares.reduce((a, b) => Math.max(a, b), 0) || 1;
+  return Uint8Array.from(shares, (x) => Math.round(255 * Math.sqrt(x / most)));
+}
+
 function nameOf(model, s, from, to) {
   if (to - from > 1) return `positions ${from + 1} to ${to}`;
   const text = textBefore(model, from, s) ?? (from < model.P ? model.prompt[from] : null);   // an edit may have changed the prompt
@@ -63,7 +71,8 @@ function mount(host, page) {
     page.schedule();
     ask("attention", { run: model.run, step, layer: layer === "rollout" ? layer : Number(layer) }, (answer, failed) => {
       problem = failed || "";
-      if (answer) got = { ...answer, key, run: model.run, at: step, layer, bytes: decodePlane(answer.map), edges: edgesOf(answer.n, model.T) };
+      const bytes = answer && decodePlane(answer.map), edges = answer && edgesOf(answer.n, model.T);
+      if (answer) got = { ...answer, key, run: model.run, at: step, layer, bytes, edges, shades: evenShades(bytes, edges) };
       page.schedule();
     });
   }
@@ -77,8 +86,8 @@ function mount(host, page) {
   }
 
   function draw(model, dark) {
-    const lut = table((u) => colourAt("rollout", u / 255, dark)), { n, bytes, edges, at } = got;
-    plane.draw(n, n, (out) => { for (let i = 0; i < out.length; i++) out[i] = lut[bytes[i]]; });
+    const lut = table((u) => colourAt("rollout", u / 255, dark)), { n, shades, edges, at } = got;
+    plane.draw(n, n, (out) => { for (let i = 0; i < out.length; i++) out[i] = lut[shades[i]]; });
     const tint = (i) => KINDS[kindAt(model, edges[i], at)].colour[dark ? "dark" : "light"];
     for (const [canvas, axis] of [[across, "x"], [down, "y"]]) cells(canvas, n, axis, (i) => pixel(rgb(tint(i))));
     const w = bars.width = 2 * (bars.clientWidth || 300), ht = bars.height = 2 * (bars.clientHeight || 56), ctx = bars.getContext("2d"), top = Math.max(1, ...got.columns);
@@ -136,6 +145,6 @@ function mount(host, page) {
   return { paint, destroy: () => { clearTimeout(timer); plane.destroy(); } };
 }
 
-Object.assign(D2.pure, { attentionKind: kindAt, edgesOf, shareOf, attentionWords: cellWords });
+Object.assign(D2.pure, { attentionKind: kindAt, edgesOf, shareOf, evenShades, attentionWords: cellWords });
 (D2.tabs ??= []).push({ key: "attention", title: "Attention", place: 40, mount });
 })(globalThis.D2Stage ??= {});

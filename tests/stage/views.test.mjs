@@ -195,6 +195,17 @@ test("a prompt token that was changed by hand is told as it stands at that step"
   assert.match(pure.attentionWords(model, got(2), 0, 1), /key prompt position 2 \(' \?'\)/);
 });
 
+// ---- a map that arrives summed
+
+test("where every pair of positions draws alike, a summed map is of one shade", () => {
+  const edges = pure.edgesOf(3, 5), wide = [0, 1, 2].map((i) => edges[i + 1] - edges[i]), most = Math.max(...wide) ** 2;
+  const sums = Uint8Array.from({ length: 9 }, (_, i) => Math.round(255 * Math.sqrt(wide[Math.floor(i / 3)] * wide[i % 3] / most)));
+  assert.ok(new Set(sums).size > 1);
+  const shades = pure.evenShades(sums, edges);
+  assert.ok(Math.min(...shades) >= 253 && Math.max(...shades) === 255, Array.from(shades));
+  assert.equal(pure.evenShades(sums, [0, 1, 2, 3]), sums, "cells of one size are as they came");
+});
+
 // ---- figures on a phone
 
 test("on a phone the titles of a figure are broken into lines, and its bars lie above the plot", () => {
