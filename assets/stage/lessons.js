@@ -74,7 +74,7 @@ const policiesAsked = (query) => new URLSearchParams(query).getAll("lane").map((
 // ---- the page
 
 const KEY = "d2-lessons-done";
-const WAITING = "Setting the page up …";
+const WAITING = "Setting the page up … If it stays so, press Show me again.";
 
 function readDone() {
   try { return new Set(JSON.parse(localStorage.getItem(KEY) || "[]")); } catch { return new Set(); }
