@@ -36,6 +36,7 @@ MODELS = Models({"tiny": "tiny"})
 BOARDS = Boards()
 ASKS = Asks(BOARDS, MODELS)
 PRESETS = {one["key"]: one for one in lessons.presets()}
+WANTED: dict[str, str] = {}  # what the stage asked for last, by session
 DRAWN: OrderedDict[str, tasks.Problem] = OrderedDict()  # recent example problems by their prompt
 FILES = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
 
@@ -74,13 +75,10 @@ def load_board(traces: dict[str, d2cache.Trace], key: str) -> Board:
 
 def bundled(name: str) -> Board:
     """One of the runs that come with the page, everybody's; ValueError for a name it has not."""
-    known = export.bundled()
-    if name not in known:
-        raise ValueError(f"there is no stored run {name[:40]!r}; there are {', '.join(known)}")
     for board in BOARDS.stored:
         if board.key == f"stored-{name}":
             return board
-    trace = d2cache.Trace.load(ASSETS / "traces" / f"{name}.safetensors")
+    trace = export.stored(name)
     board = load_board({trace.run["policy"]: trace}, f"stored-{name}")
     BOARDS.stored.append(board)
     return board
@@ -291,6 +289,8 @@ PAGE_CSS = """
 #said {padding: 0 !important; min-height: 4.2rem} #said .prose {padding: 0; max-width: none}
 .stage-wrap {padding: 0 !important; overflow: visible !important}
 .gradio-container {max-width: 1700px !important}
+#to-stage {display: none; padding: .5rem 0; min-height: 24px}
+@media (max-width: 760px) {#to-stage {display: inline-block}}
 @media (max-width: 640px) {.gradio-container {padding: .5rem !important}}
 """
 
@@ -308,6 +308,8 @@ step. Every token looks both ways, so each newly written one changes the keys an
 all the others, and the KV cache of an ordinary language model does not apply. **d2Cache**
 recomputes only the few positions that matter and reuses the K,V of the rest. Below, a model does it
 live.
+
+<a id="to-stage" href="#stage">To the stage and its lessons</a>
 """
 
 
@@ -518,13 +520,13 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             )
         return shown
 
-    def show(board: Board, session: str, most: int | None = None, first: dict | None = None):
+    def show(board, session: str, most: int | None = None, first: dict | None = None, words=""):
         """Stream a board into the page, from where it stands."""
         link = stage.message([stage.link(board.key, board.query())])
-        words = notice("Running." if most is None else "Stepping.")
+        words = words or ("Running." if most is None else "Stepping.")
         yield (first or {}) | {
-            ui.said: words, ui.pause: gr.Button(visible=True), ui.resume: gr.Button(visible=False),
-            ui.board: link,
+            ui.board: link, ui.said: notice(words), ui.pause: gr.Button(visible=True),
+            ui.resume: gr.Button(visible=False),
         }  # fmt: skip
         for text in stream(board, session, most):
             yield {ui.board: text}
@@ -655,11 +657,15 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             return {ui.said: notice(f"{error}. Load a file that this page saved.", "error")}
 
     def show_stored(session: str, name: str) -> dict:
-        words = export.bundled()[name]["words"] if name in export.bundled() else ""
+        """A stored run on the stage, and at the left what would make it again."""
         try:
-            return put(session, bundled(name), f"A stored run. {words}", f"trace={name}")
+            board = bundled(name)
         except ValueError as error:
             return {ui.said: notice(_sentence(error), "error")}
+        told = export.bundled()[name]
+        asked = Asked.of(board.runs[0].trace.run, told["prompt"], MODELS.first)
+        said = f"A stored run. {told['words']}"
+        return filled(asked) | put(session, board, said, f"trace={name}")
 
     def on_stored(request: gr.Request, name):
         return show_stored(request.session_hash, name) if name else {ui.said: gr.skip()}
@@ -696,10 +702,19 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             raise ValueError("this run was loaded, not made here: press Run, then ask what if")
         lane = replace(parent.lane, edits=(*parent.lane.edits, edit))
         number = board.runs.index(parent)
-        board.start(lane, parent.model, {"lane": number, "step": edit.step, "says": str(edit)})
-        yield from show(board, session)
+        says = live.edit_said(edit, parent.model, board.asked)
+        board.start(lane, parent.model, {"lane": number, "step": edit.step, "says": says})
+        where = f"Lane {len(board.runs)} goes on from step {edit.step + 1}: see Compare."
+        yield from show(board, session, words=where)
+
+    def on_ask(request: gr.Request, event: gr.EventData):
+        WANTED[request.session_hash] = event.query
+        on_pause(request)  # a new run ends the old one
 
     def on_send(request: gr.Request, event: gr.EventData, *values):
+        if WANTED.get(request.session_hash) != event.query:  # the reader has gone on meanwhile
+            yield {ui.said: gr.skip()}
+            return
         yield from follow(request.session_hash, event.query, values)
 
     def on_open(request: gr.Request, query, *values):
@@ -707,6 +722,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
 
     def on_close(request: gr.Request):
         BOARDS.drop(request.session_hash)
+        WANTED.pop(request.session_hash, None)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     queued = quiet | {"concurrency_id": "engine", "concurrency_limit": 1}
@@ -717,7 +733,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.policy.input(on_policy, [ui.policy, ui.block_length], [ui.block_length, ui.said], **instant)
     ui.preset.change(on_preset, ui.preset, ui.story, **instant)
     ui.preset.select(None, ui.preset, None, js=PRESET_JS)
-    ui.stored.select(on_stored, ui.stored, outputs, **instant)
+    ui.stored.select(on_stored, ui.stored, everything, **instant)
     starts = (
         (ui.go.click, on_run), (ui.prompt.submit, on_run), (ui.compare.click, on_compare),
         (ui.beside.click, on_beside),
@@ -731,8 +747,9 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.single.click(on_pause, None, None, **instant)
     stepping = ui.single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
     stepping.then(on_late, ui.late, **loading)
-    ui.board.submit(on_pause, None, None, **instant)
-    sending = ui.board.submit(on_send, inputs, everything, trigger_mode="always_last", **queued)
+    ui.board.submit(on_ask, None, None, trigger_mode="multiple", **instant)
+    # each has its own words: "always_last" would repeat those of the first
+    sending = ui.board.submit(on_send, inputs, everything, trigger_mode="multiple", **queued)
     sending.then(on_late, ui.late, **loading)
     ui.pause.click(on_pause, None, None, **instant)
     ui.resume.click(on_resume, None, outputs, **queued)

@@ -200,10 +200,10 @@ def prompt_of(trace: Trace) -> str:
 
 
 def bundled() -> dict[str, dict]:
-    """The stored runs of assets/traces, in their order: name -> title and words (a sentence or
-    two); `stored` loads one."""
+    """The stored runs of assets/traces, in their order: name -> title, words (a sentence or two)
+    and prompt; `stored` loads one."""
     index = json.loads((ASSETS / "traces" / "index.json").read_text(encoding="utf-8"))
-    return {one["name"]: {"title": one["title"], "words": one["words"]} for one in index}
+    return {one.pop("name"): one for one in index}
 
 
 def stored(name: str) -> Trace:

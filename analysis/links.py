@@ -52,6 +52,14 @@ class Lane:
         return make_decoder(self.decoder, **self.decoder_knobs)
 
     @staticmethod
+    def of(run: dict) -> Lane:
+        """The lane of a trace's run configuration."""
+        return Lane(
+            run["policy"], run["policy_knobs"], run["decoder"], run["decoder_knobs"],
+            tuple(map(Edit.of_plain, run.get("edits", ()))),
+        )  # fmt: skip
+
+    @staticmethod
     def parse(text: str) -> Lane:
         plan, *edits = text.split("~")
         policy, slash, decoder = plan.partition("/")
@@ -151,6 +159,15 @@ class Asked:
                 f"There are {len(self.lanes)} lanes; 1 to {MOST_LANES} are allowed: "
                 "choose at least one policy, or remove some."
             )
+
+    @staticmethod
+    def of(run: dict, prompt: str, model: str) -> Asked:
+        """What a trace's run configuration answers; prompt and model as a visitor knows them."""
+        whole = run["block_length"] == run["gen_length"]
+        return Asked(
+            prompt, (Lane.of(run),), model, run["gen_length"],
+            0 if whole else run["block_length"], run["seeds"][0], not run["stop_at_eos"],
+        )  # fmt: skip
 
     def query(self, **view) -> str:
         """The query that asks for just this, and for what to look at."""

@@ -352,6 +352,29 @@ def _guarded(board: Board, run: Run) -> list[dict]:
         return board.finish(run, (str(error).strip() or type(error).__name__).splitlines()[0])
 
 
+def edit_said(edit: d2cache.Edit, model: d2cache.Model, asked: Asked) -> str:
+    """An edit in a reader's words: tokens as text, positions counted from 1 in prompt or answer."""
+    prompt_length = len(model.encode(asked.prompt))
+
+    def place(at: int) -> str:
+        if at < prompt_length:
+            return f"prompt position {at + 1}"
+        return f"answer position {at - prompt_length + 1}"
+
+    said = []
+    for at, token in edit.tokens.items():
+        masked = token == model.config.mask_id
+        text = "masked again" if masked else repr(model.tokenizer.decode([token]))
+        said.append(f"{place(at)} {text}" if masked else f"{text} at {place(at)}")
+    if edit.refresh == "all":
+        said.append("all refreshed")
+    elif edit.refresh:
+        count = len(edit.refresh)
+        said.append(f"{place(edit.refresh[0])} refreshed" if count == 1 else f"{count} refreshed")
+    said += [f"{knob} {value}" for knob, value in (edit.policy | edit.decoder).items()]
+    return ", ".join(said) or "unchanged"
+
+
 def summary(run: Run, first: Run) -> dict:
     """What a finished lane gave and cost (see `d2cache.trace.Totals`), and agreement: the share of
     answer positions that hold the same token as those of the first lane."""

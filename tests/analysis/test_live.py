@@ -172,3 +172,17 @@ def test_only_so_many_idle_boards_are_kept_and_none_that_runs_is_dropped(model, 
         board = boards.put(str(i), board_of(model, "none"))
         told(board)
     assert boards.of("0") is running and boards.of("1") is None and boards.of("3") is not None
+
+
+def test_an_edit_is_told_in_words(model):
+    asked = Asked(PROMPT, (Lane(),))
+    p = len(model.encode(PROMPT))
+    seven = model.tokenizer.encode("7", add_special_tokens=False)[0]
+    edit = d2cache.Edit(
+        3, {p + 4: seven, p: model.config.mask_id, 2: seven}, (p + 1,), {"current_k": 8}
+    )
+    assert live.edit_said(edit, model, asked) == (
+        "'7' at answer position 5, answer position 1 masked again, '7' at prompt position 3, "
+        "answer position 2 refreshed, current_k 8"
+    )
+    assert live.edit_said(d2cache.Edit(3, refresh="all"), model, asked) == "all refreshed"

@@ -126,7 +126,10 @@ def main(names) -> None:
         print(f"{story.name}: {totals['steps']} steps, {trace.tokens.shape[1]} positions, "
               f"{totals['flops_vs_none']:.2f} of the work, {size / 1e3:.0f} kB: "
               f"{model.decode(trace.answer).strip()[:60]!r}")  # fmt: skip
-    index = [{"name": s.name, "title": s.title, "words": s.words} for s in STORIES]
+    index = [
+        {"name": s.name, "title": s.title, "words": s.words, "prompt": s.problem.prompt}
+        for s in STORIES
+    ]
     text = json.dumps(index, indent=1, ensure_ascii=False)
     (FOLDER / "index.json").write_text(text + "\n", encoding="utf-8")
 

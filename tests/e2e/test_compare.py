@@ -10,7 +10,7 @@ from conftest import open_tab
 from test_page import QUESTION, ask, said, state, wait_said
 
 import d2cache
-from analysis import lessons
+from analysis import export, lessons
 from analysis.links import Asked, Lane, Link
 
 
@@ -172,6 +172,25 @@ def test_a_stored_run_is_one_choice_or_one_link_away(chrome, address):
         tab.locator("[data-testid=dropdown-option]").nth(1).click()
         tab.wait_for_function("name => d2stage.state().board === `stored-${name}`", arg=names[1])
         tab.wait_for_function("name => location.search.includes(name)", arg=names[1])
+        # the controls say what is on the stage
+        assert tab.locator("#policy input").input_value().startswith("none: ")
+        first = export.bundled()[names[1]]["prompt"]
+        assert tab.locator("#prompt textarea").input_value() == first
+
+
+def test_who_asks_for_the_next_thing_before_the_last_is_there_gets_the_next(tab):
+    prompts = [f"Sort {i} 7 2." for i in range(4)]
+    tab.evaluate(
+        "all => all.forEach(p => d2stage.send(new URLSearchParams({prompt: p, lane: 'd2', gen: 32})"
+        ".toString()))",
+        prompts,
+    )
+    tab.wait_for_function("p => document.querySelector('#prompt textarea').value === p",
+                          arg=prompts[-1])  # fmt: skip
+    done(tab)
+    tab.wait_for_timeout(1500)
+    assert tab.locator("#prompt textarea").input_value() == prompts[-1]
+    assert parse_qs(urlsplit(tab.url).query)["prompt"] == [prompts[-1]]
 
 
 @pytest.mark.parametrize("preset", lessons.presets(), ids=lambda p: p["key"])
