@@ -1,0 +1,136 @@
+"""Ranks, windows and lists on (B,T): what planning a step needs, without a sort."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LONGEST = 1 << 13  # positions of a canvas; one program holds it
+
+
+@triton.jit
+def _first(
+    score, eligible, out, length, k, p, FEW: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr
+):
+    # each position against all: who comes before it by falling score, ties from the left
+    base = tl.program_id(1) * length
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mine = tl.load(score + base + at, at < length, 0.0)
+    wanted = tl.load(eligible + base + at, at < length, 0) > 0
+    before = tl.zeros((BLOCK,), tl.float32)
+    rank = tl.zeros((BLOCK,), tl.int32)
+    total = 0.0
+    for start in range(0, length, PAIRS):
+        other = start + tl.arange(0, PAIRS)
+        counts = tl.load(eligible + base + other, other < length, 0) > 0
+        theirs = tl.load(score + base + other, counts, -float("inf"))
+        ahead = (theirs[None] > mine[:, None]) | (
+            (theirs[None] == mine[:, None]) & (other[None] < at[:, None])
+        )
+        ahead = ahead & counts[None]
+        rank += tl.sum(ahead.to(tl.int32), 1)
+        if not FEW:
+            mass = tl.where(counts, theirs, 0.0).to(tl.float32)
+            total += tl.sum(mass, 0)
+            before += tl.sum(tl.where(ahead, mass[None], 0.0), 1)
+    if FEW:  # noqa: SIM108
+        chosen = wanted & (rank < k) & (mine > -float("inf"))
+    else:
+        chosen = wanted & (before <= p * total)
+    tl.store(out + base + at, chosen, at < length)
+
+
+def _chosen(score: Tensor, eligible: Tensor, k: int, p: float, few: bool) -> Tensor:
+    score, eligible = score.contiguous(), eligible.expand(score.shape).contiguous()
+    out = torch.empty_like(eligible)
+    batch, length = score.shape
+    block = 16 if length <= 2048 else 32
+    _first[(triton.cdiv(length, block), batch)](
+        score, eligible.view(torch.uint8), out.view(torch.uint8), length, k, p,
+        FEW=few, BLOCK=block, PAIRS=256, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """`ops.top_k_mask`: (B,T) bool, the k highest eligible scores, ties to the left."""
+    return _chosen(score, eligible, k, 0.0, True)
+
+
+def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
+    """`ops.nucleus`: (B,T) bool, the smallest set of more than a share p of the mass."""
+    if p <= 0:
+        return torch.zeros_like(candidates)
+    if p >= 1:
+        return candidates
+    return _chosen(mass, candidates, 0, p, False)
+
+
+@triton.jit
+def _list(mask, index, valid, length, count, BLOCK: tl.constexpr, COUNT: tl.constexpr):
+    row = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    wanted = tl.load(mask + row * length + at, at < length, 0).to(tl.int32)
+    rank = tl.cumsum(wanted, 0) - 1
+    many = tl.sum(wanted, 0)
+    tl.store(index + row * count + rank, at.to(tl.int64), (wanted > 0) & (rank < count))
+    first = tl.min(tl.where(wanted > 0, at, length), 0)
+    place = tl.arange(0, COUNT)
+    inside = place < count
+    rest = tl.zeros((COUNT,), tl.int64) + tl.where(many > 0, first, 0)
+    tl.store(index + row * count + place, rest, inside & (place >= many))
+    tl.store(valid + row * count + place, (place < many).to(tl.uint8), inside)
+
+
+def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`ops.indices`: positions (B,count) of a mask (B,T), and which of them count."""
+    mask = mask.contiguous()
+    batch, length = mask.shape
+    index = torch.empty(batch, count, dtype=torch.int64, device=mask.device)
+    valid = torch.empty(batch, count, dtype=torch.bool, device=mask.device)
+    _list[(batch,)](
+        mask.view(torch.uint8), index, valid.view(torch.uint8), length, count,
+        BLOCK=triton.next_power_of_2(length), COUNT=triton.next_power_of_2(count),
+        num_warps=4 if length <= 1024 else 8,
+    )  # fmt: skip
+    return index, valid
+
+
+@triton.jit
+def _density(known, window, out, length, radius, BLOCK: tl.constexpr, LAGS: tl.constexpr):
+    base = tl.program_id(1) * length
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, 2 * radius + 1, LAGS):
+        lag = start + tl.arange(0, LAGS)
+        other = at[:, None] + lag[None] - radius
+        inside = (other >= 0) & (other < length) & (lag <= 2 * radius)[None]
+        here = tl.load(known + base + other, inside, 0).to(tl.float64)
+        share = tl.load(window + lag, lag <= 2 * radius, 0.0)
+        total += tl.sum(here * share[None], 1)
+    tl.store(out + base + at, total.to(tl.float32), at < length)
+
+
+@lru_cache(maxsize=32)
+def _window(sigma: float, radius: int, device: torch.device) -> Tensor:
+    with torch.inference_mode():
+        lag = torch.arange(-radius, radius + 1, device=device, dtype=torch.float64)
+        window = torch.exp(-((lag / sigma) ** 2) / 2)
+        return window / window.sum()
+
+
+def certainty_density(known: Tensor, sigma: float) -> Tensor:
+    """`ops.certainty_density` for one sigma: (B,T) bool -> (B,T) float32."""
+    known, radius = known.contiguous(), math.ceil(6 * sigma)
+    out = torch.empty(known.shape, dtype=torch.float32, device=known.device)
+    batch, length = known.shape
+    _density[(triton.cdiv(length, 32), batch)](
+        known.view(torch.uint8), _window(sigma, radius, known.device), out, length, radius,
+        BLOCK=32, LAGS=64, num_warps=4,
+    )  # fmt: skip
+    return out

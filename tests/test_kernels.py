@@ -1,0 +1,157 @@
+"""Each kernel against the plain function it stands in for.
+
+Runs on a GPU, and without one through Triton's interpreter: TRITON_INTERPRET=1.
+"""
+
+import os
+
+import pytest
+import torch
+
+from d2cache import ops
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from d2cache import kernels  # noqa: E402  (imports triton)
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
+NEAR = 1e-5 if INTERPRETED else 1e-2  # relative error
+
+
+def rand(*shape, dtype=DTYPE):
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def off(out, wanted) -> float:
+    """Relative error, in float32; NaN where anything was left unwritten."""
+    out, wanted = out.float(), wanted.float()
+    return float((out - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_add_norm(add):
+    x, delta, weight = rand(2, 5, 48), rand(2, 5, 48), rand(48)
+    total, out = kernels.add_norm(x, delta if add else None, weight, 1e-5)
+    wanted = x + delta if add else x
+    assert torch.equal(total, wanted)
+    wide = torch.nn.functional.rms_norm(wanted.float(), (48,), weight.float(), 1e-5)
+    assert off(out, wide) < NEAR
+
+
+def test_swiglu():
+    x = rand(2, 3, 2 * 700)
+    gate, up = x.float().chunk(2, -1)
+    assert off(kernels.swiglu(x), torch.nn.functional.silu(gate) * up) < NEAR
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_rotate_write(heads, kv_heads):
+    from d2cache.model import rotate
+
+    batch, rows, length, width = 2, 5, 11, 16
+    qkv = rand(batch, rows, (heads + 2 * kv_heads) * width)
+    index = torch.stack([torch.randperm(length)[:rows] for _ in range(batch)]).to(DEVICE)
+    angle = torch.rand(batch, 1, rows, width // 2, device=DEVICE) * 6
+    rope = angle.cos().to(DTYPE), angle.sin().to(DTYPE)
+    split = qkv.clone().unflatten(-1, (-1, width)).transpose(1, 2)
+    qk, new_v = split.split((heads + kv_heads, kv_heads), dim=1)
+    q, new_k = rotate(qk.float(), [t.float() for t in rope]).split((heads, kv_heads), dim=1)
+    k, v = rand(batch, kv_heads, length, width), rand(batch, kv_heads, length, width)
+    at = index[:, None, :, None].expand_as(new_k)
+    wanted_k = k.float().scatter(2, at, new_k)
+    wanted_v = v.scatter(2, at, new_v)
+    out = kernels.rotate_write(qkv, rope, index, k, v, heads)
+    assert off(out, q) < NEAR and off(k, wanted_k) < NEAR and torch.equal(v, wanted_v)
+
+
+def attention_case(batch=2, heads=4, kv_heads=2, rows=19, length=150, width=16, masked=False):
+    q = rand(batch, rows, heads, width).transpose(1, 2)
+    k, v = rand(batch, kv_heads, length, width), rand(batch, kv_heads, length, width)
+    keys = None
+    if masked:
+        keys = torch.arange(length, device=DEVICE) >= torch.tensor([[0], [70]], device=DEVICE)
+    return q, k, v, keys
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("plan", [None, (16, 64, 1), (32, 64, 2)])
+def test_attention(masked, plan):
+    q, k, v, keys = attention_case(masked=masked)
+    out, weights = kernels.attention(q, k, v, keys, plan)
+    wanted, _ = ops.attention_map(q.float(), k.float(), v.float(), keys)
+    assert off(out, wanted) < NEAR
+    share = (k.float().repeat_interleave(2, 1) @ q.float().mT / 4).mT
+    if masked:
+        share = share.masked_fill(~keys[:, None, None], -torch.inf)
+    assert off(weights.lse, share.logsumexp(-1) * 1.4426950408889634) < NEAR
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rollout(masked):
+    layers, (batch, rows, length, heads) = 3, (2, 19, 150, 4)
+    qs, ks = rand(layers, batch, rows, heads, 16), rand(layers, batch, 2, length, 16)
+    lse = torch.full((layers, batch, heads, rows), torch.nan, device=DEVICE)
+    index = torch.stack([torch.randperm(80)[:rows].sort().values + 70 for _ in range(batch)])
+    index = index.to(DEVICE)
+    index[:, -3:] = index[:, :1]
+    valid = torch.arange(rows, device=DEVICE).expand(batch, -1) < rows - 3
+    keys = attention_case(masked=masked)[3]
+    maps, weights = [], []
+    for i in range(layers):
+        q = qs[i].transpose(1, 2)
+        q[:, :, -3:] = q[:, :, :1]
+        maps.append(ops.attention_map(q.float(), ks[i].float(), ks[i].float(), keys)[1])
+        weights.append(kernels.attention(q, ks[i], ks[i], keys, lse=lse[i])[1])
+    wanted = ops.rollout_mass(maps, index, valid, length)
+    assert off(kernels.rollout(weights, index, valid, length), wanted) < NEAR
+
+
+def test_the_likeliest():
+    logits = rand(2, 3, 9001)
+    logits[..., 7] = -torch.inf
+    logits[0, 0, 5:9] = 9.0  # a tie goes to the left
+    top, ids, lse = kernels.likeliest(logits, 5)
+    wide = logits.float()
+    assert ids[0, 0, 0] == 5
+    assert torch.equal(top, wide.topk(5).values)
+    assert torch.equal(wide.gather(-1, ids), top)
+    assert off(lse, wide.logsumexp(-1)) < 1e-5
+
+
+def test_orders():
+    torch.manual_seed(1)
+    score = torch.rand(3, 301, device=DEVICE)
+    score[:, ::3] = 1.0  # ties
+    score[0, 5] = -torch.inf
+    eligible = torch.rand(3, 301, device=DEVICE) < 0.6
+    eligible[2] = False
+    for k in (1, 7, 400):
+        assert torch.equal(
+            kernels.top_k_mask(score, eligible, k), ops.top_k_mask(score, eligible, k)
+        )
+        double = score.double()
+        assert torch.equal(
+            kernels.top_k_mask(double, eligible, k), ops.top_k_mask(double, eligible, k)
+        )
+    mass = torch.rand(3, 301, device=DEVICE)
+    for p in (0.0, 0.1, 0.5, 1.0):
+        assert torch.equal(kernels.nucleus(mass, eligible, p), ops.nucleus(mass, eligible, p))
+
+
+def test_lists():
+    mask = torch.rand(4, 77, device=DEVICE) < 0.3
+    mask[2] = False
+    for count in (1, 9, 77):
+        for ours, plain in zip(kernels.indices(mask, count), ops.indices(mask, count), strict=True):
+            assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 10.0])
+def test_density(sigma):
+    known = torch.rand(3, 301, device=DEVICE) < 0.5
+    assert off(kernels.certainty_density(known, sigma), ops.certainty_density(known, sigma)) < 1e-7
