@@ -79,7 +79,7 @@ def attention_case(batch=2, heads=4, kv_heads=2, rows=19, length=150, width=16, 
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("plan", [None, (16, 64, 1), (32, 64, 2)])
+@pytest.mark.parametrize("plan", [None, (16, 64, 1, 4, 2), (32, 64, 2, 4, 2)])
 def test_attention(masked, plan):
     q, k, v, keys = attention_case(masked=masked)
     out, weights = kernels.attention(q, k, v, keys, plan)

@@ -64,25 +64,27 @@ def _attention(
 
 @triton.jit
 def _join(
-    parts, logs, out, lse, heads, rows, PARTS: tl.constexpr, D: tl.constexpr, H: tl.constexpr
-):
-    # the chunks' outputs of one row of some heads, weighted by their sums
-    row, batch = tl.program_id(0), tl.program_id(1)
-    head = tl.program_id(2) * H + tl.arange(0, H)
-    part, lane, inside = tl.arange(0, PARTS), tl.arange(0, D), head < heads
-    line = ((part[:, None] * tl.num_programs(1) + batch) * heads + head[None]) * rows + row
-    log = tl.load(logs + line, inside[None], 0.0)
-    top = tl.max(log, 0)
-    share = tl.exp2(log - top[None])
-    total = tl.sum(share, 0)
-    share = share / total[None]
-    value = tl.load(
-        parts + line.to(tl.int64)[:, :, None] * D + lane[None, None], inside[None, :, None], 0.0
-    )
-    value = tl.sum(value * share[:, :, None], 0)
-    place = ((batch * rows + row).to(tl.int64) * heads + head) * D
-    tl.store(out + place[:, None] + lane[None], value.to(out.dtype.element_ty), inside[:, None])
-    tl.store(lse + (batch * heads + head) * rows + row, top + tl.log2(total), inside)
+    parts, logs, out, lse, heads, rows, lines, PARTS: tl.constexpr, D: tl.constexpr,
+    LINES: tl.constexpr,
+):  # fmt: skip
+    # the chunks' outputs of some (batch, head, row), weighted by their sums
+    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    lane, inside = tl.arange(0, D), line < lines
+    top = tl.load(logs + line, inside, 0.0)
+    for part in tl.static_range(1, PARTS):
+        top = tl.maximum(top, tl.load(logs + part * lines + line, inside, 0.0))
+    total = tl.zeros((LINES,), tl.float32)
+    acc = tl.zeros((LINES, D), tl.float32)
+    for part in tl.static_range(PARTS):
+        at = (part * lines + line).to(tl.int64)
+        share = tl.exp2(tl.load(logs + at, inside, 0.0) - top)
+        total += share
+        acc += share[:, None] * tl.load(parts + at[:, None] * D + lane[None], inside[:, None], 0.0)
+    head, row = line // rows, line % rows
+    place = ((head // heads * rows + row) * heads + head % heads).to(tl.int64) * D
+    value = (acc / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + place[:, None] + lane[None], value, inside[:, None])
+    tl.store(lse + line, top + tl.log2(total), inside)
 
 
 @dataclass
@@ -96,14 +98,15 @@ class Weights:
     keys: Tensor | None
 
 
-def plan_of(batch: int, heads: int, rows: int, length: int) -> tuple[int, int, int]:
-    """Rows a block, keys a turn, and parts that the keys are cut into to fill the chip."""
+def plan_of(batch: int, heads: int, rows: int, length: int) -> tuple[int, ...]:
+    """Rows a block, keys a turn, parts that the keys are cut into to fill the chip, warps and
+    stages."""
     m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     blocks = triton.cdiv(rows, m) * batch * heads
     parts = 1
     while parts < 8 and blocks * parts < 128 and length >= 512 * parts:
         parts *= 2
-    return m, 64, parts
+    return m, 64, parts, 4, 3
 
 
 def attention(
@@ -115,7 +118,7 @@ def attention(
     """
     batch, heads, rows, width = q.shape
     kv_heads, length = k.shape[1:3]
-    m, n, parts = plan or plan_of(batch, heads, rows, length)
+    m, n, parts, warps, stages = plan or plan_of(batch, heads, rows, length)
     chunk = triton.cdiv(triton.cdiv(length, parts), n) * n
     out = q.new_empty(batch, rows, heads, width)
     if lse is None:
@@ -129,12 +132,12 @@ def attention(
         q, k, v, lse if keys is None else keys.view(torch.uint8), some, logs,
         width**-0.5 * LOG2E, heads, heads // kv_heads, rows, length, chunk,
         q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1),
-        M=m, N=n, D=width, MASKED=keys is not None, num_warps=4, num_stages=3,
+        M=m, N=n, D=width, MASKED=keys is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if parts > 1:
-        h = min(8, triton.next_power_of_2(heads))
-        _join[(rows, batch, triton.cdiv(heads, h))](
-            some, logs, out, lse, heads, rows, PARTS=parts, D=width, H=h, num_warps=4
+        lines = batch * heads * rows
+        _join[(triton.cdiv(lines, 8),)](
+            some, logs, out, lse, heads, rows, lines, PARTS=parts, D=width, LINES=8, num_warps=4
         )
     return out.transpose(1, 2), Weights(q, k, lse, keys)
 
@@ -168,21 +171,24 @@ def _meet(
 
 
 @triton.jit
-def _sweep(meet, valid, half, rows, layers, batch, R: tl.constexpr, N: tl.constexpr):
+def _sweep(meet, valid, half, rows, layers, batch, R: tl.constexpr):
     # one program a row of the batch; mass of the rows alone, from the last layer down
     b = tl.program_id(0)
     row = tl.arange(0, R)
     inside = row < rows
-    counts = tl.load(valid + b * rows + row, inside, 0).to(tl.float32)
+    both = inside[:, None] & inside[None]
+    square = row[:, None] * rows + row[None]
+    counts = tl.load(valid + b * rows + row, inside, 0).to(tl.float32) / 2
     mass = inside.to(tl.float32)
-    for turn in range(layers):
-        layer = layers - 1 - turn
-        line = (layer * batch + b).to(tl.int64)
-        give = mass * counts / 2
+    line = ((layers - 1) * batch + b).to(tl.int64)
+    weight = tl.load(meet + line * rows * rows + square, both, 0.0)
+    for _ in range(layers):
+        give = mass * counts
         tl.store(half + line * rows + row, give, inside)
-        place = meet + line * rows * rows + row[:, None] * rows + row[None]
-        weight = tl.load(place, inside[:, None] & inside[None], 0.0)
+        line = tl.maximum(line - batch, 0)
+        after = tl.load(meet + line * rows * rows + square, both, 0.0)  # on its way meanwhile
         mass = mass - give + tl.sum(give[:, None] * weight, 0)
+        weight = after
 
 
 @triton.jit
@@ -215,6 +221,7 @@ def _columns(
     tl.atomic_add(out + b * length + at, acc / heads, there)
 
 
+COLUMNS = None
 MOST_ROWS = 512  # of a sweep; its one program holds rows x rows
 
 
@@ -244,18 +251,17 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
         meet *= first.keys.gather(1, index)[:, None]
     r = triton.next_power_of_2(rows)
     _sweep[(batch,)](
-        meet, valid.view(torch.uint8), half, rows, layers, batch, R=r, N=r,
+        meet, valid.view(torch.uint8), half, rows, layers, batch, R=r,
         num_warps=8 if r <= 64 else 16 if r <= 128 else 32,
     )  # fmt: skip
     mass = torch.ones(batch, length, dtype=torch.float32, device=index.device)
     mass.scatter_add_(1, index, -half.sum(0))
-    n, per = 128, 8 if length <= 1024 else heads
+    c_m, n, per, warps, stages = COLUMNS or (m, 128, 8, 8 if m == 64 else 4, 3)
     _columns[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
         first.q, first.k, first.lse,
         first.lse if first.keys is None else first.keys.view(torch.uint8), half, mass, scale,
         heads, group, per, rows, length, **strides,
-        M=m, N=n, D=width, MASKED=first.keys is not None, num_warps=8 if m == 64 else 4,
-        num_stages=3,
+        M=c_m, N=n, D=width, MASKED=first.keys is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return mass
 
