@@ -23,6 +23,7 @@ from torch import Tensor
 
 from d2cache import ops
 from d2cache.canvas import CANDIDATES, Candidates, Canvas, Plan, Rows, Step
+from d2cache.decoders import Decoder
 from d2cache.generate import Work, masks_of, nothing_left, rows_of
 from d2cache.model import Block, Model
 from d2cache.policies import CachePolicy
@@ -35,6 +36,8 @@ except ImportError:  # no Triton
 LOG = logging.getLogger(__name__)
 KEPT = 2  # arenas of a model that stay for later runs
 SPLIT = 256  # rows up to which our attention is faster than torch's
+THIN = 256  # rows up to which a step waits for its weights to be read
+FETCH = 48 << 20  # bytes of weights that are brought to the cache while rows attend
 PLAIN: dict[tuple[str, str], str] = {}  # policy and decoder that cannot be captured -> why
 ARENAS: WeakKeyDictionary[Model, list[Arena]] = WeakKeyDictionary()
 
@@ -132,10 +135,16 @@ class Graphs(Work):
             some = rows_of(canvas, box.masks, shift, rows, heads, 1, full)
         every = torch.arange(rows, device=some.index.device).expand_as(some.index)
         some = replace(some, fresh=every)  # layer 0 renews all: their number is not known here
-        rules = Rules(self, canvas, rows)
+        rules = Rules(self, canvas, some)
         with ops.using(small | rules.table):
+            early = rules.beside(lambda: early_values(self.run, canvas, box.plan, some))
+            known = rules.done
             logits = self.layers(canvas.tokens, some, rules)
+            rules.join(known)
             step = self.write(canvas, box.plan, some, logits, box.uniform, box.noise)
+            rules.join(rules.done)
+            if self.policy.parts is None and not step.shadow:
+                vars(step).update(early)
             box.tokens, box.stuck = step.after.tokens, self.stuck
             return Packed(step, None if self.tempered() else rules.top)
 
@@ -163,6 +172,7 @@ class Graphs(Work):
             qkv = rules.product(y, block.qkv_proj)
             k, v = kv.at(i)
             q = kernels.rotate_write(qkv, rows.rope, rows.index, k, v, model.config.heads)
+            rules.fetch(block.out_proj.weight, block.gate_up_proj.weight)
             delta = policy.attend(i, swift, q, k, v, rows)
             x, y = kernels.add_norm(x, delta, block.mlp_norm.weight, eps)
             delta = block.down_proj(kernels.swiglu(block.gate_up_proj(y)))
@@ -210,7 +220,7 @@ def small_rules(model: Model, canvas: Canvas) -> dict:
         return {}
     return dict(
         indices=kernels.indices, top_k_mask=kernels.top_k_mask, nucleus=kernels.nucleus,
-        certainty_density=_density,
+        certainty_density=_density, moved_most=kernels.moved_most,
     )  # fmt: skip
 
 
@@ -219,22 +229,44 @@ def _density(known, sigma):
     return (kernels if one else PLAINLY).certainty_density(known, sigma)
 
 
+def reads_logits(decoder: type) -> bool:
+    """Whether any function of the decoder's classes names logits: only then are they made float32.
+
+    Otherwise the kernel that chooses tokens reads them as they are, and sums in float32."""
+    own = (cls for cls in decoder.__mro__ if issubclass(cls, Decoder) and cls is not Decoder)
+    code = (getattr(f, "__code__", None) for cls in own for f in vars(cls).values())
+    return any(c is not None and "logits" in c.co_names + c.co_varnames for c in code)
+
+
+def early_values(run, canvas: Canvas, plan: Plan, rows: Rows) -> dict:
+    """What a step says of its rows, known before the layers run; and masks for later."""
+    step = Step(run, canvas.step, canvas, canvas, plan, rows, None, None, None)
+    _ = canvas.eligible, canvas.known
+    return {name: getattr(step, name) for name in ("recomputed", "why", "work", "predicted")}
+
+
 class Rules:
     """What stands in for the rules of `ops` on the layers of `count` rows."""
 
-    def __init__(self, work: Graphs, canvas: Canvas, count: int):
+    def __init__(self, work: Graphs, canvas: Canvas, rows: Rows):
         c, dtype = work.model.config, work.model.dtype
-        batch, device = len(canvas.tokens), canvas.tokens.device
+        (batch, count), device = rows.index.shape, canvas.tokens.device
         self.fused, self.layer, self.top, self.table = fused(work.model), 0, None, {}
+        self.mass = self.aside = self.done = None
+        self.last = c.layers - 1
         if not self.fused:
             return
-        few = count <= kernels.MOST_ROWS
+        self.rows, self.length = rows, canvas.tokens.shape[1]
+        self.main, self.aside = torch.cuda.current_stream(), work.arena.aside
+        self.thin = batch * count <= THIN
+        self.raw = not (work.tempered() or reads_logits(type(work.decoder)))
+        few, self.weights = count <= kernels.MOST_ROWS, []
         keeps = few and type(work.policy).attend is not CachePolicy.attend
         layers = c.layers if keeps else 1  # a sweep over the layers needs every q
         wide = (c.heads + 2 * c.kv_heads) * c.head_width
         self.qkv = torch.empty(layers, batch, count, wide, dtype=dtype, device=device)
         self.lse = torch.empty(layers, batch, c.heads, count, device=device)
-        self.table = dict(choose_tokens=self.choose_tokens)
+        self.table = dict(choose_tokens=self.choose_tokens, temper=self.temper)
         if few:
             self.table |= dict(attention_map=self.attention_map, rollout_mass=self.rollout_mass)
 
@@ -254,11 +286,43 @@ class Rules:
     def attention_map(self, q, k, v, keys):
         if keys is not None and keys.dim() == 3:
             return PLAINLY.attention_map(q, k, v, keys)
-        return kernels.attention(q, k, v, keys, lse=self.slot(self.lse))
+        out, weights = kernels.attention(q, k, v, keys, lse=self.slot(self.lse))
+        self.weights.append(weights)
+        if self.layer == self.last and len(self.weights) == len(self.qkv):
+            # most likely a rollout is wanted: it runs while the LM head reads its weights
+            made = self.weights, self.rows.index, self.rows.valid, self.length
+            self.mass = self.beside(lambda: kernels.rollout(*made))
+        return out, weights
 
     def rollout_mass(self, maps, rows, valid, length):
-        mine = isinstance(maps[0], kernels.Weights)
-        return (kernels.rollout if mine else PLAINLY.rollout_mass)(maps, rows, valid, length)
+        if not isinstance(maps[0], kernels.Weights):
+            return PLAINLY.rollout_mass(maps, rows, valid, length)
+        if self.mass is not None and all(a is b for a, b in zip(maps, self.weights, strict=True)):
+            self.join(self.done)
+            return self.mass
+        return kernels.rollout(maps, rows, valid, length)
+
+    def beside(self, work):
+        """work() in a branch of its own, which begins here and is awaited by `join`."""
+        if self.aside is None:
+            return work()
+        self.aside.wait_stream(self.main)
+        with torch.cuda.stream(self.aside):
+            made = work()
+        self.done = self.aside.record_event()
+        return made
+
+    def join(self, done) -> None:
+        if done is not None:
+            self.main.wait_event(done)
+
+    def fetch(self, *weights: Tensor) -> None:
+        """Few rows leave the memory idle while they attend: bring the next weights closer."""
+        if self.thin:
+            self.beside(lambda: kernels.fetch(weights, FETCH))
+
+    def temper(self, logits, temperature, top_p):
+        return logits if self.raw else PLAINLY.temper(logits, temperature, top_p)
 
     def choose_tokens(self, logits, uniform):
         top, ids, lse = kernels.likeliest(logits, CANDIDATES)
@@ -270,7 +334,7 @@ class Rules:
 
 PLAINLY = SimpleNamespace(**{
     name: getattr(ops, name).__wrapped__
-    for name in ("attention_map", "rollout_mass", "choose_tokens", "certainty_density")
+    for name in ("attention_map", "rollout_mass", "choose_tokens", "certainty_density", "temper")
 })  # fmt: skip
 
 
@@ -437,7 +501,8 @@ class Arena:
         self.host = torch.zeros(6, dtype=torch.int64, pin_memory=self.cuda)
         if self.cuda:
             self.pool = torch.cuda.graph_pool_handle()
-            self.side, self.read_back = torch.cuda.Stream(), torch.cuda.Event()
+            self.side, self.aside = torch.cuda.Stream(), torch.cuda.Stream()
+            self.read_back = torch.cuda.Event()
         self.first = fixed(canvas, torch.clone)
         blank = torch.zeros_like(canvas.masked)
         drawn = torch.zeros(blank.shape, device=device)

@@ -96,6 +96,7 @@ def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     return picked & (score > float("-inf"))
 
 
+@replaceable
 def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
     """(B,T) bool: the k eligible rows of lowest cosine similarity between two stores.
 
@@ -202,6 +203,7 @@ def rollout_mass(maps: list[Tensor], rows: Tensor, valid: Tensor, length: int) -
     return mass
 
 
+@replaceable
 def temper(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Logits (B,Q,V) as they are chosen from, in at least float32: divided by a temperature above
     0, and with top_p < 1 all but the smallest set of at least that mass at -inf."""

@@ -155,3 +155,13 @@ def test_lists():
 def test_density(sigma):
     known = torch.rand(3, 301, device=DEVICE) < 0.5
     assert off(kernels.certainty_density(known, sigma), ops.certainty_density(known, sigma)) < 1e-7
+
+
+def test_what_moved_most():
+    new = rand(2, 3, 50, 16)
+    old = new.clone()
+    old[:, :, ::2] += 0.3 * rand(2, 3, 25, 16)
+    eligible = torch.rand(2, 50, device=DEVICE) < 0.8
+    for k in (0, 7, 60):
+        ours = kernels.moved_most(new, old, eligible, k)
+        assert torch.equal(ours, ops.moved_most(new.float(), old.float(), eligible, k))

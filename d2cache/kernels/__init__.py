@@ -2,10 +2,17 @@
 
 from d2cache.kernels.attention import MOST_ROWS, Weights, attention, rollout
 from d2cache.kernels.choose import likeliest
-from d2cache.kernels.layer import add_norm, rotate_write, swiglu
-from d2cache.kernels.order import LONGEST, certainty_density, indices, nucleus, top_k_mask
+from d2cache.kernels.layer import add_norm, fetch, rotate_write, swiglu
+from d2cache.kernels.order import (
+    LONGEST,
+    certainty_density,
+    indices,
+    moved_most,
+    nucleus,
+    top_k_mask,
+)
 
 __all__ = [
-    "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density", "indices",
-    "likeliest", "nucleus", "rollout", "rotate_write", "swiglu", "top_k_mask",
+    "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density", "fetch",
+    "indices", "likeliest", "moved_most", "nucleus", "rollout", "rotate_write", "swiglu", "top_k_mask",
 ]  # fmt: skip

@@ -106,7 +106,7 @@ def plan_of(batch: int, heads: int, rows: int, length: int) -> tuple[int, ...]:
     parts = 1
     while parts < 8 and blocks * parts < 128 and length >= 512 * parts:
         parts *= 2
-    return m, 64, parts, 4, 3
+    return m, 128 if m == 64 else 64, parts, 4, 3
 
 
 def attention(

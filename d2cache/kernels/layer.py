@@ -104,3 +104,30 @@ def swiglu(x: Tensor) -> Tensor:
     lines = out.numel() // width
     _swiglu[(lines, triton.cdiv(width, 4096))](x, out, width, BLOCK=4096, num_warps=8)
     return out
+
+
+CHUNK = 16 << 10  # bytes of one request
+
+
+@triton.jit
+def _fetch(first, second, chunks, more, CHUNK: tl.constexpr, N: tl.constexpr):
+    at = tl.program_id(0) * N + tl.arange(0, N)
+    base = tl.where(at < chunks, first, second - chunks * CHUNK)
+    # what lies beyond the end is asked for once more from the start
+    at = tl.where(at < chunks + more, at, 0)
+    base = tl.where(at < chunks, first, base)
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], 16384; mov.u32 $0, 0;", "=r,l",
+        [base + at * CHUNK], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+def fetch(weights, most: int) -> None:
+    """Ask for two weights to be brought to the L2 cache: the first whole, of the second what
+    `most` bytes leave room for."""
+    first, second = weights
+    chunks = min(first.nbytes, most) // CHUNK
+    more = min(second.nbytes, most - chunks * CHUNK) // CHUNK
+    _fetch[(triton.cdiv(chunks + more, 32),)](
+        first.data_ptr(), second.data_ptr(), chunks, more, CHUNK=CHUNK, N=32, num_warps=1
+    )

@@ -134,3 +134,38 @@ def certainty_density(known: Tensor, sigma: float) -> Tensor:
         BLOCK=32, LAGS=64, num_warps=4,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _alike(
+    new, old, eligible, out, heads, length, b_stride, h_stride, ob_stride, oh_stride,
+    D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    batch = tl.program_id(1)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lane = tl.arange(0, D)
+    counts = tl.load(eligible + batch * length + at, at < length, 0) > 0
+    place = at[:, None] * D + lane[None]
+    product = tl.zeros((BLOCK,), tl.float32)
+    mine, theirs, moved = product, product, product
+    for head in range(heads):
+        a = tl.load(new + batch * b_stride + head * h_stride + place, counts[:, None], 0.0)
+        b = tl.load(old + batch * ob_stride + head * oh_stride + place, counts[:, None], 0.0)
+        moved += tl.sum((a != b).to(tl.float32), 1)
+        a, b = a.to(tl.float32), b.to(tl.float32)
+        product += tl.sum(a * b, 1)
+        mine += tl.sum(a * a, 1)
+        theirs += tl.sum(b * b, 1)
+    scale = tl.maximum(tl.sqrt(mine), 1e-8) * tl.maximum(tl.sqrt(theirs), 1e-8)
+    tl.store(out + batch * length + at, tl.where(moved > 0, -product / scale, -2.0), at < length)
+
+
+def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """`ops.moved_most`: (B,T) bool, the k eligible rows of (B,Hkv,T,D) that moved most."""
+    batch, heads, length, width = new.shape
+    score = torch.empty(batch, length, dtype=torch.float32, device=new.device)
+    _alike[(triton.cdiv(length, 4), batch)](
+        new, old, eligible.contiguous().view(torch.uint8), score, heads, length,
+        new.stride(0), new.stride(1), old.stride(0), old.stride(1), D=width, BLOCK=4, num_warps=4,
+    )  # fmt: skip
+    return top_k_mask(score, eligible, k)
