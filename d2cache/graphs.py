@@ -11,6 +11,7 @@ Without this file the engine works, slower.
 
 from __future__ import annotations
 
+import gc
 import logging
 import operator
 import time
@@ -36,8 +37,6 @@ except ImportError:  # no Triton
 LOG = logging.getLogger(__name__)
 KEPT = 2  # arenas of a model that stay for later runs
 SPLIT = 256  # rows up to which our attention is faster than torch's
-THIN = 256  # rows up to which a step waits for its weights to be read
-FETCH = 48 << 20  # bytes of weights that are brought to the cache while rows attend
 PLAIN: dict[tuple[str, str], str] = {}  # policy and decoder that cannot be captured -> why
 ARENAS: WeakKeyDictionary[Model, list[Arena]] = WeakKeyDictionary()
 
@@ -172,7 +171,6 @@ class Graphs(Work):
             qkv = rules.product(y, block.qkv_proj)
             k, v = kv.at(i)
             q = kernels.rotate_write(qkv, rows.rope, rows.index, k, v, model.config.heads)
-            rules.fetch(block.out_proj.weight, block.gate_up_proj.weight)
             delta = policy.attend(i, swift, q, k, v, rows)
             x, y = kernels.add_norm(x, delta, block.mlp_norm.weight, eps)
             delta = block.down_proj(kernels.swiglu(block.gate_up_proj(y)))
@@ -258,7 +256,6 @@ class Rules:
             return
         self.rows, self.length = rows, canvas.tokens.shape[1]
         self.main, self.aside = torch.cuda.current_stream(), work.arena.aside
-        self.thin = batch * count <= THIN
         self.raw = not (work.tempered() or reads_logits(type(work.decoder)))
         few, self.weights = count <= kernels.MOST_ROWS, []
         keeps = few and type(work.policy).attend is not CachePolicy.attend
@@ -315,11 +312,6 @@ class Rules:
     def join(self, done) -> None:
         if done is not None:
             self.main.wait_event(done)
-
-    def fetch(self, *weights: Tensor) -> None:
-        """Few rows leave the memory idle while they attend: bring the next weights closer."""
-        if self.thin:
-            self.beside(lambda: kernels.fetch(weights, FETCH))
 
     def temper(self, logits, temperature, top_p):
         return logits if self.raw else PLAINLY.temper(logits, temperature, top_p)
@@ -610,12 +602,18 @@ class Arena:
     def capture(self, entry, kind, size, work, owners) -> None:
         begin, graph = time.perf_counter(), torch.cuda.CUDAGraph()
         self.side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.side):
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                new = self.trace(work, owners)
-            finally:
-                graph.capture_end()
+        collects = gc.isenabled()
+        gc.disable()  # another arena's graphs must not be let go while this one is made
+        try:
+            with torch.cuda.stream(self.side):
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                try:
+                    new = self.trace(work, owners)
+                finally:
+                    graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
         torch.cuda.current_stream().wait_stream(self.side)
         vars(entry).update(vars(new), graph=graph)
         what = "plan" if kind == "plan" else f"{size[0]} rows, {size[1]} predictions"
@@ -683,5 +681,7 @@ def enter(work: Graphs, canvas: Canvas) -> Arena:
             return arena
     arena = Arena(key, work, canvas)
     idle = [a for a in kept if not a.busy]
-    ARENAS[work.model] = [a for a in kept if a.busy] + idle[-(KEPT - 1) :] + [arena]
+    for old in idle[: 1 - KEPT]:
+        old.entries.clear()  # their graphs, and what holds the arena in a circle
+    ARENAS[work.model] = [a for a in kept if a.busy] + idle[1 - KEPT :] + [arena]
     return arena

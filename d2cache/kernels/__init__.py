@@ -2,7 +2,7 @@
 
 from d2cache.kernels.attention import MOST_ROWS, Weights, attention, rollout
 from d2cache.kernels.choose import likeliest
-from d2cache.kernels.layer import add_norm, fetch, rotate_write, swiglu
+from d2cache.kernels.layer import add_norm, rotate_write, swiglu
 from d2cache.kernels.order import (
     LONGEST,
     certainty_density,
@@ -13,6 +13,6 @@ from d2cache.kernels.order import (
 )
 
 __all__ = [
-    "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density", "fetch",
+    "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density",
     "indices", "likeliest", "moved_most", "nucleus", "rollout", "rotate_write", "swiglu", "top_k_mask",
 ]  # fmt: skip

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from d2cache.kernels.early import begin, early
+
 LOG2E = 1.4426950408889634
 
 
@@ -22,7 +24,9 @@ LOG2E = 1.4426950408889634
 def _attention(
     q, k, v, keys, out, lse, scale, heads, group, rows, length, chunk, q_b, q_h, q_r, k_b, k_h,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     # one block of rows of one head over one chunk of the keys
     row = tl.program_id(0) * M + tl.arange(0, M)
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
@@ -65,8 +69,9 @@ def _attention(
 @triton.jit
 def _join(
     parts, logs, out, lse, heads, rows, lines, PARTS: tl.constexpr, D: tl.constexpr,
-    LINES: tl.constexpr,
+    LINES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     # the chunks' outputs of some (batch, head, row), weighted by their sums
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     lane, inside = tl.arange(0, D), line < lines
@@ -133,11 +138,23 @@ def attention(
         width**-0.5 * LOG2E, heads, heads // kv_heads, rows, length, chunk,
         q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1),
         M=m, N=n, D=width, MASKED=keys is not None, num_warps=warps, num_stages=stages,
+        **early(),
     )  # fmt: skip
     if parts > 1:
         lines = batch * heads * rows
         _join[(triton.cdiv(lines, 8),)](
-            some, logs, out, lse, heads, rows, lines, PARTS=parts, D=width, LINES=8, num_warps=4
+            some,
+            logs,
+            out,
+            lse,
+            heads,
+            rows,
+            lines,
+            PARTS=parts,
+            D=width,
+            LINES=8,
+            num_warps=4,
+            **early(),
         )
     return out.transpose(1, 2), Weights(q, k, lse, keys)
 
@@ -204,7 +221,7 @@ def _columns(
     k += layer.to(tl.int64) * k_l + b.to(tl.int64) * k_b
     lse += layer.to(tl.int64) * lse_l + b * heads * rows
     half += (layer * batch + b) * rows
-    acc = tl.zeros((N,), tl.float32)
+    acc = tl.zeros((M, N), tl.float32)
     first = tl.program_id(2) * per
     for head in range(first, tl.minimum(first + per, heads)):
         key = tl.load(k + (head // group) * k_h + at[:, None] * D + lane[None], there[:, None], 0.0)
@@ -212,13 +229,13 @@ def _columns(
             row = start + tl.arange(0, M)
             inside = row < rows
             query = tl.load(q + head * q_h + row[:, None] * q_r + lane[None], inside[:, None], 0.0)
-            log = tl.load(lse + head * rows + row, inside, float("inf"))
-            give = tl.load(half + row, inside, 0.0)
-            weight = tl.exp2(tl.dot(query, key.T) * scale - log[:, None])
-            acc += tl.sum(weight * give[:, None], 0)
+            # what the row gives joins the exponent: one product less for each weight
+            log = tl.load(lse + head * rows + row, inside, 0.0)
+            give = tl.log2(tl.load(half + row, inside, 0.0)) - log
+            acc += tl.exp2(tl.dot(query, key.T) * scale + give[:, None])
     if MASKED:
         there = there & (tl.load(keys + b * length + at, there, 0) > 0)
-    tl.atomic_add(out + b * length + at, acc / heads, there)
+    tl.atomic_add(out + b * length + at, tl.sum(acc, 0) / heads, there)
 
 
 COLUMNS = None
@@ -256,7 +273,7 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
     )  # fmt: skip
     mass = torch.ones(batch, length, dtype=torch.float32, device=index.device)
     mass.scatter_add_(1, index, -half.sum(0))
-    c_m, n, per, warps, stages = COLUMNS or (m, 128, 8, 8 if m == 64 else 4, 3)
+    c_m, n, per, warps, stages = COLUMNS or (m, 128, 8, 4, 2)
     _columns[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
         first.q, first.k, first.lse,
         first.lse if first.keys is None else first.keys.view(torch.uint8), half, mass, scale,

@@ -7,9 +7,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from d2cache.kernels.early import begin, early
+
 
 @triton.jit
-def _add_norm(x, delta, weight, total, out, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _add_norm(
+    x,
+    delta,
+    weight,
+    total,
+    out,
+    width,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     inside = at < width
@@ -32,7 +46,7 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tup
     width = x.shape[-1]
     _add_norm[(x.numel() // width,)](
         x, x if delta is None else delta.contiguous(), weight, total, out, width, eps,
-        ADD=delta is not None, BLOCK=triton.next_power_of_2(width), num_warps=8,
+        ADD=delta is not None, BLOCK=triton.next_power_of_2(width), num_warps=8, **early(),
     )  # fmt: skip
     return total, out
 
@@ -40,8 +54,9 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tup
 @triton.jit
 def _rotate_write(
     qkv, cos, sin, index, k, v, rows, heads, kv_heads, row_stride, batch_stride, head_stride,
-    HALF: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     row, batch = tl.program_id(0), tl.program_id(1)
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)[:, None]
     lane = tl.arange(0, HALF)[None]
@@ -81,13 +96,14 @@ def rotate_write(qkv: Tensor, rope, index: Tensor, k: Tensor, v: Tensor, heads: 
     per = 16 if lines > 16 else triton.next_power_of_2(lines)
     _rotate_write[(rows, batch, triton.cdiv(lines, per))](
         qkv, cos, sin, index, k, v, rows, heads, k.shape[1], wide, k.stride(0), k.stride(1),
-        HALF=half, HEADS=per, num_warps=4,
+        HALF=half, HEADS=per, num_warps=4, **early(),
     )  # fmt: skip
     return qkv[..., : heads * 2 * half].unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 @triton.jit
-def _swiglu(x, out, width, BLOCK: tl.constexpr):
+def _swiglu(x, out, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -102,32 +118,5 @@ def swiglu(x: Tensor) -> Tensor:
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
     lines = out.numel() // width
-    _swiglu[(lines, triton.cdiv(width, 4096))](x, out, width, BLOCK=4096, num_warps=8)
+    _swiglu[(lines, triton.cdiv(width, 4096))](x, out, width, BLOCK=4096, num_warps=8, **early())
     return out
-
-
-CHUNK = 16 << 10  # bytes of one request
-
-
-@triton.jit
-def _fetch(first, second, chunks, more, CHUNK: tl.constexpr, N: tl.constexpr):
-    at = tl.program_id(0) * N + tl.arange(0, N)
-    base = tl.where(at < chunks, first, second - chunks * CHUNK)
-    # what lies beyond the end is asked for once more from the start
-    at = tl.where(at < chunks + more, at, 0)
-    base = tl.where(at < chunks, first, base)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], 16384; mov.u32 $0, 0;", "=r,l",
-        [base + at * CHUNK], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-def fetch(weights, most: int) -> None:
-    """Ask for two weights to be brought to the L2 cache: the first whole, of the second what
-    `most` bytes leave room for."""
-    first, second = weights
-    chunks = min(first.nbytes, most) // CHUNK
-    more = min(second.nbytes, most - chunks * CHUNK) // CHUNK
-    _fetch[(triton.cdiv(chunks + more, 32),)](
-        first.data_ptr(), second.data_ptr(), chunks, more, CHUNK=CHUNK, N=32, num_warps=1
-    )
