@@ -16,6 +16,7 @@ import logging
 import operator
 import time
 from dataclasses import fields, is_dataclass, replace
+from functools import cached_property
 from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
@@ -123,7 +124,13 @@ class Graphs(Work):
         with ops.using(small_rules(self.model, canvas)):
             box.plan = self.policy.plan(canvas)
             shift, ids = self.model.config.shift, self.policy.kv.ids
-            box.masks, counts = masks_of(canvas, box.plan, shift, box.stuck, ids)
+            if isinstance(canvas, Facts):
+                plan = box.plan.predict, box.plan.refresh
+                box.masks, counts = kernels.masks(
+                    canvas.tokens, ids, *plan, canvas.live, box.stuck, shift
+                )
+            else:
+                box.masks, counts = masks_of(canvas, box.plan, shift, box.stuck, ids)
         self.arena.host.copy_(counts, non_blocking=True)
         return True
 
@@ -350,6 +357,21 @@ class Swift:
         return block.down_proj(kernels.swiglu(block.gate_up_proj(y)))
 
 
+class Facts(Canvas):
+    """A Canvas whose masks come from one kernel, all at once."""
+
+    @cached_property
+    def facts(self) -> tuple[Tensor, ...]:
+        size = self.prompt_length, self.block_length
+        return kernels.facts(self.tokens, self.start, *size, self.mask_id)
+
+    masked = cached_property(lambda self: self.facts[0])
+    known = cached_property(lambda self: self.facts[1])
+    block = cached_property(lambda self: self.facts[2])
+    eligible = cached_property(lambda self: self.facts[3])
+    live = cached_property(lambda self: self.facts[4])
+
+
 class Packed:
     """A step's tensors in one buffer (logits apart), to leave the graph by one copy."""
 
@@ -493,9 +515,12 @@ class Arena:
         self.host = torch.zeros(6, dtype=torch.int64, pin_memory=self.cuda)
         if self.cuda:
             self.pool = torch.cuda.graph_pool_handle()
-            self.side, self.aside = torch.cuda.Stream(), torch.cuda.Stream()
+            # what runs beside the layers must not hold them up
+            self.side, self.aside = torch.cuda.Stream(priority=-1), torch.cuda.Stream(priority=0)
             self.read_back = torch.cuda.Event()
-        self.first = fixed(canvas, torch.clone)
+        kind = Facts if small_rules(work.model, canvas) and not canvas.stop_at_eos else Canvas
+        self.first = kind(**{f.name: getattr(canvas, f.name) for f in fields(canvas)})
+        self.first = fixed(self.first, torch.clone)
         blank = torch.zeros_like(canvas.masked)
         drawn = torch.zeros(blank.shape, device=device)
         self.box = SimpleNamespace(

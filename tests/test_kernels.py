@@ -165,3 +165,28 @@ def test_what_moved_most():
     for k in (0, 7, 60):
         ours = kernels.moved_most(new, old, eligible, k)
         assert torch.equal(ours, ops.moved_most(new.float(), old.float(), eligible, k))
+
+
+@pytest.mark.parametrize("size", [5, 30])
+def test_facts_and_masks(size):
+    from d2cache.canvas import Canvas, Plan
+    from d2cache.generate import masks_of
+
+    tokens = torch.randint(0, 9, (3, 50), device=DEVICE)
+    tokens[:, 20:][torch.rand(3, 30, device=DEVICE) < 0.6] = 9
+    tokens[1, 20:] = 3
+    tokens[2, 20:40] = 3
+    start = torch.tensor([0, 4, 7], device=DEVICE)
+    canvas = Canvas(tokens, start, 20, size, mask_id=9, eos_id=8, padded=True)
+    found = kernels.facts(tokens, start, 20, size, 9)
+    for name, plane in zip(("masked", "known", "block", "eligible", "live"), found, strict=True):
+        assert torch.equal(plane, getattr(canvas, name)), name
+    predict, refresh = canvas.masked, torch.rand(3, 50, device=DEVICE) < 0.3
+    ids = torch.where(torch.rand(3, 50, device=DEVICE) < 0.5, tokens, -1)
+    stuck = torch.tensor(True, device=DEVICE)
+    for shift in (0, 1):
+        plan = Plan(predict, refresh, refresh.byte())
+        wanted, counts = masks_of(canvas, plan, shift, stuck, ids)
+        planes, ours = kernels.masks(tokens, ids, predict, refresh, canvas.live, stuck, shift)
+        assert torch.equal(counts, ours)
+        assert all(map(torch.equal, wanted, planes))

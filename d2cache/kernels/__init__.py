@@ -6,13 +6,16 @@ from d2cache.kernels.layer import add_norm, rotate_write, swiglu
 from d2cache.kernels.order import (
     LONGEST,
     certainty_density,
+    facts,
     indices,
+    masks,
     moved_most,
     nucleus,
     top_k_mask,
 )
 
 __all__ = [
-    "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density",
-    "indices", "likeliest", "moved_most", "nucleus", "rollout", "rotate_write", "swiglu", "top_k_mask",
+    "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density", "facts",
+    "indices", "likeliest", "masks", "moved_most", "nucleus", "rollout", "rotate_write", "swiglu",
+    "top_k_mask",
 ]  # fmt: skip

@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d2cache.kernels.early import begin, early
-
 LOG2E = 1.4426950408889634
 
 
@@ -24,9 +22,7 @@ LOG2E = 1.4426950408889634
 def _attention(
     q, k, v, keys, out, lse, scale, heads, group, rows, length, chunk, q_b, q_h, q_r, k_b, k_h,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     # one block of rows of one head over one chunk of the keys
     row = tl.program_id(0) * M + tl.arange(0, M)
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
@@ -69,9 +65,8 @@ def _attention(
 @triton.jit
 def _join(
     parts, logs, out, lse, heads, rows, lines, PARTS: tl.constexpr, D: tl.constexpr,
-    LINES: tl.constexpr, EARLY: tl.constexpr,
+    LINES: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     # the chunks' outputs of some (batch, head, row), weighted by their sums
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     lane, inside = tl.arange(0, D), line < lines
@@ -137,24 +132,12 @@ def attention(
         q, k, v, lse if keys is None else keys.view(torch.uint8), some, logs,
         width**-0.5 * LOG2E, heads, heads // kv_heads, rows, length, chunk,
         q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1),
-        M=m, N=n, D=width, MASKED=keys is not None, num_warps=warps, num_stages=stages,
-        **early(),
+        M=m, N=n, D=width, MASKED=keys is not None, num_warps=warps, num_stages=stages
     )  # fmt: skip
     if parts > 1:
         lines = batch * heads * rows
         _join[(triton.cdiv(lines, 8),)](
-            some,
-            logs,
-            out,
-            lse,
-            heads,
-            rows,
-            lines,
-            PARTS=parts,
-            D=width,
-            LINES=8,
-            num_warps=4,
-            **early(),
+            some, logs, out, lse, heads, rows, lines, PARTS=parts, D=width, LINES=8, num_warps=4
         )
     return out.transpose(1, 2), Weights(q, k, lse, keys)
 
@@ -188,7 +171,7 @@ def _meet(
 
 
 @triton.jit
-def _sweep(meet, valid, half, rows, layers, batch, R: tl.constexpr):
+def _sweep(meet, valid, half, rows, layers, batch, R: tl.constexpr, DOT: tl.constexpr):
     # one program a row of the batch; mass of the rows alone, from the last layer down
     b = tl.program_id(0)
     row = tl.arange(0, R)
@@ -197,15 +180,17 @@ def _sweep(meet, valid, half, rows, layers, batch, R: tl.constexpr):
     square = row[:, None] * rows + row[None]
     counts = tl.load(valid + b * rows + row, inside, 0).to(tl.float32) / 2
     mass = inside.to(tl.float32)
-    line = ((layers - 1) * batch + b).to(tl.int64)
-    weight = tl.load(meet + line * rows * rows + square, both, 0.0)
-    for _ in range(layers):
+    for turn in range(layers):
+        line = ((layers - 1 - turn) * batch + b).to(tl.int64)
         give = mass * counts
         tl.store(half + line * rows + row, give, inside)
-        line = tl.maximum(line - batch, 0)
-        after = tl.load(meet + line * rows * rows + square, both, 0.0)  # on its way meanwhile
-        mass = mass - give + tl.sum(give[:, None] * weight, 0)
-        weight = after
+        weight = tl.load(meet + line * rows * rows + square, both, 0.0)
+        if DOT:  # by the matrix unit, whose loads run ahead; 1 row of 16 counts
+            lone = tl.where(tl.arange(0, 16)[:, None] == 0, give[None], 0.0)
+            got = tl.sum(tl.dot(lone, weight, input_precision="tf32x3"), 0)
+        else:
+            got = tl.sum(give[:, None] * weight, 0)
+        mass = mass - give + got
 
 
 @triton.jit
@@ -238,7 +223,6 @@ def _columns(
     tl.atomic_add(out + b * length + at, tl.sum(acc, 0) / heads, there)
 
 
-COLUMNS = None
 MOST_ROWS = 512  # of a sweep; its one program holds rows x rows
 
 
@@ -268,17 +252,18 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
         meet *= first.keys.gather(1, index)[:, None]
     r = triton.next_power_of_2(rows)
     _sweep[(batch,)](
-        meet, valid.view(torch.uint8), half, rows, layers, batch, R=r,
-        num_warps=8 if r <= 64 else 16 if r <= 128 else 32,
+        meet, valid.view(torch.uint8), half, rows, layers, batch, R=r, DOT=r <= 128,
+        num_warps=8 if r <= 128 else 32, num_stages=3,
     )  # fmt: skip
     mass = torch.ones(batch, length, dtype=torch.float32, device=index.device)
     mass.scatter_add_(1, index, -half.sum(0))
-    c_m, n, per, warps, stages = COLUMNS or (m, 128, 8, 4, 2)
+    n, per = 128, 8
     _columns[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
         first.q, first.k, first.lse,
         first.lse if first.keys is None else first.keys.view(torch.uint8), half, mass, scale,
         heads, group, per, rows, length, **strides,
-        M=c_m, N=n, D=width, MASKED=first.keys is not None, num_warps=warps, num_stages=stages,
+        M=m, N=n, D=width, MASKED=first.keys is not None, num_warps=4,
+        num_stages=1 if length <= 1024 else 3,
     )  # fmt: skip
     return mass
 

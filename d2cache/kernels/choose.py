@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d2cache.kernels.early import begin, early
-
 
 @triton.jit
 def _scan(
@@ -21,9 +19,7 @@ def _scan(
     chunks,
     K: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
-    begin(EARLY)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = chunk * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(logits + row * vocab + at, at < vocab, -float("inf")).to(tl.float32)
@@ -42,9 +38,8 @@ def _scan(
 @triton.jit
 def _merge(
     value, token, high, total, top, ids, lse, chunks,
-    K: tl.constexpr, CHUNKS: tl.constexpr, SLOTS: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, CHUNKS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, CHUNKS)
     highs = tl.load(high + row * chunks + c, c < chunks, -float("inf"))
@@ -74,11 +69,11 @@ def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     lse = make(batch, rows)
     _scan[(lines, chunks)](
         logits.contiguous(), value, token, high, total, vocab, chunks, K=k, BLOCK=block,
-        num_warps=8, **early(),
+        num_warps=8
     )  # fmt: skip
     _merge[(lines,)](
         value, token, high, total, top, ids, lse, chunks, K=k,
         CHUNKS=triton.next_power_of_2(chunks), SLOTS=triton.next_power_of_2(chunks * k),
-        num_warps=4, **early(),
+        num_warps=4
     )  # fmt: skip
     return top, ids, lse

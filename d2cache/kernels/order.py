@@ -169,3 +169,87 @@ def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
         new.stride(0), new.stride(1), old.stride(0), old.stride(1), D=width, BLOCK=4, num_warps=4,
     )  # fmt: skip
     return top_k_mask(score, eligible, k)
+
+
+@triton.jit
+def _facts(
+    tokens, start, masked, known, block, eligible, live, length, prompt, size, mask_id,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    inside = at < length
+    blank = (tl.load(tokens + row * length + at, inside, 0) == mask_id) & (at >= prompt) & inside
+    first = tl.min(tl.where(blank, at, length), 0)
+    any_left = first < length
+    # of a row without masks the open block is that of position 0, as in the plain rule
+    first = tl.where(any_left, first, 0) - prompt
+    here = at - prompt
+    # rounded down, below 0 too
+    opened = tl.where(first >= 0, first // size, -((-first + size - 1) // size))
+    index = tl.where(here >= 0, here // size, -((-here + size - 1) // size))
+    within = index == opened
+    own = at >= tl.load(start + row)
+    line = row * length + at
+    tl.store(masked + line, blank.to(tl.uint8), inside)
+    tl.store(known + line, (own & (blank == 0)).to(tl.uint8), inside)
+    tl.store(block + line, within.to(tl.uint8), inside)
+    tl.store(eligible + line, (blank & within & any_left).to(tl.uint8), inside)
+    tl.store(live + row, any_left.to(tl.uint8))
+
+
+def facts(tokens: Tensor, start: Tensor, prompt: int, size: int, mask_id: int) -> tuple:
+    """masked, known, block, eligible (B,T) and live (B,) of a `Canvas`, bool each."""
+    batch, length = tokens.shape
+    planes = torch.empty(4, batch, length, dtype=torch.bool, device=tokens.device)
+    live = torch.empty(batch, dtype=torch.bool, device=tokens.device)
+    _facts[(batch,)](
+        tokens, start, *planes.view(torch.uint8), live.view(torch.uint8), length, prompt, size,
+        mask_id, BLOCK=triton.next_power_of_2(length), num_warps=4 if length <= 1024 else 8,
+    )  # fmt: skip
+    return *planes, live
+
+
+@triton.jit
+def _masks(
+    tokens, ids, predict, refresh, live, stuck, wanted, source, fresh, counts, batch, length, shift,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.arange(0, BLOCK)
+    inside = at < length
+    most, least, heads, changed, left = 0, length, 0, 0, 0
+    for row in range(batch):
+        line = row * length + at
+        alive = tl.load(live + row).to(tl.int32)
+        right = row * length + (at + shift) % length
+        leads = (tl.load(predict + right, inside, 0) > 0) & (alive > 0)
+        wants = ((tl.load(refresh + line, inside, 0) > 0) & (alive > 0)) | leads
+        new = tl.load(tokens + line, inside, 0) != tl.load(ids + line, inside, 0)
+        new = wants & new
+        tl.store(wanted + line, wants.to(tl.uint8), inside)
+        tl.store(source + line, leads.to(tl.uint8), inside)
+        tl.store(fresh + line, new.to(tl.uint8), inside)
+        many = tl.sum(wants.to(tl.int32), 0)
+        most, least = tl.maximum(most, many), tl.minimum(least, many)
+        heads = tl.maximum(heads, tl.sum(leads.to(tl.int32), 0))
+        changed = tl.maximum(changed, tl.sum(new.to(tl.int32), 0))
+        left += alive
+    tl.store(counts, most.to(tl.int64))
+    tl.store(counts + 1, least.to(tl.int64))
+    tl.store(counts + 2, heads.to(tl.int64))
+    tl.store(counts + 3, changed.to(tl.int64))
+    tl.store(counts + 4, left.to(tl.int64))
+    tl.store(counts + 5, tl.load(stuck).to(tl.int64))
+
+
+def masks(tokens, ids, predict, refresh, live, stuck, shift: int) -> tuple[tuple, Tensor]:
+    """`generate.masks_of` as one kernel: wanted, source, fresh (B,T) bool, and counts (6,)."""
+    batch, length = tokens.shape
+    planes = torch.empty(3, batch, length, dtype=torch.bool, device=tokens.device)
+    counts = torch.empty(6, dtype=torch.int64, device=tokens.device)
+    _masks[(1,)](
+        tokens, ids, *(t.contiguous().view(torch.uint8) for t in (predict, refresh, live)),
+        stuck.view(torch.uint8), *planes.view(torch.uint8), counts, batch, length, shift,
+        BLOCK=triton.next_power_of_2(length), num_warps=4 if length <= 1024 else 8,
+    )  # fmt: skip
+    return tuple(planes), counts
