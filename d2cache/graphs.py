@@ -15,7 +15,6 @@ import gc
 import logging
 import operator
 import time
-from collections import deque
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
@@ -37,7 +36,6 @@ except ImportError:  # no Triton
     kernels = None
 
 LOG = logging.getLogger(__name__)
-RECENT = 8  # steps whose sizes the next is guessed from
 KEPT = 2  # arenas of a model that stay for later runs
 SPLIT = 256  # rows up to which our attention is faster than torch's
 PLAIN: dict[tuple[str, str], str] = {}  # policy and decoder that cannot be captured -> why
@@ -57,39 +55,24 @@ def bucket(count: int, most: int) -> int:
     return min(most, -(-count // 256) * 256)
 
 
-def fits(have: tuple, need: tuple) -> bool:
-    """Whether a step of one size (rows, predictions, all rows or not) can run in another."""
-    return have[0] >= need[0] and have[1] >= need[1] and have[2] == need[2]
-
-
-def fitting(counts: Tensor, rows: int, heads: int, full: bool, length: int) -> Tensor:
-    """The same as one bool on the device, from the counts of `masks_of`; False at a run's end."""
-    most, fewest, predict, _, left, stuck = counts.unbind()
-    alike = (fewest == length) == full
-    return (most <= rows) & (predict <= heads) & alike & (left > 0) & (stuck == 0)
-
-
 class Graphs(Work):
     """`Work` by graphs from the second step on; the first is a full pass and runs plainly.
 
     A graph is made in three turns: the first time a size comes up its work runs from Python, the
-    second time it is captured, later it is replayed. So that the device need not wait for the host
-    to read how many rows a step has, the graph of the size seen last is started before; if that
-    was too small, it leaves all state as it was, and the right one follows.
+    second time it is captured, later it is replayed.
     """
 
     capture = True  # off in tests on a CPU: every turn is a first one
 
     def begin(self, canvas):
         super().begin(canvas)
-        self.arena, self.ahead, self.sizes = None, False, deque(maxlen=RECENT)
+        self.arena, self.ahead = None, False
         names = self.policy.key, self.decoder.key
         self.plain = bool(self.run.edits) or names in PLAIN
 
     def close(self):
         if self.arena is not None:
             self.arena.busy = False
-            self.arena.wait()
 
     def plan(self, canvas):
         if self.plain or canvas.step == 0:
@@ -99,37 +82,17 @@ class Graphs(Work):
         if not (self.ahead or self.look_ahead(canvas)):
             return super().plan(canvas)
         self.ahead = False
-        self.fill(canvas)
-        guess = self.guess(canvas.step)
-        rows, all_rows, heads, _, *rest = self.arena.read()
+        rows, _, heads, _, *rest = self.arena.read()
         if nothing_left(canvas, *rest):
             return None
         length = canvas.tokens.shape[1]
-        size = bucket(rows, length), bucket(heads, length - canvas.prompt_length)
-        self.sizes.append((*size, all_rows == length))
-        if guess is None or not fits(guess.size, self.sizes[-1]):
-            return None, (self.sizes[-1], self.arena.back(guess, self.owners(self.arena)))
-        return None, (guess.size, guess.made)
+        return None, (bucket(rows, length), bucket(heads, length - canvas.prompt_length))
 
     def fill(self, canvas) -> None:
         """Draw by lot what the step needs."""
         for name, drawn in zip(("uniform", "noise"), self.draw(canvas), strict=True):
             if drawn is not None:
                 getattr(self.arena.box, name).copy_(drawn)
-
-    def guess(self, step: int):
-        """Start the step in the largest size of late, if its graph is there; -> what was started.
-
-        Not where state is written in place, which cannot be taken back."""
-        if not self.sizes or not self.capture:
-            return None
-        rows, heads = (max(size[i] for size in self.sizes) for i in (0, 1))
-        size = (rows, heads, self.sizes[-1][2])
-        entry = self.arena.known("step", size, step)
-        if entry is None or entry.graph is None or entry.in_place:
-            return None
-        self.arena.replay(entry, self.owners(self.arena))
-        return entry
 
     def look_ahead(self, canvas) -> bool:
         """Plan the next step behind this one; the counts are read when it comes."""
@@ -139,9 +102,9 @@ class Graphs(Work):
     def step(self, canvas, plan, rows, start):
         if isinstance(rows, Rows):
             return super().step(canvas, plan, rows, start)
-        box, (size, made) = self.arena.box, rows
-        if made is None:
-            made = self.attempt("step", size, lambda: self.compute(*size), canvas.step)
+        box = self.arena.box
+        self.fill(canvas)
+        made = self.attempt("step", rows, lambda: self.compute(*rows), canvas.step)
         if made is None:  # as it was planned, plainly
             masks = tuple(m.clone() for m in box.masks)
             plan = fixed(box.plan, torch.clone)
@@ -171,15 +134,14 @@ class Graphs(Work):
                 )
             else:
                 box.masks, counts = masks_of(canvas, box.plan, shift, box.stuck, ids)
-        box.counts = counts
         self.arena.host.copy_(counts, non_blocking=True)
         return True
 
-    def compute(self, rows: int, heads: int, full: bool):
+    def compute(self, rows: int, heads: int):
         box, canvas, shift = self.arena.box, self.arena.canvas(), self.model.config.shift
         small = small_rules(self.model, canvas)
         with ops.using(small):
-            some = rows_of(canvas, box.masks, shift, rows, heads, 1, full)
+            some = rows_of(canvas, box.masks, shift, rows, heads, 1, full=False)
         every = torch.arange(rows, device=some.index.device).expand_as(some.index)
         some = replace(some, fresh=every)  # layer 0 renews all: their number is not known here
         rules = Rules(self, canvas, some)
@@ -193,7 +155,6 @@ class Graphs(Work):
             if self.policy.parts is None and not step.shadow:
                 vars(step).update(early)
             box.tokens, box.stuck = step.after.tokens, self.stuck
-            self.arena.fit = fitting(box.counts, rows, heads, full, canvas.tokens.shape[1])
             return Packed(step, None if self.tempered() else rules.top)
 
     def tempered(self) -> bool:
@@ -569,7 +530,6 @@ class Arena:
             tokens=canvas.tokens.clone(), stuck=torch.zeros((), dtype=torch.bool, device=device),
             plan=Plan(blank.clone(), blank.clone(), blank.to(torch.uint8)),
             masks=tuple(blank.clone() for _ in range(3)),
-            counts=torch.zeros(6, dtype=torch.int64, device=device),
             uniform=drawn if work.decoder.temperature > 0 else None,
             noise=drawn.clone() if work.decoder.draws else None,
         )  # fmt: skip
@@ -636,10 +596,6 @@ class Arena:
             self.read_back.synchronize()
         return self.host.tolist()
 
-    def wait(self) -> None:
-        if self.cuda:
-            torch.cuda.current_stream().synchronize()
-
     def known(self, kind, size, step: int) -> SimpleNamespace | None:
         """What was traced for this size, and for steps like this one."""
         found = self.entries.setdefault((kind, size, self.form), [])
@@ -659,18 +615,13 @@ class Arena:
                     old.copy_(kept)
                 raise
             if capture:
-                still = [(x, y) for x, y in self.pairs(backup) if id(x) not in entry.carried]
-                entry.in_place = not all(torch.equal(x, y) for x, y in still)
-                entry.size = size
                 found.append(entry)
         else:
             if entry.graph is None:
                 self.capture(entry, kind, size, work, owners)
             self.replay(entry, owners)
-        if kind == "plan":
-            self.planned = entry
-            if self.cuda:
-                self.read_back.record()
+        if kind == "plan" and self.cuda:
+            self.read_back.record()
         return entry.made
 
     def pairs(self, other) -> list[tuple[Tensor, Tensor]]:
@@ -685,14 +636,6 @@ class Arena:
 
     def replay(self, entry, owners) -> None:
         entry.graph.replay()
-        self.leave_as(entry, owners)
-
-    def back(self, guess, owners) -> None:
-        """After a guess that was too small: as the plan left the owners."""
-        if guess is not None:
-            self.leave_as(self.planned, owners)
-
-    def leave_as(self, entry, owners) -> None:
         for one, state, after in zip(owners, self.state, entry.after, strict=True):
             vars(one).update(after)
             state.update(after)
@@ -721,7 +664,7 @@ class Arena:
     def trace(self, work, owners) -> SimpleNamespace:
         """work() from Python; what it leaves in the owners goes back to the fixed addresses."""
         self.settle(owners)
-        self.guards, self.fit = [], None
+        self.guards = []
         made = work()
         old, new = [], []
         for one, state in zip(owners, self.state, strict=True):
@@ -736,8 +679,6 @@ class Arena:
                         new.append(y)
                 state[name] = graft(state[name], after[name])
         places = {t.untyped_storage().data_ptr() for t in old}
-        if self.fit is not None:  # a step that does not fit changes nothing
-            new = [torch.where(self.fit, y, x) for x, y in zip(old, new, strict=True)]
         # read all before any is written
         new = [t.clone() if t.untyped_storage().data_ptr() in places else t for t in new]
         for kind in {t.dtype for t in old}:
@@ -751,7 +692,6 @@ class Arena:
             guards=self.guards,
             after=after,
             form=self.form,
-            carried={id(t) for t in old},
         )
 
 
