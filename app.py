@@ -350,7 +350,7 @@ def choice(base: type, label: str, chosen: str):
     )  # fmt: skip
     if moving:  # a visitor's choice brings its own defaults; a link sets them itself
         dropdown.input(
-            lambda name: [defaults[name][n] for n in moving], dropdown,
+            lambda name: {controls[kind, None, n]: defaults[name][n] for n in moving}, dropdown,
             [controls[kind, None, n] for n in moving], **quiet,
         )  # fmt: skip
     return dropdown, controls

@@ -53,9 +53,8 @@ class Asks:
                 weights = probes.attention_map(
                     model, trace, _whole("step", step), _whole("layer", layer)
                 )
-        received = weights.sum(0)
         return stage.map_payload(weights, trace.prompt_length) | {
-            "columns": [float(f"{x:.4g}") for x in received / received.mean()],
+            "columns": _plain(probes.column_sums(weights)),
             "layers": model.config.layers,
         }
 
@@ -64,7 +63,7 @@ class Asks:
         one, trace, model = self._run(run)
         with ENGINE:
             found = probes.life(model, trace, _whole("position", position))
-        return json.loads(json.dumps(found, default=_plain))
+        return _plain(found)
 
     def figures(self, run: str) -> dict:
         """The figures of one run, as plotly's JSON and as CSV."""
@@ -140,10 +139,7 @@ class Asks:
 
 def title(board: Board) -> str:
     """What a board is called: its prompt, or the text of a loaded trace's."""
-    if board.asked:
-        return board.asked.prompt[:120]
-    trace = board.runs[0].trace
-    return "".join(trace.text_of(int(i)) for i in trace.tokens[0, : trace.prompt_length])[:120]
+    return (board.asked.prompt if board.asked else export.prompt_of(board.runs[0].trace))[:120]
 
 
 def _in_turn(steps):
@@ -162,6 +158,8 @@ def _whole(name: str, value) -> int:
     return value
 
 
-def _plain(value):
-    """Arrays as lists with four digits."""
-    return np.vectorize(lambda x: float(f"{x:.4g}"), otypes=[float])(value).tolist()
+def _plain(values):
+    """Arrays, in dicts or not, as lists, with four digits."""
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return np.vectorize(lambda x: float(f"{x:.4g}"), otypes=[float])(values).tolist()

@@ -5,6 +5,8 @@ A lesson is one file of assets/lessons; files are played in the order of their n
 
     # Why a cache breaks here
     minutes: 3
+    with: gen=32
+    prompt: How many apples does Tom have?
     One line that says what it is about.
 
     ## The first card
@@ -14,7 +16,7 @@ A lesson is one file of assets/lessons; files are played in the order of their n
     - lists
     1. with numbers, too
 
-    @run lane=d2&prompt=How many apples ...
+    @run lane=none&lane=d2,current_k=16
     @step 12
     @point cache-map
     @do Go to the step that writes the full stop.
@@ -23,7 +25,8 @@ A lesson is one file of assets/lessons; files are played in the order of their n
 
 A line that begins with @ tells the page what to do when the card is opened:
 
-    @run QUERY    what to set and to run: a link's query, as the page's address shows it
+    @run QUERY    what to run: a link's query, as the page's address shows it, added to that of the
+                  lines `with:` and `prompt:` above the cards; what is not named has its usual value
     @tab NAME     open a tab        @lane N     look at a lane, from 1
     @step N       go to a step, from 1; once the run has come so far
     @clock NAME   step, ms or flops: what the lanes race by
@@ -36,22 +39,24 @@ joined by `and` and `or` (`and` binds closer); the names are those of NUMBERS an
 `policy.KNOB`, `decoder.KNOB`. The last card of a lesson is a question: it has @do, @until and
 @hint.
 
-glossary.md has the terms as headings, `## full pass, full passes` for one with other names, and
-under each its text. presets.md has a comparison under each heading, with `key: NAME`, a story and
-a @run. ValueError names file and line, and what is allowed.
+glossary.md has the terms as headings, `## full pass, whole pass` for one with other names (a plural
+s needs none), and under each its text. presets.md has a comparison under each heading, with
+`key: NAME`, a story, a @run, and `with:` and `prompt:` as a lesson has. ValueError names file
+and line, and what is allowed.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import d2cache
-from analysis.links import Link
+from analysis.links import Asked, Link
 from d2cache.registry import describe
 
 FOLDER = Path(__file__).parents[1] / "assets" / "lessons"
-TABS = ("stage", "compare", "cache", "attention", "truth", "token", "figures", "whatif")
+TABS = ("stage", "compare", "cache", "attention", "truth", "token")
 CLOCKS = ("step", "ms", "flops")
 POINTS = (
     "stats", "scrubber", "sentence", "answer", "prompt", "cache-map", "density-map", "rollout-map",
@@ -116,6 +121,7 @@ class _Reader:
 
     def __init__(self, path: Path, terms: dict[str, str] | None = None):
         self.path, self.terms = path, terms
+        self.base = ""  # what every @run is added to
         self.lines = path.read_text(encoding="utf-8").splitlines()
 
     def fail(self, line: int, words: str):
@@ -140,7 +146,7 @@ class _Reader:
         title = [t[2:].strip() for _, t in head if t.startswith("# ")]
         minutes = [re.fullmatch(r"minutes: *(\d+)", t) for _, t in head]
         minutes = [int(m[1]) for m in minutes if m]
-        summary = [t for _, t in head if not t.startswith(("# ", "minutes:"))]
+        summary = [t for _, t in self.given(head) if not t.startswith(("# ", "minutes:"))]
         if len(title) != 1 or len(minutes) != 1 or len(summary) != 1:
             self.fail(1, "a lesson begins with '# Title', 'minutes: 3' and one line of summary")
         cards = [self.card(*section) for section in sections]
@@ -177,7 +183,8 @@ class _Reader:
     def preset(self, line: int, title: str, lines: list[tuple[int, str]]) -> dict:
         keys = [t[4:].strip() for _, t in lines if t.startswith("key:")]
         runs = [(n, t[4:].strip()) for n, t in lines if t.startswith("@run")]
-        story = " ".join(t for _, t in lines if t and not t.startswith(("key:", "@run"))).strip()
+        words = [t for _, t in self.given(lines) if t and not t.startswith(("key:", "@run"))]
+        story = " ".join(words).strip()
         if len(keys) != 1 or len(runs) != 1 or not story:
             self.fail(line, "a preset has 'key: NAME', a story and one '@run QUERY'")
         query = self.value(*runs[0][:1], "run", runs[0][1])
@@ -193,8 +200,8 @@ class _Reader:
             if name == "until":
                 return condition(text)
             if name == "run":
-                Link.parse(text)
-            elif name in ("step", "lane"):
+                return self.query(text)
+            if name in ("step", "lane"):
                 if not re.fullmatch(r"[1-9]\d{0,3}", text):
                     raise ValueError(f"@{name} is {text!r}; it must be a whole number from 1")
                 return int(text)
@@ -205,6 +212,29 @@ class _Reader:
         except ValueError as error:
             self.fail(line, str(error))
         return text
+
+    def given(self, lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Keep what `with:` and `prompt:` say, for every @run; -> the other lines."""
+        said = {"with:": "", "prompt:": ""}
+        rest = []
+        for number, text in lines:
+            name, _, value = text.partition(" ")
+            if name in said:
+                said[name] = value.strip()
+            else:
+                rest.append((number, text))
+        prompt = f"prompt={quote(said['prompt:'])}" if said["prompt:"] else ""
+        self.base = "&".join(filter(None, (said["with:"], prompt)))
+        return rest
+
+    def query(self, text: str) -> str:
+        """The whole query of a @run: nothing is left as a visitor has set it."""
+        link = Link.parse("&".join(filter(None, (self.base, text))))
+        if link.trace is not None:
+            return text
+        if not link.settings.get("lanes") or link.branch:
+            raise ValueError("@run names no lane; give at least one, as in lane=d2")
+        return Asked(**{"prompt": "", **link.settings}).query(**link.view)
 
     def blocks(self, lines: list[tuple[int, str]]) -> list[dict]:
         """Paragraphs {p: tokens} and lists {ul: [tokens]} or {ol: [tokens]}."""

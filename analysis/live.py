@@ -358,7 +358,7 @@ def summary(run: Run, first: Run) -> dict:
     trace = run.trace
     answer, other = (t.tokens[-1, t.prompt_length :] for t in (trace, first.trace))
     return {
-        "text": run.model.decode(answer).strip(), "lane": str(run.lane), "model": trace.run["model"],
-        "device": trace.run["device"], **trace.totals,
+        "text": run.model.decode(answer).strip(), "lane": str(run.lane),
+        "model": trace.run["model"], "device": trace.run["device"], **trace.totals,
         "agreement": float((answer == other).mean()),
     }  # fmt: skip

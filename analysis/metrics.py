@@ -57,18 +57,19 @@ def tokens(trace: Trace) -> pd.DataFrame:
     """One line an answer position that is written at the end, in the order of writing.
 
     position (from 0 in the answer), token (text), step (that wrote it last), confidence and density
-    (of that step, 0 to 1), recomputed (steps that recomputed it, so far as the run went),
-    distance (positions to the nearest token of the last step before that wrote; NaN for the
-    first step).
+    (of that step, 0 to 1; confidence NaN where an edit wrote what was not predicted), recomputed
+    (steps that recomputed it, so far as the run went), distance (positions to the nearest token
+    of the last step before that wrote; NaN for the first step).
     """
     written = trace.tokens[-1, trace.prompt_length :] != trace.run["shape"]["mask_id"]
     at = np.flatnonzero((trace.step_of_token >= 0) & written)
     at = at[np.lexsort((at, trace.step_of_token[at]))]
     step = trace.step_of_token[at]
     ids = trace.tokens[-1, trace.prompt_length + at]
+    sure = trace.confidence[step, at]
     frame = pd.DataFrame({
         "position": at, "token": [trace.text_of(int(i)) for i in ids], "step": step,
-        "confidence": trace.confidence[step, at], "density": trace.density[step, at],
+        "confidence": np.where(np.isfinite(sure), sure, np.nan), "density": trace.density[step, at],
         "recomputed": trace.recomputed[:, trace.prompt_length + at].sum(0),
     })  # fmt: skip
     distance, before = np.full(len(at), np.nan), None
@@ -79,3 +80,22 @@ def tokens(trace: Trace) -> pd.DataFrame:
         before = at[now]
     frame["distance"] = distance
     return frame
+
+
+def premature(trace: Trace) -> pd.DataFrame:
+    """One line a step and answer position that it predicted: how sure, and how much too early.
+
+    step (from 0), position (from 0 in the answer), confidence (of the candidate, 0 to 1), written
+    (True where this step wrote it), ahead (positions still masked to its left before the step: a
+    sure candidate with many of them is sure before it can know), tail (position over the last one,
+    0 to 1: the region).
+    """
+    p, mask_id = trace.prompt_length, trace.run["shape"]["mask_id"]
+    masked = trace.tokens[:, p:] == mask_id
+    step, at = np.nonzero(np.isfinite(trace.confidence))
+    ahead = masked.cumsum(1) - masked
+    return pd.DataFrame({
+        "step": step, "position": at, "confidence": trace.confidence[step, at],
+        "written": masked[step, at] & ~masked[step + 1, at], "ahead": ahead[step, at],
+        "tail": at / max(masked.shape[1] - 1, 1),
+    })  # fmt: skip

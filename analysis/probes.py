@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from d2cache import CachePolicy, Canvas, Model, Trace, ops
-from d2cache.generate import gather_rows
+from d2cache import CachePolicy, Model, Step, Trace, ops
+from d2cache.canvas import Rows
+from d2cache.policies import KV
+
+MOST_CELLS = 1 << 24  # of attention maps that are held at once
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,10 @@ class Look:
     from the exact ones, 0 to 2: 1 - cosine over the heads joined, mean over the layers. kl (G,)
     float32: KL(exact || cached) in nats of each prediction, NaN where none was made. flips: canvas
     positions whose likeliest token differs. oracle: the k canvas positions whose kept keys and
-    values had drifted most before the step recomputed any, k as many as it recomputed. recall:
-    share of those that the step did recompute; None where it recomputed every row.
+    values had drifted most (K's drift + V's) before the step recomputed any, the leftmost first
+    where equal; k as many as it recomputed. recall: share of those that the step did recompute.
+    Without an oracle, () and None: where every row was recomputed or none, and where `Truth` did
+    not look at the step before.
     """
 
     step: int
@@ -32,20 +40,102 @@ class Look:
     recall: float | None
 
 
-class _KeepMaps(CachePolicy):
-    """No cache, and every layer's head-averaged attention map kept."""
+class _Exact(CachePolicy):
+    """No cache. `run` makes a full pass on canvases of any tokens; `maps` False keeps none."""
 
-    def begin(self, model, canvas):
-        super().begin(model, canvas)
-        self.maps = []
+    def __init__(self, model: Model, maps: bool = False):
+        self.model, self.maps = model, [] if maps else None
+
+    @torch.inference_mode()
+    def run(self, tokens: Tensor, target: Tensor | None = None) -> Tensor:
+        """tokens (B,T) -> logits (B,Q,V) that predict the positions `target` (B,Q)."""
+        tokens = tokens.to(self.model.device)
+        self.kv = KV(self.model, *tokens.shape)
+        if self.maps:
+            self.maps.clear()
+        every = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        whole, target = torch.ones_like(every) > 0, every[:, :0] if target is None else target
+        return self.model(tokens, Rows(
+            index=every, valid=whole, position=every, head=target - self.model.config.shift,
+            target=target, keys=None, full=True, fresh=every, wanted=whole, new=whole,
+        ), self)  # fmt: skip
 
     def attend(self, i, block, q, k, v, rows):
+        if self.maps is None:
+            return super().attend(i, block, q, k, v, rows)
         out, attention = ops.attention_map(q, k, v, rows.keys)
         self.maps.append(attention)
         return block.project_out(out)
 
 
-@torch.inference_mode()
+class Truth:
+    """An exact run in the shadow of a cached one: a full pass a step, compared with what was read.
+
+    policy: the object that the run uses. `look` at each step as soon as it is made, for the
+    policy's cache is read as the step left it; skipping steps is allowed. One row; any policy.
+    Of rows that a policy evicted, what it still keeps is compared.
+
+    Raises ValueError for a batch.
+    """
+
+    def __init__(self, model: Model, policy: CachePolicy):
+        self.policy, self.exact = policy, _Exact(model)
+        self.last, self.kept = -1, None  # the step looked at last, and the K,V that it left
+
+    def watch(self, steps: Iterable[Step]) -> Iterator[tuple[Step, Look]]:
+        """The steps of a run, each with what is true of it."""
+        for step in steps:
+            yield step, self.look(step)
+
+    @torch.inference_mode()
+    def look(self, step: Step) -> Look:
+        batch = len(step.before.tokens)
+        if batch > 1:
+            raise ValueError(f"the truth is told of one row, this batch has {batch}")
+        target, p = step.rows.target, step.before.prompt_length
+        logits = self.exact.run(step.before.tokens, target)
+        logits[..., step.before.mask_id] = -torch.inf  # as the loop does
+        exact, cached = (x.to(_wide(x)).log_softmax(-1) for x in (logits, step.logits))
+        # a token of probability 0 adds nothing: 0 * (-inf - -inf) is not a number
+        gain = torch.where(exact > -torch.inf, exact.exp() * (exact - cached), 0).sum(-1)
+        kl = torch.full(step.before.tokens.shape, torch.nan, dtype=gain.dtype, device=gain.device)
+        kl = kl.scatter(1, target, gain.clamp_min(0))
+        flips = target[0][exact[0].argmax(-1) != cached[0].argmax(-1)]
+        true, kv = (self.exact.kv.k, self.exact.kv.v), (self.policy.kv.k, self.policy.kv.v)
+        k_drift, v_drift = (_drift(*pair) for pair in zip(kv, true, strict=True))
+        recomputed = step.recomputed[0]
+        oracle, recall, count = [], None, int(recomputed.sum())
+        if self.kept is not None and self.last == step.index - 1 and 0 < count < len(recomputed):
+            before = sum(_drift(*pair) for pair in zip(self.kept, true, strict=True))
+            best = before.sort(descending=True, stable=True).indices[:count]
+            oracle, recall = best.sort().values.tolist(), float(recomputed[best].double().mean())
+        self.last, self.kept = step.index, [t.clone() for t in kv]
+        return Look(
+            step.index, k_drift.float().cpu().numpy(), v_drift.float().cpu().numpy(),
+            kl[0, p:].float().cpu().numpy(), tuple(flips.tolist()), tuple(oracle), recall,
+        )  # fmt: skip
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _drift(kept: Tensor, exact: Tensor) -> Tensor:
+    """(L,1,Hkv,T,D) twice -> (T,): 1 - cosine with the heads joined, mean over the layers."""
+    kept, exact = (x[:, 0].transpose(1, 2).flatten(2).to(_wide(x)) for x in (kept, exact))
+    return (1 - F.cosine_similarity(kept, exact, dim=-1)).clamp_min(0).mean(0)
+
+
+def attention_map(model: Model, trace: Trace, step: int, layer: int) -> np.ndarray:
+    """(T,T) float32: head-averaged attention of one layer in an exact full pass on the canvas
+    before a step; row i says where position i looks, rows sum to 1.
+
+    Raises IndexError for a step or a layer that is not there.
+    """
+    _there("layer", layer, model.config.layers)
+    return _maps(model, trace, step)[layer][0].float().cpu().numpy()
+
+
 def rollout_map(model: Model, trace: Trace, step: int) -> np.ndarray:
     """(T,T) float32: attention rollout of an exact full pass on the canvas before a step.
 
@@ -53,23 +143,81 @@ def rollout_map(model: Model, trace: Trace, step: int) -> np.ndarray:
     W = (A + I) / 2 over the layers (arXiv 2005.00928). Raises IndexError for a step that is
     not in the trace.
     """
-    steps = trace.seconds.size
-    if not 0 <= step < steps:
-        raise IndexError(f"step is {step}; this run has steps 0 to {steps - 1}")
-    run = trace.run
-    tokens = torch.from_numpy(trace.tokens[step][None]).to(model.device)
-    canvas = Canvas(
-        tokens, torch.zeros(1, dtype=torch.int64, device=model.device), run["prompt_length"],
-        run["block_length"], model.config.mask_id, model.config.eos_id,
-    )  # fmt: skip
-    policy = _KeepMaps()
-    policy.begin(model, canvas)
-    plan = policy.plan(canvas)
-    stuck = torch.tensor(False, device=model.device)
-    rows = gather_rows(canvas, plan, model.config.shift, stuck, policy.kv.ids)
-    model(canvas.tokens, rows, policy)
-    eye = torch.eye(tokens.shape[1], device=model.device)
-    product = eye
-    for attention in policy.maps:
+    maps = _maps(model, trace, step)
+    product = eye = torch.eye(trace.tokens.shape[1], device=model.device)
+    for attention in maps:
         product = (attention[0].float() + eye) / 2 @ product
     return product.cpu().numpy()
+
+
+def column_sums(grid: np.ndarray) -> np.ndarray:
+    """A map (T,T) -> (T,): what each position gives to all others. Rows sum to 1, so the mean is
+    1: 2 is twice as much as the average position."""
+    return grid.sum(0)
+
+
+def rollout_columns(model: Model, trace: Trace) -> np.ndarray:
+    """(S,T) float32: column sums of the exact attention rollout before every step; mean 1."""
+    exact, columns = _Exact(model, maps=True), []
+    for tokens in _batches(model, trace):
+        exact.run(tokens)
+        rows = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
+        mass = ops.rollout_mass(exact.maps, rows, torch.ones_like(rows), tokens.shape[1])
+        columns.append(mass.float().cpu().numpy())
+    return np.concatenate(columns)
+
+
+def life(model: Model, trace: Trace, position: int) -> dict:
+    """How one canvas position's exact keys and values move through a run: exact passes on the
+    canvas before every step, a few at a time.
+
+    -> k, v: (S,2) float64, the first two principal components over the steps of its K (V), mean
+    over the layers, heads joined; of every component the largest weight is positive. explained:
+    {k, v} (2,), the share of the variance that each component holds, 0 where nothing moves. moved:
+    {k, v} (S,), how far K (V) lies from that of the step before (Euclidean, all components), 0 at
+    the first step. Raises IndexError for a position that is not on the canvas.
+    """
+    _there("position", position, trace.tokens.shape[1])
+    exact, seen = _Exact(model), []
+    for tokens in _batches(model, trace):
+        exact.run(tokens)
+        both = torch.stack((exact.kv.k, exact.kv.v))[..., position, :].double()  # (2,L,B,Hkv,D)
+        seen.append(both.mean(1).flatten(2).cpu().numpy())
+    out = {"explained": {}, "moved": {}}
+    for name, rows in zip("kv", np.concatenate(seen, axis=1), strict=True):
+        out[name], out["explained"][name] = _components(rows)
+        step = np.linalg.norm(np.diff(rows, axis=0), axis=1)
+        out["moved"][name] = np.append(0, step)
+    return out
+
+
+def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(S,C) -> its first two principal components (S,2) and their share of the variance (2,)."""
+    rounding = 1e-6 * np.linalg.norm(x)  # of float32: less than this is no movement
+    left, size, right = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    size = np.where(size > rounding, size, 0)
+    sign = np.sign(np.take_along_axis(right, np.abs(right).argmax(1)[:, None], 1)[:, 0])
+    two, share = np.zeros((len(x), 2)), np.zeros(2)
+    count = min(2, len(size))
+    two[:, :count] = (left * size * sign)[:, :count]
+    share[:count] = (size**2 / max((size**2).sum(), 1e-300))[:count]
+    return two, share
+
+
+def _maps(model: Model, trace: Trace, step: int) -> list[Tensor]:
+    _there("step", step, trace.seconds.size)
+    exact = _Exact(model, maps=True)
+    exact.run(torch.from_numpy(trace.tokens[step][None]))
+    return exact.maps
+
+
+def _batches(model: Model, trace: Trace) -> Iterator[Tensor]:
+    """The canvases before the steps, (B,T) each, as many as room and caches like at once."""
+    c, length = model.config, trace.tokens.shape[1]
+    size = min(8, max(1, MOST_CELLS // (length**2 * max(c.layers, c.heads))))
+    return iter(torch.from_numpy(trace.tokens[:-1]).split(size))
+
+
+def _there(what: str, value: int, count: int) -> None:
+    if not 0 <= value < count:
+        raise IndexError(f"{what} is {value}; this run has {what}s 0 to {count - 1}")

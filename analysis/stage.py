@@ -70,7 +70,8 @@ class Events:
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
             "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
             "prompt": [self.text(int(i)) for i in prompt], "rollout": rollout, "stored": stored,
-            "eos": [self.text(run["shape"]["eos_id"])], "steps": steps, **self.place,
+            "eos": [self.text(run["shape"]["eos_id"])], "mask": run["shape"]["mask_id"],
+            "steps": steps, **self.place,
         }  # fmt: skip
 
     def step(
@@ -168,7 +169,7 @@ def _short(value) -> float:
 
 
 def trace_events(
-    trace: Trace, key: str, stored: bool = False, looks: Iterable[Look] = (), **place
+    trace: Trace, key: str, stored: bool = False, looks: Iterable[Look] | None = None, **place
 ) -> list[dict]:
     """Every event of a finished run of one row. A trace keeps the candidates of the last write
     of a position; an earlier one, masked again later, comes without.
@@ -176,7 +177,7 @@ def trace_events(
     looks: of `probes.Truth`, for the steps that have one. place: board, lane, name, branch of
     `Events`."""
     p, by_layer = trace.prompt_length, trace.parts is not None
-    looks = {look.step: look for look in looks}
+    looks = {look.step: look for look in looks or ()}
     events = Events(key, trace.run, by_layer, trace.text_of, truth=bool(looks), **place)
     has_rollout = not np.isnan(trace.rollout).all()
     out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
@@ -258,9 +259,10 @@ class LiveEvents:
 
 def map_payload(rollout: np.ndarray, prompt_length: int) -> dict:
     """A T x T map for the stage: summed down to n x n; shade is the root of the share of the
-    largest cell, or what a position keeps of itself would drown the rest."""
+    largest cell, or what a position keeps of itself would drown the rest; `largest`: that share."""
     n = min(len(rollout), LARGEST_MAP)
     edges = np.linspace(0, len(rollout), n + 1).astype(int)[:-1]
     pooled = np.add.reduceat(np.add.reduceat(rollout, edges, 0), edges, 1)
-    scale = np.sqrt(pooled / pooled.max(initial=1e-9))
-    return {"n": n, "map": _plane(255 * scale), "prompt": prompt_length}
+    largest = float(pooled.max(initial=1e-9))
+    grid = _plane(255 * np.sqrt(pooled / largest))
+    return {"n": n, "map": grid, "prompt": prompt_length, "largest": _short(largest)}

@@ -242,3 +242,18 @@ def test_the_type_of_the_weights_can_be_chosen(cli, tmp_path):
     assert code == 0 and d2cache.Trace.load(file).run["dtype"] == "bfloat16"
     code, _, err = cli("run", "--dtype", "int8")
     assert code == 2 and "bfloat16" in err
+
+
+def test_edits_change_the_run_and_stand_in_its_trace(cli, tmp_path):
+    file = tmp_path / "run.safetensors"
+    code, _, _ = cli("run", "--edit", "2,3=7,refresh=all", "--edit=4,5=59", "--trace", str(file))
+    assert code == 0 and [str(e) for e in cli.runs[0].edits] == ["2,3=7,refresh=all", "4,5=59"]
+    trace = d2cache.Trace.load(file)
+    assert trace.tokens[3, 3] == 7 and trace.tokens[5, 5] == 59
+    assert [e["step"] for e in trace.run["edits"]] == [2, 4]
+    for bad, says in (
+        ("x", "step of an edit is 'x'"), ("1,99=1", "names position 99"), ("1,2", "its form: STEP"),
+        ("1,policy.kr=2", "policy 'd2' has no knob 'kr'"),
+    ):  # fmt: skip
+        code, out, err = cli("run", "--edit", bad)
+        assert code == 2 and not out and says in err and err.count("\n") == 1

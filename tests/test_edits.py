@@ -84,6 +84,8 @@ def test_a_refresh_of_all_makes_the_next_step_exact_and_leaves_those_before_as_t
     assert (parts & int(Part.MLP | Part.ATTENTION) > 0).all()
     assert not (parts & int(Part.EVICTED)).any(), "and nothing is left out"
     assert (step.why & int(Why.FULL)).all() and step.recomputed.all()
+    density = step.before.density(10.0, policy[1].get("as_shipped", False) and policy[0] == "d2")
+    assert torch.equal(step.candidates.density, density), "its prior stays what it was"
     off = [(s.confidence[0] - exact(model, s)[0])[s.confidence[0] > -torch.inf] for s in plain[4:9]]
     if policy[0] != "none":
         assert max(d.abs().max() for d in off) > 1e-4, "guard: without it, a step is not exact"
@@ -129,6 +131,7 @@ def test_keys_and_values_of_a_new_token_are_its_own(policy):
             for mine, own in ((made.kv.k, plain.k), (made.kv.v, plain.v)):
                 mine = mine[layers, 0].transpose(1, 2)
                 torch.testing.assert_close(mine[:, at], own[layers][:, at], atol=1e-9, rtol=0)
+        assert not made.whole, "asked of one plan alone"
         if step.index == 8:
             return
     raise AssertionError("guard: the run ended early")

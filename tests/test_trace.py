@@ -301,6 +301,20 @@ FAULTS = {
     "knob nested": (header("run", "decoder_knobs", "sigma", value=[1]), "not a finite"),
     "no stop": (header("run", "stop_at_eos", drop=True), "it lacks 'stop_at_eos'"),
     "a field more": (header("run", "extra", value=1), "has an unknown 'extra'"),
+    "edits no list": (header("run", "edits", value={}), "edits are not a list of at most 256"),
+    "too many edits": (header("run", "edits", value=[{"step": 1}] * 257), "at most 256"),
+    "edit no object": (header("run", "edits", value=[3]), "an edit is 3"),
+    "edit unknown": (header("run", "edits", value=[{"step": 1, "x": 2}]), "an edit is"),
+    "edit without a step": (header("run", "edits", value=[{}]), "the step of an edit is None"),
+    "edit outside": (
+        header("run", "edits", value=[{"step": 1, "tokens": {"16": 2}}]), "names position 16",
+    ),
+    "edit of no token": (
+        header("run", "edits", value=[{"step": 1, "tokens": {"9": 60}}]), "writes token 60",
+    ),
+    "edit sets a text": (
+        header("run", "edits", value=[{"step": 1, "policy": {"x": "y"}}]), "sets x to 'y'",
+    ),
     "eos float": (header("run", "shape", "eos_id", value=1.5), "eos_id is 1.5"),
     "shift text": (header("run", "shape", "shift", value="x"), "shift is 'x'"),
     "name a list": (header("run", "shape", "name", value=[]), "name is"),

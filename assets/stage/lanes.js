@@ -21,7 +21,7 @@ function makeLanes(page) {
     chips = board.lanes.map((run, i) => {
       const name = h("span", "d2-lane-name", { textContent: run.name }), note = h("span", "d2-lane-note");
       const pick = h("button", "d2-lane-pick", { type: "button", title: `Show lane ${i + 1} (${i + 1})`, onclick: () => page.setLane(i) }, h("b", "d2-badge", { textContent: i + 1 }), name, note);
-      const jump = h("button", "d2-lane-jump", { type: "button", hidden: true, onclick: () => page.gotoIn(i, firstDivergence(page.board, i)) });
+      const jump = h("button", "d2-lane-jump", { type: "button", hidden: true, "aria-label": `Where lane ${i + 1} leaves lane 1`, onclick: () => page.gotoIn(i, firstDivergence(page.board, i)) });
       return { pick, note, jump, el: h("span", "d2-lane-chip", {}, pick, jump) };
     });
     el.replaceChildren(...chips.map((chip) => chip.el));

@@ -68,12 +68,13 @@ function nowWords(until, state) {
     : `${name.replace("policy.", "").replace("decoder.", "").replaceAll("_", " ")} ${said(name)}`)).join(", ");
 }
 
-// How many lanes a query asks for; 0 where it leaves them as they are.
-const lanesAsked = (query) => new URLSearchParams(query).getAll("lane").length;
+// The policies of the lanes that a query asks for, so that another run on its way is not taken for it.
+const policiesAsked = (query) => new URLSearchParams(query).getAll("lane").map((lane) => lane.split(/[,/~]/)[0]);
 
 // ---- the page
 
 const KEY = "d2-lessons-done";
+const WAITING = "Setting the page up …";
 
 function readDone() {
   try { return new Set(JSON.parse(localStorage.getItem(KEY) || "[]")); } catch { return new Set(); }
@@ -218,16 +219,16 @@ function mountLessons(host, page, lessons, view) {
     const acts = Object.fromEntries(lesson.cards[at].acts);
     point(null);
     wanted = acts.point ?? null;
-    todo = { ...acts, before: null, lanes: 0 };
+    todo = { ...acts, before: null, policies: [] };
     if (acts.run && page.offline) said.textContent = "This card needs the running app: here nothing can be run, so read on with the run on view.";
     else if (acts.run && !force && ran?.query === acts.run && (!ran.runs || ran.runs === runs())) {   // on view, or coming
-      if (!ran.runs) Object.assign(todo, { before: ran.before, lanes: lanesAsked(acts.run) });
+      if (!ran.runs) Object.assign(todo, { before: ran.before, policies: policiesAsked(acts.run) });
     } else if (acts.run) {
       ran = { query: acts.run, before: runs(), runs: null };
-      Object.assign(todo, { before: ran.before, lanes: lanesAsked(acts.run) });
+      Object.assign(todo, { before: ran.before, policies: policiesAsked(acts.run) });
       const mine = todo;
       Promise.resolve(page.send(acts.run)).catch((error) => {
-        if (todo === mine) { said.textContent = String(error?.message || error); todo.before = null; ran = null; }
+        if (todo === mine) { said.textContent = String(error?.message || error); todo = ran = null; page.schedule?.(); }
       });
     }
     if (acts.tab) page.show(acts.tab);
@@ -239,7 +240,7 @@ function mountLessons(host, page, lessons, view) {
     if (!todo) return true;
     if (todo.before !== null && runs() === todo.before) return false;     // the new run has not begun
     const lanes = page.board?.lanes || [], here = (l) => l.status !== "running" || l.recs.length >= (todo.step ?? 0);
-    if (lanes.length < todo.lanes || !lanes.every(here)) return false;
+    if (todo.policies.some((name, i) => lanes[i]?.start.policy !== name) || !lanes.every(here)) return false;
     if (todo.before !== null) ran.runs = runs();
     const { lane, step, clock, tab } = todo;
     todo = null;
@@ -247,7 +248,8 @@ function mountLessons(host, page, lessons, view) {
     if (clock) page.setClock?.(clock);
     if (lane && lane <= lanes.length) page.setLane(lane - 1);
     if (step && page.model?.run) page.goto(step - 1);
-    return false;       // seen on the next frame
+    page.schedule?.();
+    return false;       // all of it is seen on the next frame
   }
 
   function anchor(name) {
@@ -259,21 +261,22 @@ function mountLessons(host, page, lessons, view) {
   function point(el) {
     if (ring === el) return;
     ring?.classList.remove("d2-ring");
+    if (ring) ring.style.scrollMarginBottom = "";
     ring = el;
     if (!el) return;
     el.classList.add("d2-ring");
+    const box = el.getBoundingClientRect();      // the card keeps off it: on the other side, or below
+    card.classList.toggle("d2-aside", box.left + box.width / 2 > innerWidth / 2);
+    el.style.scrollMarginBottom = `${card.offsetHeight + 32}px`;
     const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches;
     el.scrollIntoView({ block: "nearest", inline: "nearest", behavior: calm ? "auto" : "smooth" });
-    const box = el.getBoundingClientRect();      // the card goes to the other side
-    card.classList.toggle("d2-aside", box.left + box.width / 2 > innerWidth / 2);
   }
 
   function check() {
-    const { until, do: asked } = lesson.cards[at];
-    if (!until) return;
-    const state = lessonState(page), so = nowWords(until, state), words_ = solved ? "" : `Now: ${so}.`;
-    if (words_ !== seen) now.textContent = seen = words_;
-    if (solved || !asked || !holds(until, state)) return;
+    const { until } = lesson.cards[at], state = until && lessonState(page);
+    const so = until && !solved ? `Now: ${nowWords(until, state)}.` : "";
+    if (so !== seen) now.textContent = seen = so;
+    if (!until || solved || !holds(until, state)) return;
     solved = true;
     now.textContent = seen = "";
     const last = at === lesson.cards.length - 1;
@@ -285,10 +288,10 @@ function mountLessons(host, page, lessons, view) {
   function paint() {
     if (!lesson) return;
     const settled = settle();
-    if (wanted && !ring?.isConnected) { const el = anchor(wanted); if (el) point(el); }
+    if (settled && wanted && !ring?.isConnected) { const el = anchor(wanted); if (el) point(el); }
     if (ring && !ring.classList.contains("d2-ring")) ring.classList.add("d2-ring");
     if (settled) check();
-    else page.schedule?.();
+    else if (todo && seen !== WAITING) now.textContent = seen = WAITING;
   }
 
   function open(key, first) {
@@ -300,8 +303,9 @@ function mountLessons(host, page, lessons, view) {
 
   paintList();
   const from = view ?? page.view ?? Object.fromEntries(new URLSearchParams(globalThis.location?.search || ""));
-  if (from.lesson) open(from.lesson, from.card);
-  return { paint, open, close, destroy() { point(null); lesson = null; bar.remove(); } };
+  // on the next frame: what the page opens with is on the stage then, and not taken for the card's run
+  const opening = from.lesson ? requestAnimationFrame(() => open(from.lesson, from.card)) : 0;
+  return { paint, open, close, destroy() { cancelAnimationFrame(opening); point(null); lesson = null; bar.remove(); } };
 }
 
 // The stage mounts every part once; the lessons of this page and the words of its glossary.
@@ -315,6 +319,6 @@ function part(page) {
 }
 
 (D2.parts ??= []).push(part);
-Object.assign(D2.pure ??= {}, { holds, agreementOf, lessonState, nowWords, lanesAsked });
+Object.assign(D2.pure ??= {}, { holds, agreementOf, lessonState, nowWords, policiesAsked });
 Object.assign(D2, { mountLessons });
 })(globalThis.D2Stage ??= {});

@@ -19,7 +19,7 @@ function makeMap(spec) {
   const absent = h("p", "d2-absent", { hidden: true, textContent: "This policy makes no attention map; d2 does." });
   const first = h("span", "", { textContent: "1" }), last = h("span");
   const more = h("p", "d2-more"), legend = h("div", "d2-legend");
-  const el = h("section", `d2-map d2-map-${spec.key}`, { "aria-label": spec.title },
+  const el = h("section", `d2-map d2-map-${spec.key}`, { "aria-label": spec.title, "data-point": `${spec.key}-map` },
     h("h4", "d2-title", { textContent: spec.title }), more,
     h("div", "d2-frame", {}, h("div", "d2-steps", { "aria-hidden": "true" }, first, h("em", "", { textContent: "step" }), last), plane, strip, absent), legend);
   return { ...map, el, strip, absent, more, legend, last };

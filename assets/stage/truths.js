@@ -18,7 +18,7 @@ const hasTruth = (model) => model.recs.some((rec) => rec?.truth);
 // "hit": moved most and recomputed; "missed": moved most, reused; "needless": recomputed, moved less; "kept".
 function oracleMarks(model, s) {
   const rec = model.recs[s];
-  if (!rec?.truth || rec.truth.recall === null) return null;     // a full pass leaves nothing to choose
+  if (!rec?.truth || rec.truth.recall === null) return null;     // no choice: all or nothing was recomputed
   const oracle = new Set(rec.truth.oracle);
   return Array.from(rec.y, (byte, p) => (oracle.has(p) ? (byte ? "hit" : "missed") : byte ? "needless" : "kept"));
 }
@@ -59,7 +59,10 @@ function truthReadout(model, kind, s, p) {
 function oracleSentence(model, s) {
   const rec = model.recs[s], marks = oracleMarks(model, s);
   if (!rec?.truth) return `Step ${s + 1}: no truth is known of it.`;
-  if (!marks) return `Step ${s + 1} was a full pass: everything was recomputed, there was nothing to choose.`;
+  if (!marks) {
+    const rows = rec.y.reduce((n, byte) => n + (byte > 0), 0);
+    return rows === rec.y.length ? `Step ${s + 1} recomputed every position: there was nothing to choose.` : rows ? `Step ${s + 1}: what had drifted before it is not known.` : `Step ${s + 1} recomputed nothing.`;
+  }
   const n = (key) => marks.filter((m) => m === key).length, k = n("hit") + n("missed");
   return `Step ${s + 1}: of the ${plural(k, "position")} whose kept K,V had drifted most, the policy recomputed ${n("hit")} (recall ${fixed(rec.truth.recall, 2)}).`;
 }

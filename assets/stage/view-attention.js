@@ -89,7 +89,7 @@ function mount(host, page) {
       ctx.fillRect(w * i / n, ht * (1 - value / top), Math.max(1, w / n - (w / n > 4 ? 1 : 0)), ht * value / top);
     }
     ctx.fillStyle = dark ? "#e6e9ee" : "#1f2937";       // the average position
-    for (let x = 0; x < w; x += 8) ctx.fillRect(x, Math.round(ht * (1 - 1 / top)), 4, 1);
+    for (let x = 0; x < w; x += 8) ctx.fillRect(x, Math.round(ht * (1 - 1 / top)) - 1, 4, 2);
     const order = [...got.columns.keys()].sort((a, b) => got.columns[b] - got.columns[a]).slice(0, 3);
     most.textContent = `Most is received by ${order.map((p) => `${nameOf(model, at, p, p + 1)}: ${fixed(got.columns[p], 1)}×`).join(", ")} the average.`;
     fill(legend, String(dark), () => [...Object.values(KINDS).map((kind) => mark(kind.colour[dark ? "dark" : "light"], kind.label, kind.why)),

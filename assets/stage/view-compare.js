@@ -3,19 +3,23 @@
 "use strict";
 
 const { clamp, plural, MAPS, PAPER, WRITTEN_NOW, MASKED_NOW, css, rgb, tables, captions, reasonsOf, reasonsIn, formatTotals, totalsAt, hitRateSoFar, stepsAt, raceAt, momentText, momentOf,
-  firstDivergence, differencesAt, placeIn, visible, noteOf, writeAt } = D2.pure;
+  firstDivergence, differencesAt, placeIn, visible, noteOf, writeAt, STATS } = D2.pure;
 const { h, choice, swatch, colourBar, makePlane, resetStore, drawRow, showMap, fitCanvas, words, chipEvents } = D2;
 
 const CLOCK_WORDS = [["step", "steps"], ["ms", "milliseconds"], ["flops", "FLOPs"]];
 const CLOCK_HELP = "What the lanes have in common at one place of the slider. Steps: the same denoising step. Milliseconds: the same measured time since each run began, as if they had started together. FLOPs: the same amount of arithmetic.";
 const FACTS = [["step", "step"], ["tps", "tokens / s"], ["hit", "cache hits"], ["flops", "FLOPs vs no cache"]];
 
+const MANY = 96, BLOCK = 32;     // positions
+const TOKEN_MS = 4, TOKENS_AT_LEAST = 16;    // drawing time of all answers in one frame; a far jump takes a few frames
+const HOLE = "\u2002\u200b";   // a mask is an en space with a pattern behind it; a line may break after it
+
 const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
 
 // Who leads at this moment, in a sentence.
 function raceWords(board, race, moment) {
   if (board.lanes.length < 2) return "";
-  const when = board.clock === "step" ? momentText("step", moment) : `${momentText(board.clock, moment)} ${board.clock === "ms" ? "after the start" : "spent"}`;
+  const when = board.clock === "step" ? `Step ${Math.max(0, Math.round(moment)) + 1}` : `${momentText(board.clock, moment)} ${board.clock === "ms" ? "after the start" : "spent"}`;
   const who = `lane${race.leads.length > 1 ? "s" : ""} ${listed(race.leads.map((i) => i + 1))}`;
   if (!race.leads.length) return `${when}: nothing is written yet.`;
   const at = race.lanes[race.leads[0]];
@@ -33,7 +37,7 @@ function differenceWords(board, i, steps) {
 
 function makeStrip(page, index) {
   const facts = {}, badge = h("b", "d2-badge", { textContent: index + 1 }), name = h("span", "d2-lane-name");
-  const list = h("div", "d2-facts", {}, ...FACTS.map(([key, label]) => h("span", "d2-fact", {}, facts[key] = h("b"), " ", label)));
+  const list = h("div", "d2-facts", {}, ...FACTS.map(([key, label]) => h("span", "d2-fact", { title: STATS.find((s) => s[0] === key)[2] }, facts[key] = h("b"), " ", label)));
   const bar = h("i"), progress = h("span", "d2-progress", {}, bar), told = h("span", "d2-told"), difference = h("p", "d2-more d2-difference");
   const tokens = h("div", "d2-tokens", { role: "listbox", "aria-orientation": "horizontal", tabIndex: -1 });
   const absent = h("p", "d2-absent", { hidden: true }), mapBox = h("div", "d2-lane-map");
@@ -41,7 +45,7 @@ function makeStrip(page, index) {
   const note = h("p", "d2-note", { hidden: true });
   const el = h("section", "d2-lane", {}, h("div", "d2-lane-head", {}, h("h4", "d2-title", {}, badge, " ", name), list, h("div", "d2-racing", {}, progress, told)),
     h("div", "d2-lane-body", {}, h("div", "d2-lane-text", {}, tokens, difference, note), mapBox));
-  const lane = { index, el, map: null, run: null, spans: [], was: [], marked: null, drawn: 0, drawnFor: "", dirty: true, visible: true };
+  const lane = { index, el, map: null, run: null, spans: [], was: [], marked: null, drawn: 0, drawnFor: "", dirty: true, resized: true, visible: true };
   chipEvents(tokens, page, () => index);
 
   function cellAt(e) {
@@ -53,6 +57,7 @@ function makeStrip(page, index) {
   function setMap(spec) {
     lane.map = makePlane(spec);
     lane.drawnFor = "";
+    lane.resized = true;
     const { plane } = lane.map, point = (e) => page.setHover(cellAt(e));
     plane.append(diverge, branch);
     for (const type of ["pointermove", "pointerdown"]) plane.addEventListener(type, point);
@@ -66,27 +71,35 @@ function makeStrip(page, index) {
     name.textContent = run.name;
     el.setAttribute("aria-label", `Lane ${index + 1}: ${run.name}`);
     tokens.setAttribute("aria-label", `Answer of lane ${index + 1}, by position`);
-    lane.spans = Array.from({ length: run.G }, (_, g) => h("span", "d2-token", { role: "option", "aria-selected": "false", tabIndex: g ? -1 : 0, "data-p": run.P + g }));
-    lane.was = new Array(run.G).fill(null);
+    lane.spans = Array.from({ length: run.G }, (_, g) => h("span", "d2-token d2-hole", { role: "option", "aria-selected": "false", "aria-label": "masked", textContent: HOLE, tabIndex: g ? -1 : 0, "data-p": run.P + g }));
+    lane.was = new Array(run.G).fill(" ");
     lane.marked = null;
-    tokens.replaceChildren(...lane.spans);
+    const size = run.G > MANY ? BLOCK : run.G;     // blocks of their own: a change lays out one of them, not the whole answer
+    tokens.replaceChildren(...Array.from({ length: Math.ceil(run.G / size) }, (_, k) => h("div", "d2-tokenblock", { role: "group", "aria-label": `positions ${k * size + 1} to ${Math.min(run.G, (k + 1) * size)}` },
+      ...lane.spans.slice(k * size, (k + 1) * size))));
     lane.drawnFor = "";
-    el.classList.toggle("d2-many", run.G > 96);
+    el.classList.toggle("d2-many", run.G > MANY);
   }
 
-  // Only tokens whose look has changed are touched.
-  function paintTokens(steps) {
+  // Only tokens whose look has changed are touched. False: the time is up, the rest comes with the next frame.
+  function paintTokens(steps, until) {
+    let changed = 0;
     const { board } = page, { run } = lane, first = board.lanes[0], step = steps[index], same = index === 0 || (first.P === run.P && first.T === run.T);
     for (let g = 0; g < run.G; g++) {
       const p = run.P + g, write = writeAt(run, p, step), q = same ? p : placeIn(run, first, p);
       const its = write && index && q !== null ? writeAt(first, q, steps[0]) : null;
-      const is = !write ? "" : `${write.s === step ? "n" : "s"}${its && its.text !== write.text ? "≠" : " "}${page.selected === p ? "p" : " "}${write.text}`;
-      if (lane.was[g] === is && (write || page.selected !== p)) continue;
-      lane.was[g] = write ? is : page.selected === p ? null : is;
+      const picked = page.selected === p ? "p" : " ";
+      const is = !write ? picked : `${picked}${its && its.text !== write.text ? "≠" : " "}${write.s === step ? "n" : "s"}${write.text}`;
+      if (lane.was[g] === is) continue;
+      if (++changed > TOKENS_AT_LEAST && performance.now() > until) return false;
+      lane.was[g] = is;
       const span = lane.spans[g], eos = write && run.eos.has(write.text);
       span.className = `d2-token${!write ? " d2-hole" : write.s === step ? " d2-fresh" : ""}${is[1] === "≠" ? " d2-differs" : ""}${eos ? " d2-eos" : ""}${page.selected === p ? " d2-picked" : ""}`;
-      span.textContent = !write ? "" : eos ? "end" : visible(write.text);
+      span.ariaLabel = write ? null : "masked";
+      span.ariaSelected = String(picked === "p");
+      span.textContent = !write ? HOLE : eos ? "end" : visible(write.text);
     }
+    return true;
   }
 
   function paintMap(rows, dark, colours, wanted) {
@@ -97,15 +110,14 @@ function makeStrip(page, index) {
     absent.hidden = !none;
     if (none) { absent.textContent = `${run.start.policy || "This policy"} makes no attention map; d2 does.`; return; }
     lane.rows = rows;
-    if (fitCanvas(map.canvas)) lane.dirty = true;
+    if (lane.resized && fitCanvas(map.canvas)) lane.dirty = true;
+    lane.resized = false;
     if (lane.drawnFor !== key) {
       lane.drawnFor = key;
       lane.drawn = 0;
       lane.dirty = true;
       resetStore(map, run.T, rows);
-      el.style.setProperty("--d2-rows", rows);
-      el.style.setProperty("--d2-split", run.P / run.T);
-      el.style.setProperty("--d2-cols", run.T);
+      for (const [name, value] of [["rows", rows], ["split", run.P / run.T], ["cols", run.T]]) mapBox.style.setProperty(`--d2-${name}`, value);
     }
     if (lane.drawn < run.recs.length) lane.dirty = true;
     for (; lane.drawn < run.recs.length; lane.drawn++) drawRow(map, run, lane.drawn, colours);
@@ -119,7 +131,7 @@ function makeStrip(page, index) {
     map.plane.lastChild.hidden = branch.hidden;
   }
 
-  lane.paint = ({ steps, race, rows, colours, spec }) => {
+  lane.paint = ({ steps, race, rows, colours, spec, until }) => {
     const { board } = page, run = board.lanes[index], step = steps[index], mine = race.lanes[index];
     if (lane.run !== run) build(run);
     const totals = formatTotals(totalsAt(run, step) || { hit_rate: hitRateSoFar(run, step) });
@@ -127,7 +139,7 @@ function makeStrip(page, index) {
     for (const key of ["tps", "hit", "flops"]) facts[key].textContent = totals[key];
     bar.style.width = `${mine.of ? 100 * mine.written / mine.of : 0}%`;
     const end = mine.finished === null ? "" : mine.status === "done" ? `, finished at ${momentText(board.clock, mine.finished)}` : `, ${mine.status}`;
-    told.textContent = `${mine.written} of ${plural(mine.of, "token")}${end}${race.leads.includes(index) ? (race.over ? " · first" : " · leads") : ""}`;
+    told.textContent = `${mine.written} of ${mine.of} positions written${end}${race.leads.includes(index) ? (race.over ? " · first" : " · leads") : ""}`;
     el.classList.toggle("d2-leads", race.leads.includes(index));
     el.classList.toggle("d2-inhand", board.lane === index && board.lanes.length > 1);
     if (!lane.visible) return;              // off the screen: nobody sees the rest
@@ -135,10 +147,10 @@ function makeStrip(page, index) {
     const said = noteOf(run);
     note.textContent = said;
     note.hidden = !said;
-    paintTokens(steps);
+    if (!paintTokens(steps, until)) page.schedule();
     paintMap(rows, page.dark, colours, spec);
-    el.style.setProperty("--d2-step", step);
-    el.style.setProperty("--d2-got", run.recs.length);
+    mapBox.style.setProperty("--d2-step", step);      // on the map alone: what is set on the lane would restyle all of its tokens
+    mapBox.style.setProperty("--d2-got", run.recs.length);
     paintHover();
   };
 
@@ -148,11 +160,20 @@ function makeStrip(page, index) {
       lane.spans[lane.marked - lane.run.P]?.classList.remove("d2-marked");
       lane.spans[p - lane.run.P]?.classList.add("d2-marked");
       lane.marked = p;
-      el.classList.toggle("d2-pointed", p !== null);
-      if (p !== null) el.style.setProperty("--d2-col", p);
+      mapBox.classList.toggle("d2-pointed", p !== null);
+      if (p !== null) mapBox.style.setProperty("--d2-col", p);
     }
   }
   return lane;
+}
+
+// Comparisons that tell a story, as the app offers them: a click makes its lanes.
+function stories(page) {
+  const presets = page.offline ? [] : page.options.presets ?? [];
+  if (!presets.length) return [];
+  return [h("section", "d2-stories", { "aria-label": "Comparisons to start from" }, h("h4", "d2-title", { textContent: "Comparisons to start from" }),
+    h("ul", "", {}, ...presets.map(({ title, story, query }) => h("li", "", {}, h("button", "d2-story", { type: "button", onclick: () => page.send(query) },
+      h("b", "", { textContent: title }), h("span", "d2-more", { textContent: story ?? "" }))))))];
 }
 
 function mount(host, page) {
@@ -161,12 +182,12 @@ function mount(host, page) {
   const maps = choice("Map of every lane", MAPS.map((m) => [m.key, m.short]), spec.key, (key) => { spec = MAPS.find((m) => m.key === key); page.schedule(); });
   const clocks = choice("Clock", CLOCK_WORDS, page.board.clock, (name) => page.setClock(name));
   clocks.dataset.point = "clock";
-  const clockLabel = page.explained(h("button", "d2-label", { type: "button", textContent: "same" }), CLOCK_HELP);
+  const clockLabel = page.explained(h("button", "d2-label", { type: "button", textContent: "clock" }), CLOCK_HELP);
   const invite = h("div", "d2-invitation", {}, h("p", "d2-invite", { textContent: "One lane so far." }),
     h("p", "d2-more", {}, ...words("Add a second lane to compare: choose another policy or other knobs beside the stage and press Add lane, or choose one of the comparisons. Both then run on the same prompt and seed, under one slider.")));
   const strips = h("div", "d2-strips");
   host.append(h("div", "d2-head d2-compare-head", {}, h("div", "d2-pair", {}, h("span", "d2-label-plain", { textContent: "map" }), maps), h("div", "d2-pair", {}, clockLabel, clocks)),
-    leader, more, legend, strips, invite);
+    leader, more, legend, strips, invite, ...stories(page));
 
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
@@ -175,7 +196,7 @@ function mount(host, page) {
     }
     page.schedule();
   }, { rootMargin: "50px" });
-  const sizes = new ResizeObserver(() => page.schedule());
+  const sizes = new ResizeObserver(() => { for (const lane of lanes) lane.resized = true; page.schedule(); });
   sizes.observe(strips);
 
   function setLanes(n) {
@@ -225,7 +246,8 @@ function mount(host, page) {
     leader.textContent = said;
     leader.hidden = !many;
     paintLegend(board, rows);
-    for (const lane of lanes) lane.paint({ steps, race, rows, colours, spec });
+    const until = performance.now() + TOKEN_MS;
+    for (const lane of lanes) lane.paint({ steps, race, rows, colours, spec, until });
   }
 
   return { paint, destroy() { seen.disconnect(); sizes.disconnect(); } };

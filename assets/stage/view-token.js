@@ -52,7 +52,7 @@ function mount(host, page) {
     return { key, box, title, el: h("div", "d2-path", {}, title, box) };
   });
   paths.append(...plots.map((x) => x.el));
-  const moved = ["k", "v"].map((key) => makeLines(page, { title: `how far ${key.toUpperCase()} moved`, why: `How far the exact ${key === "k" ? "key (K)" : "value (V)"} here moved since the step before. High for a few steps: a rapid change; low throughout: stable.`, ticks: ["", "0"], format: (v) => Number(v).toPrecision(2) }));
+  const moved = ["k", "v"].map((key) => makeLines(page, { title: `how far ${key.toUpperCase()} moved`, why: `The distance between the exact ${key === "k" ? "key (K)" : "value (V)"} here and that of the step before, in the model's own units, averaged over the layers. High for a few steps: a rapid change; low throughout: stable.`, ticks: ["", "0"], format: (v) => Number(v).toPrecision(2) }));
   const movedBox = h("div", "d2-lines", { hidden: true }, ...moved.map((x) => x.el));
 
   host.append(h("section", "d2-look", { "aria-label": "Token" },

@@ -10,7 +10,7 @@ const COLOURS = { hit: "#009e73", missed: "#d55e00", needless: "#56b4e9" };     
 const ticksOf = (x) => (x < 0.01 ? x.toExponential(0).replace("e-", "e−") : String(Number(x.toPrecision(2))));
 
 const NUMBERS = [
-  ["recall", "mean recall", "Recall of a step: of the k positions whose kept K,V had drifted most before it, the share that the policy recomputed; k is how many it recomputed. Shown: the mean over the steps that were no full pass. A policy must also recompute where it wants to predict, so 1 is seldom the aim.", (x) => fixed(x.recall ?? NaN, 2)],
+  ["recall", "mean recall", "Recall of a step: of the k positions whose kept K,V had drifted most before it (drift of K plus that of V), the share that the policy recomputed; k is how many it recomputed, in any layer. Shown: the mean over the steps that recomputed some positions but not all. A policy must also recompute where it wants to predict, so 1 is seldom the aim.", (x) => fixed(x.recall ?? NaN, 2)],
   ["flips", "flips in all", "A flip: the likeliest token at a position differs between the step as it ran and an exact pass on the same canvas. Counted over all steps and positions with a prediction.", (x) => String(x.flips)],
   ["flipSteps", "steps with flips", "Steps in which at least one prediction's likeliest token differed from the exact one, of all steps looked at.", (x) => `${x.flipSteps} / ${x.steps}`],
 ];
@@ -18,7 +18,7 @@ const NUMBERS = [
 function mount(host, page) {
   const mark = marker(page);
   let kind = TRUTHS[0], drawn = "";
-  const invite = h("div", "d2-invitation", {});
+  const invite = h("div", "d2-invitation d2-truth-invite", {});
   const values = {}, numbers = h("div", "d2-numbers", {}, ...NUMBERS.map(([key, label, why]) => {
     values[key] = h("b", "d2-value", { textContent: "–" });
     return h("div", "", {}, values[key], term(page, label, why));

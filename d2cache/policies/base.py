@@ -63,8 +63,8 @@ class CachePolicy(Registered):
     def plan(self, canvas: Canvas) -> Plan:
         """Which positions to predict and which rows to recompute on this canvas.
 
-        A policy that decides layer by layer must recompute every part of every row where `whole`
-        is set; the plans of all others are widened for them.
+        Where `whole` is set, the plan is widened to all rows afterwards; a policy whose layers do
+        not follow the plan must recompute every part of every row in this step by itself.
         """
         why = canvas.own.to(torch.uint8) * int(Why.FULL)
         return Plan(predict=canvas.masked, refresh=canvas.own, why=why)

@@ -38,7 +38,7 @@ class ElasticCache(CachePolicy, key="elastic"):
 
     def plan(self, canvas):
         self.canvas, changed = canvas, canvas.tokens != self.before.tokens
-        self.before, first = canvas, canvas.step == 0 or self.whole
+        self.before, first = canvas, canvas.step == 0
         self.drifted = torch.full_like(canvas.own[:, :1], first or self.gamma > 1)
         self.parts = torch.zeros_like(self.seen, dtype=torch.uint8).transpose(0, 1)
         self.window = canvas.masked & (canvas.masked.cumsum(1) <= self.beta)

@@ -138,6 +138,35 @@ def test_events_count_what_each_layer_did(small, policy):
         assert np.array_equal(np.any(through, axis=0), plane(r["y"]) > 0)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p[0]}-{p[1]}")
+def test_what_a_hand_wrote_is_told_live_and_replayed_without_a_confidence(small, policy):
+    mask = small.config.mask_id
+    edits = [d2cache.Edit(2, {1: 5, 12: 7, 24: 8}), d2cache.Edit(4, {12: mask, 1: 6})]
+    made = d2cache.make_policy(policy[0], **policy[1])
+    events, trace = run_both_ways(
+        small, random_prompt(9), made, gen_length=16, block_length=8, edits=edits
+    )
+    again = stage.trace_events(trace, "key")
+    hand = {2: [[1, "<5>", None, []], [12, "<7>", None, []], [24, "<8>", None, []]]}
+    hand[4] = [[1, "<6>", None, []]]
+    last = {write[0]: r["s"] for r in records(events) for write in r["w"]}
+    canvas = [trace.text_of(int(i)) for i in trace.tokens[0]]
+    for r in records(events):
+        given = hand.get(r["s"], [])
+        assert [w for w in r["w"] if w[0] in [h[0] for h in given]] == given
+        assert r["m"] == ([12] if r["s"] == 4 else [])
+        assert r["s"] in hand or all(w[2] is not None for w in r["w"])
+        for write in r["w"]:
+            canvas[write[0]] = write[1]
+            write[3] = write[3] if last[write[0]] == r["s"] else []
+        for at in r["m"]:
+            canvas[at] = trace.text_of(mask)
+        assert canvas == [trace.text_of(int(i)) for i in trace.tokens[r["s"] + 1]]
+    for name in ("stored", "steps"):
+        again[0].pop(name), events[0].pop(name)
+    assert json.loads(json.dumps(events)) == again
+
+
 def test_a_file_that_writes_where_nothing_was_predicted_still_makes_events(small):
     events, trace = small_run(small, ("none", {}), "wino", wide_in=0.2, narrow_out=0.9)
     s, at = next((r["s"], r["m"][0]) for r in records(events) if r["m"])
@@ -193,6 +222,7 @@ def test_equal_parts_longer_than_a_byte_counts_are_told_in_pieces():
 
 def test_a_run_says_where_it_stands_among_others(live, small):
     place = dict(board="b", lane=2, name="d2, k 8", branch=dict(lane=0, step=3, says="fixed"))
+    assert live[0][0]["mask"] == live[1].run["shape"]["mask_id"]
     plain = dict(board="key", lane=0, name="d2", branch=None)
     trace = live[1]
     for told in (stage.trace_events(trace, "key")[0], live[0][0]):
@@ -213,7 +243,7 @@ def look(step, kl, k_drift, v_drift=None, **lists):
 def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
     _, trace = small_run(small, ("none", {}))
     drift = np.array([0, 2.0**-14.1, 2.0**-14, 1e-3, 0.25, 1, 2])
-    kl = np.array([np.nan, 0, -1e-9, 2.0**-12.1, 2.0**-11, 0.5, 3, 16, 90])
+    kl = np.array([np.nan, 0, -1e-9, 2.0**-12.1, 2.0**-11.95, 0.5, 3, 16, 90])
     one = look(3, kl, drift, drift[::-1], flips=(10, 12), oracle=(4, 11), recall=0.5)
     events = stage.trace_events(trace, "key", looks=[one])
     assert events[0]["truth"] is True
@@ -228,7 +258,7 @@ def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
         assert np.allclose(back[code > 0], true[code > 0], rtol=0.03)
     code, back = plane(told["kl"]), 2 ** ((plane(told["kl"]) - 255) / 16) * 16
     assert np.array_equal(code > 0, kl >= 2.0**-12)
-    assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.03)
+    assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.06)
     live = stage.LiveEvents("key", next(d2cache.generate(small, [1, 2], gen_length=4)))
     assert live.truth(one) == events[at]
 
@@ -333,6 +363,7 @@ def test_a_large_map_is_averaged_down_and_keeps_its_shape():
     assert sent["n"] == stage.LARGEST_MAP and grid[: sent["n"] // 2 - 1].max(1).min() > 150
     assert grid[sent["n"] // 2 + 1 :].max() == 0
     assert abs(grid[0].argmax() / sent["n"] - 0.25) < 0.01
+    assert sent["largest"] == 3, "rows of 600 meet in 256 cells, three in some"
 
 
 def test_bench_prints_limits_and_ratios(capsys):

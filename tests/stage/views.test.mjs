@@ -142,7 +142,10 @@ test("the oracle tells hit, missed and needless apart, and says nothing of a ful
   assert.equal(pure.oracleMarks(model, 0), null);
   assert.deepEqual(plain(pure.oracleMarks(model, 1)), ["kept", "kept", "needless", "hit", "missed", "kept"]);
   assert.equal(pure.oracleSentence(model, 1), "Step 2: of the 2 positions whose kept K,V had drifted most, the policy recomputed 1 (recall 0.50).");
-  assert.match(pure.oracleSentence(model, 0), /was a full pass/);
+  assert.match(pure.oracleSentence(model, 0), /recomputed every position: there was nothing to choose/);
+  model.recs[1].truth = truth({ recall: null });
+  assert.match(pure.oracleSentence(model, 1), /not known/);
+  model.recs[1].truth = truth({ oracle: [3, 4], recall: 0.5, flips: [5] });
   assert.deepEqual(plain(pure.truthSums(model)), { steps: 2, recall: 0.5, recalls: 1, flips: 1, flipSteps: 1 });
   assert.equal(pure.truthReadout(model, pure.TRUTHS[0], 1, 5), "step 2, answer position 4: no drift; its best guess differs from the exact one");
   assert.equal(pure.truthReadout(model, pure.TRUTHS[2], 1, 0), "step 2, prompt position 1: nothing is predicted in the prompt");

@@ -1,0 +1,169 @@
+"""The lessons, walked through on the live page as a reader does."""
+
+import json
+import re
+
+import pytest
+from conftest import open_tab
+
+from analysis import lessons
+
+LESSONS = {one["key"]: one for one in lessons.lessons()}
+
+
+def state(tab) -> dict:
+    return json.loads(tab.evaluate("JSON.stringify(d2stage.state())"))
+
+
+def begin(tab, key: str) -> None:
+    tab.click(".d2-lessons-open")
+    tab.locator(".d2-lessons-row", has_text=LESSONS[key]["title"]).click()
+
+
+def on_card(tab, lesson: dict, number: int) -> dict:
+    """Waits until a card has set the page up as it says; -> the card."""
+    card = lesson["cards"][number - 1]
+    acts = dict(card["acts"])
+    tab.wait_for_function(
+        "(want) => { const s = d2stage.state(); return s.status === 'done' && s.step >= 0"
+        " && (!want.tab || s.tab === want.tab) && (!want.lane || s.lane === want.lane - 1)"
+        " && (!want.clock || s.clock === want.clock)"
+        " && (!want.step || s.step === Math.min(want.step, s.steps) - 1)"
+        " && !document.querySelector('.d2-coach-now').textContent.startsWith('Setting'); }",
+        arg=acts,
+    )
+    assert f"{number} of {len(lesson['cards'])}" in tab.inner_text(".d2-coach-where")
+    assert tab.inner_text(".d2-coach-title") == card["title"]
+    if "point" in acts:
+        tab.wait_for_selector(".d2-ring")
+        name = acts["point"]
+        pointed = f"{name}.d2-ring" if name.startswith("#") else f".d2-ring[data-point='{name}']"
+        assert tab.locator(pointed).count() == 1 == tab.locator(".d2-ring").count()
+    return card
+
+
+def praised(tab) -> None:
+    tab.wait_for_function("document.querySelector('.d2-coach-said').textContent.startsWith('✓')")
+
+
+def act(tab, card: dict) -> None:
+    """Does what a card asks for, by the controls that a reader has."""
+    for name, operator, value in card["until"][0]:
+        if name == "step":
+            at = int(value) - (operator == "<") + (operator == ">")
+            tab.locator(".d2-range").focus()
+            tab.keyboard.press("Home")
+            for _ in range(at - 1):
+                tab.keyboard.press("ArrowRight")
+        elif name == "lane":
+            tab.click(f".d2-lane-pick >> nth={int(value) - 1}")
+        elif name == "selected":
+            p = tab.evaluate("d2stage.page.model.P") + int(value) - 1
+            tab.locator(f"[data-point=answer] [data-p='{p}']").click()
+        elif name == "clock":
+            tab.locator("[data-point=clock] button", has_text=re.compile(value, re.I)).click()
+        elif name == "policy.rollout_p":
+            run_with(tab, "rollout p", value)
+        elif name == "flops":
+            run_with(tab, "current k", 8)
+
+
+def run_with(tab, label: str, value: float) -> None:
+    """Set a knob of d2 at the left and run."""
+    before = state(tab)["run"]
+    tab.locator("#knobs-d2 > button, #knobs-d2 .label-wrap").first.click()
+    field = tab.locator("#knobs-d2 input[type=number]").nth(["current k", "rollout p"].index(label))
+    field.fill(f"{value:g}")
+    field.press("Tab")
+    tab.click("#run")
+    tab.wait_for_function(
+        "(was) => d2stage.state().run !== was && d2stage.state().status === 'done'", arg=before
+    )
+
+
+@pytest.mark.parametrize("key", LESSONS)
+def test_a_lesson_can_be_walked_through_and_its_question_answered(tab, key):
+    lesson = LESSONS[key]
+    begin(tab, key)
+    for number in range(1, len(lesson["cards"]) + 1):
+        card = on_card(tab, lesson, number)
+        if card["until"]:
+            assert tab.inner_text(".d2-coach-said") == "", "done before the reader has acted"
+            act(tab, card)
+            praised(tab)
+        if number < len(lesson["cards"]):
+            tab.click(".d2-coach-button:last-child")
+    tab.click(".d2-coach-button:last-child")
+    assert not tab.is_visible(".d2-coach") and tab.locator(".d2-ring").count() == 0
+    assert "1 of 6 done" in tab.inner_text(".d2-lessons-open")
+    tab.reload()
+    tab.wait_for_function("window.d2stage !== undefined")
+    assert "1 of 6 done" in tab.inner_text(".d2-lessons-open")
+
+
+def test_a_reader_can_skip_go_back_fold_and_leave(tab):
+    lesson = LESSONS["two-stages"]
+    begin(tab, "two-stages")
+    on_card(tab, lesson, 1)
+    tab.click("text=Skip")
+    on_card(tab, lesson, 2)
+    run = state(tab)["run"]
+    tab.click(".d2-coach >> text=Back")
+    on_card(tab, lesson, 1)
+    assert state(tab)["run"] == run, "the run on view was made again for nothing"
+    tab.click("[aria-label='Fold the card away']")
+    assert not tab.is_visible(".d2-coach-words")
+    tab.click("[aria-label='Show the card']")
+    tab.focus(".d2-coach-button:last-child")
+    tab.keyboard.press("Escape")
+    assert not tab.is_visible(".d2-coach") and tab.locator(".d2-ring").count() == 0
+    assert tab.evaluate("document.activeElement.className") == "d2-lessons-open"
+    assert "done" not in tab.inner_text(".d2-lessons-open")
+
+
+def test_a_link_opens_a_card_and_a_hint_waits_to_be_asked(chrome, address):
+    # two-stages runs what the page opens with, once more: the old run must not be taken for it
+    for key, number in (("two-stages", 3), ("certainty", 6)):
+        with open_tab(chrome, f"{address}/?lesson={key}&card={number}") as tab:
+            tab.wait_for_function("d2stage.page.board.lanes[0]?.start.stored === false")
+            card = on_card(tab, LESSONS[key], number)
+            assert not tab.is_visible(".d2-coach-hint")
+            if card["hint"]:
+                tab.click(".d2-coach >> text=Hint")
+                assert "answer position 11" in tab.inner_text(".d2-coach-hint")
+
+
+def test_a_term_explains_itself_by_pointer_and_keyboard(tab):
+    term = tab.locator(".d2-stage .d2-term:visible").first
+    term.hover()
+    box = tab.locator(".d2-term-box")
+    box.wait_for(state="visible")
+    said = lessons.glossary()
+    assert any(text in box.inner_text() for text in said.values())
+    tab.keyboard.press("Escape")
+    box.wait_for(state="hidden")
+    tab.mouse.move(0, 0)
+    term.focus()
+    box.wait_for(state="visible")
+    assert term.get_attribute("aria-describedby") == box.get_attribute("id")
+    edge = box.bounding_box()
+    assert edge["x"] >= 0 and edge["x"] + edge["width"] <= 1400
+
+
+def test_a_card_fits_a_phone_and_keeps_off_what_it_points_at(tab):
+    tab.set_viewport_size({"width": 360, "height": 700})
+    begin(tab, "two-stages")
+    on_card(tab, LESSONS["two-stages"], 1)
+    tab.wait_for_function(  # the page glides
+        "() => { const at = document.querySelector('.d2-ring').getBoundingClientRect();"
+        " return at.top > 0 && at.top < document.querySelector('.d2-coach').offsetTop; }"
+    )
+    card, ring = (tab.locator(s).bounding_box() for s in (".d2-coach", ".d2-ring"))
+    assert card["x"] >= 0 and card["x"] + card["width"] <= 360
+    assert card["y"] + card["height"] <= 700
+    assert ring["y"] < card["y"] and ring["y"] + ring["height"] > 0
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    for size in tab.locator(".d2-coach button:visible").evaluate_all(
+        "all => all.map((b) => Math.min(b.offsetWidth, b.offsetHeight))"
+    ):
+        assert size >= 24
