@@ -143,10 +143,12 @@ def shape_table(args) -> int:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     print(
         f"{args.shape}, random {str(dtype)[6:]} weights, {name}, torch {torch.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}\nmeasured limits: copy {found['copy_gb_s']:.0f} GB/s, matrix "
-        f"product {found['matrix_gflop_s'] / 1e3:.1f} TFLOP/s\nweights {weights / 1e9:.2f} GB, read "
-        f"once in {floor:.2f} ms: the floor of a step\n\npolicy      T  batch  ms/step  floor  "
-        "tokens/s  rows/step  with trace  again  worst ms  first run s",
+        f"{time.strftime('%Y-%m-%d')}\n"
+        f"measured limits: copy {found['copy_gb_s']:.0f} GB/s, "
+        f"matrix product {found['matrix_gflop_s'] / 1e3:.1f} TFLOP/s\n"
+        f"weights {weights / 1e9:.2f} GB, read once in {floor:.2f} ms: the floor of a step\n\n"
+        "policy      T  batch  ms/step  floor  tokens/s  rows/step  with trace  again  worst ms"
+        "  first run s",
         flush=True,
     )
     results = []
