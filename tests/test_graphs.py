@@ -156,14 +156,34 @@ def test_questions_about_the_step_choose_the_graph():
         torch.zeros(2) + number
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p[0]}-{p[1]}")
-def test_captured_on_a_gpu(policy):
-    """float32 on the device: replayed graphs write the tokens of the plain loop."""
+def thrice(policy, decoder, prompts, **settings):
+    """On a GPU: the third run replays what the first two captured."""
     graphs.ARENAS.clear()
     graphs.PLAIN.clear()
     model = small_model(dtype=torch.float64).to("cuda")
-    for seed in (1, 2, 3):  # the third run replays what the first two captured
-        prompt = random_prompt(9, seed)
-        settings = dict(gen_length=24, block_length=8)
-        same(*both(model, prompt, policy, ("confidence", {}), **settings))
+    for prompt in prompts:
+        same(*both(model, prompt, policy, decoder, **settings))
+    return [e for a in graphs.ARENAS.get(model, []) for known in a.entries.values() for e in known]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_captured_on_a_gpu(policy, batch):
+    """float64 on the device: replayed graphs write the tokens of the plain loop."""
+    prompts = [random_prompt(9, seed) for seed in (1, 2, 3)]
+    if batch == 2:
+        prompts = [[prompt, prompt[:5]] for prompt in prompts]
+    settings = dict(gen_length=24, block_length=8)
+    entries = thrice(policy, ("confidence", {}), prompts, **settings)
+    assert policy[0] == "elastic" or any(e.graph is not None for e in entries)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_decoders_captured_on_a_gpu(decoder, temperature):
+    knobs = DECODER_KNOBS.get(decoder, {}) | dict(temperature=temperature, tokens_per_step=2)
+    policy = ("d2", dict(current_k=4, sigma=3.0))
+    settings = dict(gen_length=24, block_length=12, seed=(3, 4), stop_at_eos=True)
+    thrice(policy, (decoder, knobs), [PROMPTS] * 3, **settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import triton
@@ -116,12 +115,20 @@ def _density(known, window, out, length, radius, BLOCK: tl.constexpr, LAGS: tl.c
     tl.store(out + base + at, total.to(tl.float32), at < length)
 
 
-@lru_cache(maxsize=32)
+WINDOWS: dict[tuple, Tensor] = {}  # never let go: graphs read them where they lie
+
+
 def _window(sigma: float, radius: int, device: torch.device) -> Tensor:
-    with torch.inference_mode():
-        lag = torch.arange(-radius, radius + 1, device=device, dtype=torch.float64)
-        window = torch.exp(-((lag / sigma) ** 2) / 2)
-        return window / window.sum()
+    key = sigma, radius, device
+    if key in WINDOWS:
+        return WINDOWS[key]
+    lag = torch.arange(-radius, radius + 1, device=device, dtype=torch.float64)
+    window = torch.exp(-((lag / sigma) ** 2) / 2)
+    window = window / window.sum()
+    # what is made while a graph is captured belongs to that graph
+    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        WINDOWS[key] = window
+    return window
 
 
 def certainty_density(known: Tensor, sigma: float) -> Tensor:
