@@ -136,8 +136,13 @@ class Work:
     def step(self, canvas: Canvas, plan: Plan, rows: Rows, start: float) -> Step:
         """Steps 3 to 5. start: when the step began, on the host's clock."""
         logits = self.model(canvas.tokens, rows, self.policy)  # 3
+        self.note(canvas, rows)
         step = self.write(canvas, plan, rows, logits, *self.draw(canvas))
         return replace(step, seconds=time.perf_counter() - start)
+
+    def note(self, canvas: Canvas, rows: Rows) -> None:
+        """Layer 0 has seen these rows with the ids that stand there."""
+        self.policy.kv.ids.scatter_(1, rows.index, canvas.tokens.gather(1, rows.index))
 
     def draw(self, canvas: Canvas) -> tuple[Tensor | None, Tensor | None]:
         """What this step draws by lot, (B,T) float32 uniform in [0,1) each: to pick tokens with,
@@ -158,7 +163,6 @@ class Work:
         """Steps 4 and 5, from the logits (B,Q,V)."""
         policy, decoder, config = self.policy, self.decoder, self.model.config
         logits[..., config.mask_id] = -torch.inf  # a model may predict [MASK], for ever
-        policy.kv.ids.scatter_(1, rows.index, canvas.tokens.gather(1, rows.index))
         candidates = _candidates(canvas, plan, rows, logits, decoder, uniform, noise)
         accepted = decoder.accept(canvas, candidates)  # 4
         self.stuck = (canvas.live & ~accepted.any(1)).any()

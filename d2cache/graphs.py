@@ -112,6 +112,7 @@ class Graphs(Work):
             full = int(masks[0].sum(1).amin()) == canvas.tokens.shape[1]
             rows = rows_of(canvas, masks, self.model.config.shift, *counts, full)
             logits = self.model(canvas.tokens, rows, self.policy)
+            self.note(canvas, rows)
             step = self.write(canvas, plan, rows, logits, box.uniform, box.noise)
         else:
             step = made.unpack(self.run, canvas)
@@ -147,6 +148,7 @@ class Graphs(Work):
         rules = Rules(self, canvas, some)
         with ops.using(small | rules.table):
             early = rules.beside(lambda: early_values(self.run, canvas, box.plan, some))
+            rules.beside(lambda: self.note(canvas, some))
             known = rules.done
             logits = self.layers(canvas.tokens, some, rules)
             rules.join(known)
@@ -229,6 +231,7 @@ def small_rules(model: Model, canvas: Canvas) -> dict:
     return dict(
         indices=kernels.indices, top_k_mask=kernels.top_k_mask, nucleus=kernels.nucleus,
         certainty_density=_density, moved_most=kernels.moved_most,
+        search_window=kernels.search_window,
     )  # fmt: skip
 
 

@@ -109,6 +109,7 @@ def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
     return top_k_mask(-similarity.masked_fill((new == old).all(-1), 2), eligible, k)
 
 
+@replaceable
 def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:
     """(B,T) bool: masked positions from the open block's start to the end of the block that holds
     the k-th mask (of the last block if there are fewer).

@@ -91,12 +91,13 @@ def test_attention(masked, plan):
     assert off(weights.lse, share.logsumexp(-1) * 1.4426950408889634) < NEAR
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_rollout(masked):
-    layers, (batch, rows, length, heads) = 3, (2, 19, 150, 4)
+@pytest.mark.parametrize(("masked", "rows"), [(False, 19), (True, 19), (False, 140)])
+def test_rollout(masked, rows):
+    layers, (batch, length, heads) = 3, (2, 150, 4)
     qs, ks = rand(layers, batch, rows, heads, 16), rand(layers, batch, 2, length, 16)
     lse = torch.full((layers, batch, heads, rows), torch.nan, device=DEVICE)
-    index = torch.stack([torch.randperm(80)[:rows].sort().values + 70 for _ in range(batch)])
+    some = [torch.randperm(80 if masked else 150)[:rows].sort().values for _ in range(batch)]
+    index = torch.stack(some) + 70 * masked
     index = index.to(DEVICE)
     index[:, -3:] = index[:, :1]
     valid = torch.arange(rows, device=DEVICE).expand(batch, -1) < rows - 3
@@ -190,3 +191,16 @@ def test_facts_and_masks(size):
         planes, ours = kernels.masks(tokens, ids, predict, refresh, canvas.live, stuck, shift)
         assert torch.equal(counts, ours)
         assert all(map(torch.equal, wanted, planes))
+
+
+@pytest.mark.parametrize("size", [7, None])
+def test_search_window(size):
+    masked = torch.rand(3, 50, device=DEVICE) < 0.4
+    masked[:, :12] = False
+    masked[2] = False
+    at = torch.arange(50, device=DEVICE) - 12
+    inside = (at >= 7) & (at < 14) & masked
+    size = torch.tensor([[1], [9], [4]], device=DEVICE) if size is None else size
+    for k in (1, 6, 90):
+        plain = ops.search_window(masked, inside, at, size, k)
+        assert torch.equal(kernels.search_window(masked, inside, at, size, k), plain)

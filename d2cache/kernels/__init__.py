@@ -11,11 +11,12 @@ from d2cache.kernels.order import (
     masks,
     moved_most,
     nucleus,
+    search_window,
     top_k_mask,
 )
 
 __all__ = [
     "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density", "facts",
-    "indices", "likeliest", "masks", "moved_most", "nucleus", "rollout", "rotate_write", "swiglu",
-    "top_k_mask",
+    "indices", "likeliest", "masks", "moved_most", "nucleus", "rollout", "rotate_write",
+    "search_window", "swiglu", "top_k_mask",
 ]  # fmt: skip

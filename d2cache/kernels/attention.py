@@ -167,30 +167,61 @@ def _meet(
         log = tl.load(lse + head * rows + row, row < rows, 0.0)
         acc += tl.exp2(tl.dot(query, key.T) * scale - log[:, None])
     place = ((layer * batch + b) * rows + row[:, None]).to(tl.int64) * rows + col[None]
-    tl.store(out + place, acc / heads, (row < rows)[:, None] & (col < rows)[None])
+    inside = (row < rows)[:, None] & (col < rows)[None]
+    tl.store(out + place, (acc / heads).to(out.dtype.element_ty), inside)
 
 
 @triton.jit
-def _sweep(meet, valid, half, rows, layers, batch, R: tl.constexpr, DOT: tl.constexpr):
+def _split(x, like, W: tl.constexpr):
+    # x (N,) float32 as rows 0, 1, 2 of (16,N) in a narrow type: their sum is x, to its last bits
+    line = tl.arange(0, 16)[:, None]
+    high = x.to(like.dtype)
+    rest = x - high.to(tl.float32)
+    low = rest.to(like.dtype)
+    last = (rest - low.to(tl.float32)).to(like.dtype)
+    zero = tl.zeros((16, W), like.dtype)
+    return tl.where(
+        line == 0, high[None], tl.where(line == 1, low[None], tl.where(line == 2, last[None], zero))
+    )
+
+
+@triton.jit
+def _sweep(
+    meet, valid, index, half, out, rows, length, layers, batch, R: tl.constexpr, W: tl.constexpr
+):
     # one program a row of the batch; mass of the rows alone, from the last layer down
     b = tl.program_id(0)
     row = tl.arange(0, R)
     inside = row < rows
-    both = inside[:, None] & inside[None]
-    square = row[:, None] * rows + row[None]
     counts = tl.load(valid + b * rows + row, inside, 0).to(tl.float32) / 2
     mass = inside.to(tl.float32)
+    given = tl.zeros((R,), tl.float32)
     for turn in range(layers):
         line = ((layers - 1 - turn) * batch + b).to(tl.int64)
         give = mass * counts
+        given += give
         tl.store(half + line * rows + row, give, inside)
-        weight = tl.load(meet + line * rows * rows + square, both, 0.0)
-        if DOT:  # by the matrix unit, whose loads run ahead; 1 row of 16 counts
-            lone = tl.where(tl.arange(0, 16)[:, None] == 0, give[None], 0.0)
-            got = tl.sum(tl.dot(lone, weight, input_precision="tf32x3"), 0)
-        else:
-            got = tl.sum(give[:, None] * weight, 0)
-        mass = mass - give + got
+        base = meet + line * rows * rows
+        if W == R:
+            weight = tl.load(
+                base + row[:, None] * rows + row[None], inside[:, None] & inside[None], 0.0
+            )
+            got = tl.dot(_split(give, weight, W), weight, out_dtype=tl.float32)
+        else:  # too many rows at once: by parts, what each gives read again
+            tl.debug_barrier()
+            got = tl.zeros((16, R), tl.float32)
+            for start in range(0, rows, W):
+                part = start + tl.arange(0, W)
+                weight = tl.load(
+                    base + part[:, None] * rows + row[None],
+                    (part < rows)[:, None] & inside[None],
+                    0.0,
+                )
+                some = tl.load(half + line * rows + part, part < rows, 0.0)
+                got = tl.dot(_split(some, weight, W), weight, got)
+        mass = mass - give + tl.sum(got, 0)
+    at = tl.load(index + b * rows + row, inside, 0)
+    tl.atomic_add(out + b * length + at, -given, inside & (counts > 0))
 
 
 @triton.jit
@@ -235,7 +266,7 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
     (batch, heads, rows, width), kv_heads = first.q.shape, first.k.shape[1]
     layers = len(weights)
     q_l, k_l, lse_l = (_distance([getattr(w, name) for w in weights]) for name in ("q", "k", "lse"))
-    meet = first.lse.new_empty(layers, batch, rows, rows)
+    meet = first.q.new_empty(layers, batch, rows, rows)
     half = first.lse.new_empty(layers, batch, rows)
     scale, group = width**-0.5 * LOG2E, heads // kv_heads
     m = 64 if rows > 32 else max(16, triton.next_power_of_2(rows))
@@ -250,13 +281,12 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
     )  # fmt: skip
     if first.keys is not None:
         meet *= first.keys.gather(1, index)[:, None]
-    r = triton.next_power_of_2(rows)
-    _sweep[(batch,)](
-        meet, valid.view(torch.uint8), half, rows, layers, batch, R=r, DOT=r <= 128,
-        num_warps=8 if r <= 128 else 32, num_stages=3,
-    )  # fmt: skip
+    r = max(16, triton.next_power_of_2(rows))
     mass = torch.ones(batch, length, dtype=torch.float32, device=index.device)
-    mass.scatter_add_(1, index, -half.sum(0))
+    _sweep[(batch,)](
+        meet, valid.view(torch.uint8), index, half, mass, rows, length, layers, batch,
+        R=r, W=min(r, 128 if r <= 128 else 32), num_warps=4 if r <= 128 else 8, num_stages=3,
+    )  # fmt: skip
     n, per = 128, 8
     _columns[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
         first.q, first.k, first.lse,

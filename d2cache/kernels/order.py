@@ -260,3 +260,37 @@ def masks(tokens, ids, predict, refresh, live, stuck, shift: int) -> tuple[tuple
         BLOCK=triton.next_power_of_2(length), num_warps=4 if length <= 1024 else 8,
     )  # fmt: skip
     return tuple(planes), counts
+
+
+@triton.jit
+def _window_of(masked, block, at, size, out, length, k, SIZES: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    where = tl.arange(0, BLOCK)
+    inside = where < length
+    line = row * length + where
+    here = tl.load(at + where, inside, 0)
+    end = tl.load(at + length - 1)
+    blank = tl.load(masked + line, inside, 0).to(tl.int32)
+    opened = (tl.load(block + line, inside, 0) > 0) & inside
+    last = tl.min(tl.where((tl.cumsum(blank, 0) >= k) & inside, here, end), 0)
+    wide = size
+    if SIZES:
+        wide = tl.load(size + row)
+    # rounded down, below 0 too
+    index = tl.where(last >= 0, last // wide, -((-last + wide - 1) // wide))
+    start = tl.min(tl.where(opened, here, end), 0)
+    chosen = (blank > 0) & (here >= start) & (here < (index + 1) * wide)
+    tl.store(out + line, chosen.to(tl.uint8), inside)
+
+
+def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:
+    """`ops.search_window`: (B,T) bool, masked positions where d2Cache looks for the next."""
+    batch, length = masked.shape
+    out = torch.empty_like(masked)
+    sizes = isinstance(size, Tensor)
+    _window_of[(batch,)](
+        masked.contiguous().view(torch.uint8), inside.contiguous().view(torch.uint8), at,
+        size.contiguous() if sizes else size, out.view(torch.uint8), length, k, SIZES=sizes,
+        BLOCK=triton.next_power_of_2(length), num_warps=4 if length <= 1024 else 8,
+    )  # fmt: skip
+    return out
