@@ -24,7 +24,7 @@ from analysis import export, lessons, live, stage
 from analysis.asks import Asks
 from analysis.links import LONGEST_ANSWER, LONGEST_PROMPT, Asked, Lane, Link
 from analysis.live import Board, Boards, Loading, Models, Run
-from d2cache import models
+from d2cache.models import size as model_size
 from d2cache.registry import Knob, describe, shared_knobs
 from d2cache.teaching import tasks
 
@@ -127,10 +127,20 @@ def run(
 ) -> dict:  # fmt: skip
     """Answer a prompt with a diffusion language model under one cache policy and decoder.
 
-    policy, decoder: names from /policies and /decoders, with their knobs as objects such as
-    {"current_k": 16}. gen_length: masks to fill; block_length: of blocks from left to right, 0 for
-    none. model: a label from /models, "" for the first. Returns the text, steps, seconds,
-    tokens_per_second, hit_rate (share of positions reused), flops and flops_vs_none.
+    Args:
+        prompt: the question
+        policy: a name from /policies
+        decoder: a name from /decoders
+        gen_length: masks to fill, 1 to 256
+        block_length: of blocks that are written from left to right; 0 for none
+        seed: for what is drawn by lot
+        model: a label from /models; empty for the first
+        policy_knobs: such as {"current_k": 16}; what is not named has its default
+        decoder_knobs: such as {"sigma": 0}
+
+    Returns:
+        text, lane, model, device, steps, seconds, answer_tokens, tokens_per_second, hit_rate (share
+        of positions reused), flops, flops_none, flops_vs_none
     """
     lane = Lane(policy, policy_knobs or {}, decoder, decoder_knobs or {})
     return _results(prompt, (lane,), gen_length, block_length, seed, model)[0]
@@ -142,9 +152,18 @@ def compare(
 ) -> list[dict]:  # fmt: skip
     """Answer a prompt under several cache policies, one after the other.
 
-    lanes: such as ["none", "d2,current_k=16", "d2/confidence,sigma=0"]: a policy and its knobs,
-    then a decoder and its. Returns for each what /run returns, and agreement: the share of the
-    answer's positions that hold the same token as the first lane's.
+    Args:
+        prompt: the question
+        lanes: such as ["none", "d2,current_k=16", "d2/confidence,sigma=0"]: a policy and its
+            knobs, then a decoder and its knobs
+        gen_length: masks to fill, 1 to 256
+        block_length: of blocks that are written from left to right; 0 for none
+        seed: for what is drawn by lot
+        model: a label from /models; empty for the first
+
+    Returns:
+        for each lane what /run returns, and agreement: the share of the answer's positions that
+        hold the same token as the first lane's
     """
     return _results(prompt, tuple(map(Lane.parse, lanes)), gen_length, block_length, seed, model)
 
@@ -186,7 +205,7 @@ def decoders() -> list[dict]:
     return [_entry(e) for e in d2cache.decoders()]
 
 
-def offered() -> list[dict]:
+def models() -> list[dict]:
     """The models that this page offers: label, and whether it is loaded."""
     return [{"model": label, "loaded": label in MODELS.loaded} for label in MODELS.offered]
 
@@ -214,7 +233,7 @@ def verdict(board: Board) -> str:
     if board.stopped or not done:
         return notice("Stopped.")
     if len(done) > 1:
-        return notice(f"Done. {lanes_said(done)} See Compare.")
+        return notice(f"Done. {lanes_said(done)}")
     run, problem = done[0], DRAWN.get(board.asked.prompt)
     if problem is None:
         return notice("Done. Scrub through the steps, or open another tab of the stage.")
@@ -294,7 +313,7 @@ live.
 
 def title(label: str, name: str) -> str:
     """A model as the list of models shows it."""
-    size = models.size(name)
+    size = model_size(name)
     if size is None:
         return label
     number = f"{size / 1e9:.1f} B" if size > 1e8 else f"{size / 1e6:.1f} M"
@@ -360,7 +379,7 @@ def side_column() -> SimpleNamespace:
     """The controls at the left."""
     ui = SimpleNamespace()
     ui.late = gr.State("")  # the model that Run was pressed for too early
-    ui.opened = gr.State("")  # the query that the page was opened with
+    ui.opened = gr.Textbox(visible="hidden")  # the query that the page was opened with
     ui.model = gr.Dropdown(
         [(title(label, name), label) for label, name in MODELS.offered.items()],
         value=MODELS.first, label="Model", elem_id="model", info="loaded when it is first chosen",
@@ -388,7 +407,7 @@ def side_column() -> SimpleNamespace:
     ui.policy, controls = choice(d2cache.CachePolicy, "Cache policy", "d2")
     ui.decoder, more = choice(d2cache.Decoder, "Decoder", "confidence")
     ui.knobs = controls | more
-    with gr.Accordion("Compare", open=False, elem_id="comparing"):
+    with gr.Accordion("Side by side", open=False, elem_id="comparing"):
         ui.preset = gr.Dropdown(
             [(one["title"], key) for key, one in PRESETS.items()], value=None,
             label="A comparison that tells a story", elem_id="preset",
@@ -403,7 +422,7 @@ def side_column() -> SimpleNamespace:
         ui.turns = gr.Checkbox(
             True, label="lanes take turns", info="a step each; off: one after the other"
         )
-        ui.compare = gr.Button("Compare", size="sm", variant="primary", elem_id="compare")
+        ui.compare = gr.Button("Run side by side", size="sm", variant="primary", elem_id="compare")
     with gr.Accordion("Canvas", open=False):
         ui.gen_length = gr.Slider(
             16, LONGEST_ANSWER, 64, step=8, label="answer length", info="masks to fill"
@@ -501,7 +520,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
 
     def show(board: Board, session: str, most: int | None = None, first: dict | None = None):
         """Stream a board into the page, from where it stands."""
-        link = stage.message([{"k": "link", "board": board.key, "query": board.query()}])
+        link = stage.message([stage.link(board.key, board.query())])
         words = notice("Running." if most is None else "Stepping.")
         yield (first or {}) | {
             ui.said: words, ui.pause: gr.Button(visible=True), ui.resume: gr.Button(visible=False),
@@ -523,8 +542,8 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         except Loading as error:
             yield (first or {}) | {ui.said: notice(str(error)), ui.late: asked.model}
             return
-        except ValueError as error:
-            yield (first or {}) | {ui.said: notice(str(error), "error")}
+        except ValueError as error:  # the controls stay as they are
+            yield {ui.said: notice(_sentence(error), "error")}
             return
         quiet = {ui.download: gr.DownloadButton(interactive=False), ui.late: ""}
         yield from show(board, session, most, (first or {}) | quiet)
@@ -617,11 +636,12 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         texts = [stage.message(events) for events in live.advance(board)]
         return after(board) | ({ui.board: texts[-1]} if texts else {})
 
-    def put(session: str, board: Board, said: str) -> dict:
+    def put(session: str, board: Board, said: str, query: str = "") -> dict:
         """Finished traces onto the stage."""
         BOARDS.put(session, board)
+        events = [stage.link(board.key, query), *board.events()]
         return buttons(board) | {
-            ui.board: stage.message(board.events()), ui.said: notice(said),
+            ui.board: stage.message(events), ui.said: notice(said),
             ui.download: gr.DownloadButton(value=save_trace(board.runs[0]), interactive=True),
         }  # fmt: skip
 
@@ -637,9 +657,9 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     def show_stored(session: str, name: str) -> dict:
         words = export.bundled()[name]["words"] if name in export.bundled() else ""
         try:
-            return put(session, bundled(name), f"A stored run. {words}")
+            return put(session, bundled(name), f"A stored run. {words}", f"trace={name}")
         except ValueError as error:
-            return {ui.said: notice(f"{error}.", "error")}
+            return {ui.said: notice(_sentence(error), "error")}
 
     def on_stored(request: gr.Request, name):
         return show_stored(request.session_hash, name) if name else {ui.said: gr.skip()}
@@ -694,8 +714,8 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.model.input(on_model, ui.model, **loading)
     ui.policy.input(on_policy, [ui.policy, ui.block_length], [ui.block_length, ui.said], **instant)
     ui.preset.change(on_preset, ui.preset, ui.story, **instant)
-    ui.preset.input(None, ui.preset, None, js=PRESET_JS)
-    ui.stored.input(on_stored, ui.stored, outputs, **instant)
+    ui.preset.select(None, ui.preset, None, js=PRESET_JS)
+    ui.stored.select(on_stored, ui.stored, outputs, **instant)
     starts = (
         (ui.go.click, on_run), (ui.prompt.submit, on_run), (ui.compare.click, on_compare),
         (ui.beside.click, on_beside),
@@ -719,9 +739,8 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         trigger(new_problem, ui.family, [ui.prompt, ui.gen_length], **instant)
     page.load(on_open, [ui.opened, *inputs], everything, js=OPEN_JS, **queued)
     page.unload(on_close)
-    for endpoint in (run, compare, policies, decoders):
+    for endpoint in (run, compare, policies, decoders, models):
         gr.api(checked(endpoint), api_name=endpoint.__name__, concurrency_id="engine")
-    gr.api(offered, api_name="models")
 
 
 OPEN_JS = "(opened, ...rest) => [location.search, ...rest]"

@@ -23,6 +23,11 @@ def message(events: list[dict]) -> str:
     return json.dumps({"at": stamp, "events": events}, separators=(",", ":"), allow_nan=False)
 
 
+def link(board: str, query: str) -> dict:
+    """The event that tells which link makes a board again (see `analysis.links`); "": none does."""
+    return {"k": "link", "board": board, "query": query}
+
+
 class Events:
     """The events of one run, step by step: start, then rec and totals for each step (and truth,
     where a `probes.Truth` looked at it), then end.

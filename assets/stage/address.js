@@ -31,7 +31,7 @@ function addressOf(query, state) {
 // Mounts the stage and ties it to the address. Options as D2.mount's.
 function open(host, options) {
   const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__"));   // Gradio's
-  let query = "", wanted = viewOf(location.search), board = asksForRuns(location.search) ? "" : null;   // null: any board will do
+  let query = null, wanted = viewOf(location.search), board = asksForRuns(location.search) ? "" : null;   // null: any board will do
   let timer = 0;
 
   function send(text) {
@@ -60,6 +60,7 @@ function open(host, options) {
 
   function write() {
     timer = 0;
+    if (query === null) return;             // nothing was made yet: the address is what it was opened with
     const all = new URLSearchParams(own).toString(), text = query ? addressOf(query, stage.state()) : "";
     const search = [text, all].filter(Boolean).join("&");
     if (`?${search}` !== location.search) history.replaceState(history.state, "", search ? `?${search}` : location.pathname);

@@ -1,0 +1,231 @@
+"""Lanes, what-ifs, links and presets, as a visitor meets them."""
+
+import json
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import browser
+import numpy as np
+import pytest
+from conftest import open_tab
+from test_page import QUESTION, ask, said, state, wait_said
+
+import d2cache
+from analysis import lessons
+from analysis.links import Asked, Lane, Link
+
+
+@pytest.fixture(scope="module")
+def model():
+    return d2cache.load("tiny", device="cpu")
+
+
+def done(tab, lanes: int = 1, old: str = ""):
+    """Until a board other than the old one has that many finished lanes."""
+    tab.wait_for_function(
+        """([lanes, old]) => { const s = d2stage.state();
+        return s.board !== old && s.lanes === lanes && s.status !== 'running'; }""",
+        arg=[lanes, old or "stored-d2-word"],
+    )  # fmt: skip
+    wait_said(tab, "Done")
+
+
+def answers(tab) -> list[str]:
+    """What each lane of Compare has written, as text."""
+    return tab.evaluate(
+        """[...document.querySelectorAll('.d2-lane .d2-lane-text')].map(el => el.textContent)"""
+    )
+
+
+def text_of(model, lane: str, prompt: str = QUESTION, gen: int = 64, full=False) -> str:
+    one = Lane.parse(lane)
+    steps = d2cache.generate(
+        model, model.encode(prompt), one.make_policy(), one.make_decoder(), gen_length=gen,
+        stop_at_eos=not full, edits=one.edits,
+    )  # fmt: skip
+    trace = d2cache.Trace.record(steps)
+    return trace, "".join(trace.text_of(int(i)) for i in trace.answer)
+
+
+def open_compare(tab):
+    if not tab.locator("#compare").is_visible():
+        tab.locator("#comparing").get_by_text("Side by side", exact=True).click()
+
+
+def test_policies_side_by_side_under_one_scrubber(tab, model):
+    ask(tab, QUESTION)
+    open_compare(tab)
+    tab.click("#compare")
+    done(tab, 2)
+    assert state(tab)["tab"] == "compare", "a second lane opens the comparison"
+    assert "none" in said(tab) and "d2" in said(tab) and "% as lane 1" in said(tab)
+    asked = Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),)))
+    assert [lane.policy for lane in asked.lanes] == ["none", "d2"] and asked.prompt == QUESTION
+    last = state(tab)["steps"] - 1
+    tab.evaluate("d2stage.goto(3)")
+    tab.wait_for_function("d2stage.state().step === 3")
+    tab.evaluate("d2stage.setLane(1)")
+    tab.wait_for_function("d2stage.state().lane === 1 && d2stage.state().step === 3")
+    assert last > 3
+
+
+def test_a_run_beside_joins_and_a_changed_prompt_does_not(tab):
+    ask(tab, QUESTION)
+    browser.choose(tab, "policy", "none")
+    tab.click("#run")
+    done(tab)
+    board = state(tab)["board"]
+    browser.choose(tab, "policy", "d2")
+    tab.click("#beside")
+    tab.wait_for_function("d2stage.state().lanes === 2")
+    wait_said(tab, "Done. none")
+    assert state(tab)["board"] == board
+    ask(tab, "Another question?")
+    tab.click("#beside")
+    wait_said(tab, "press Run to start anew")
+    assert state(tab)["lanes"] == 2
+
+
+def test_what_if_writes_a_token_and_goes_on_as_a_new_lane(tab, model):
+    ask(tab, QUESTION)
+    tab.click("#run")
+    done(tab)
+    run, board = state(tab)["run"], state(tab)["board"]
+    trace, _ = text_of(model, "d2")
+    p, token = trace.prompt_length, int(model.tokenizer.encode("7", add_special_tokens=False)[0])
+    tab.evaluate("query => d2stage.send(query)", f"branch={run}~4,{p + 9}={token}")
+    tab.wait_for_function("d2stage.state().lanes === 2")
+    wait_said(tab, "Done. d2")
+    assert state(tab)["board"] == board
+    other, _ = text_of(model, f"d2~4,{p + 9}={token}")
+    assert (other.tokens[-1] != trace.tokens[-1]).any()
+    tab.evaluate("d2stage.setLane(1); d2stage.goto(4)")
+    tab.get_by_role("tab", name="Stage").click()
+    shown = tab.locator(f"[data-p='{p + 9}']").first
+    tab.wait_for_function(
+        "p => document.querySelector(`.d2-chips [data-p='${p}']`).textContent === '7'", arg=p + 9
+    )
+    assert shown.is_visible()
+    assert "what+if" not in tab.url and "~4" in tab.url  # the address holds the edit
+
+
+def test_a_link_opens_just_what_it_says(chrome, address, model):
+    asked = Asked(
+        QUESTION, (Lane("none"), Lane("d2", {"current_k": 8}, "margin", {"sigma": 0})),
+        gen_length=24, seed=3, full=True,
+    )  # fmt: skip
+    with open_tab(chrome, f"{address}/?{asked.query(tab='cache', at=5, see=2)}") as tab:
+        done(tab, 2)
+        tab.wait_for_function("d2stage.state().step === 4 && d2stage.state().tab === 'cache'")
+        assert state(tab)["lane"] == 1
+        assert tab.locator("#prompt textarea").input_value() == QUESTION
+        assert tab.locator("#policy input").input_value().startswith("none: ")
+        trace, _ = text_of(model, "d2,current_k=8/margin,sigma=0", gen=24, full=True)
+        assert state(tab)["steps"] == len(trace.seconds) == 24
+        query = parse_qs(urlsplit(tab.url).query)
+        assert query["tab"] == ["cache"] and query["at"] == ["5"] and query["see"] == ["2"]
+        assert Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),))) == asked
+        tab.reload()
+        tab.wait_for_function("window.d2stage !== undefined")
+        done(tab, 2)
+        tab.wait_for_function("d2stage.state().step === 4 && d2stage.state().lane === 1")
+
+
+def test_a_link_sets_the_controls_and_run_repeats_it(chrome, address):
+    asked = Asked(QUESTION, (Lane("d2", {"current_k": 5}, "confidence", {"sigma": 0.0}),),
+                  gen_length=16, block_length=8)  # fmt: skip
+    with open_tab(chrome, f"{address}/?{asked.query()}") as tab:
+        done(tab)
+        old = state(tab)["board"]
+        tab.click("#run")
+        done(tab, old=old)
+        tab.wait_for_timeout(400)  # the address follows within a third of a second
+        assert Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),))) == asked
+
+
+@pytest.mark.parametrize(("query", "says"), [
+    ({"lane": "nonesuch"}, "Unknown policy 'nonesuch'; choose one of"),
+    ({"gen": "0", "lane": "d2"}, "The answer length is 0"),
+    ({"trace": "../../etc/passwd"}, "There is no stored run"),
+    ({"what": "1"}, "this page does not know"),
+    ({"branch": "nokey~3"}, "no longer kept"),
+    ({"model": "other", "lane": "d2"}, "this page offers tiny"),
+])  # fmt: skip
+def test_a_link_that_cannot_be_says_so_in_one_line_and_the_page_goes_on(
+    chrome, address, query, says
+):
+    with open_tab(chrome, f"{address}/?{urlencode(query)}") as tab:
+        tab.wait_for_function("says => document.querySelector('#said').innerText.includes(says)",
+                              arg=says)  # fmt: skip
+        assert "\n" not in said(tab) and state(tab)["run"] == "stored-d2-word"
+        ask(tab, QUESTION)
+        tab.click("#run")
+        done(tab)
+
+
+def test_a_stored_run_is_one_choice_or_one_link_away(chrome, address):
+    names = [n for n in json.loads((browser.ROOT / "assets/traces/index.json").read_text())]
+    names = [n["name"] if isinstance(n, dict) else n for n in names]
+    with open_tab(chrome, f"{address}/?trace={names[2]}&tab=cache&at=3") as tab:
+        tab.wait_for_function("name => d2stage.state().board === `stored-${name}`", arg=names[2])
+        tab.wait_for_function("d2stage.state().tab === 'cache' && d2stage.state().step === 2")
+        tab.locator("#stored input").click()
+        tab.locator("[data-testid=dropdown-option]").nth(1).click()
+        tab.wait_for_function("name => d2stage.state().board === `stored-${name}`", arg=names[1])
+        tab.wait_for_function("name => location.search.includes(name)", arg=names[1])
+
+
+@pytest.mark.parametrize("preset", lessons.presets(), ids=lambda p: p["key"])
+def test_each_preset_runs_and_tells_its_story(tab, preset):
+    open_compare(tab)
+    tab.locator("#preset input").click()
+    tab.locator("[data-testid=dropdown-option]", has_text=preset["title"]).click()
+    lanes = preset["query"].count("lane=")
+    done(tab, lanes)
+    assert lanes >= 2 and all(a.strip() for a in answers(tab))
+
+
+def test_lanes_on_the_clock_of_milliseconds_finish_apart(tab):
+    ask(tab, QUESTION)
+    open_compare(tab)
+    tab.click("#compare")
+    done(tab, 2)
+    tab.evaluate("d2stage.setClock('ms')")
+    tab.wait_for_function("d2stage.state().clock === 'ms'")
+    tab.evaluate("d2stage.goto(0)")
+    told = tab.evaluate("document.querySelector('.d2-stage').innerText")
+    assert "ms" in told
+
+
+def test_the_endpoints_are_what_they_say(address, model):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(address, verbose=False)
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(named) == {"/run", "/compare", "/policies", "/decoders", "/models"}
+    assert all(e["parameters"] or name[1:] in ("policies", "decoders", "models")
+               for name, e in named.items())  # fmt: skip
+    trace, text = text_of(model, "d2,current_k=8", gen=24)
+    got = client.predict(
+        prompt=QUESTION, policy="d2", gen_length=24, policy_knobs={"current_k": 8}, api_name="/run"
+    )
+    assert got["text"] == text.strip() and got["steps"] == len(trace.seconds)
+    assert got["flops_vs_none"] == pytest.approx(trace.totals["flops_vs_none"])
+    both = client.predict(prompt=QUESTION, lanes=["none", "d2,current_k=8"], gen_length=24,
+                          api_name="/compare")  # fmt: skip
+    assert [one["lane"] for one in both] == ["none", "d2,current_k=8"]
+    other, _ = text_of(model, "none", gen=24)
+    p = trace.prompt_length
+    same = np.mean(trace.tokens[-1, p:] == other.tokens[-1, p:])
+    assert both[0]["agreement"] == 1 and both[1]["agreement"] == pytest.approx(same)
+    assert [e["name"] for e in client.predict(api_name="/policies")] == [
+        e["name"] for e in d2cache.policies()
+    ]
+    assert "sigma" in str(client.predict(api_name="/decoders"))
+    assert client.predict(api_name="/models") == [{"model": "tiny", "loaded": True}]
+    for wrong, says in (
+        ({"policy": "nonesuch"}, "choose one of"), ({"gen_length": 0}, "answer length"),
+        ({"policy_knobs": {"current_k": -1}}, "from 1 to 1024"), ({"model": "x"}, "offers tiny"),
+    ):  # fmt: skip
+        with pytest.raises(AppError, match=says):
+            client.predict(**{"prompt": QUESTION, "api_name": "/run", **wrong})
