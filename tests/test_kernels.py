@@ -23,6 +23,14 @@ DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 NEAR = 1e-5 if INTERPRETED else 1e-2  # relative error
 
 
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that nothing has written yet reads as NaN, or as the largest whole number."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def rand(*shape, dtype=DTYPE):
     return torch.randn(*shape, device=DEVICE).to(dtype)
 
