@@ -735,7 +735,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.resume.click(on_resume, None, outputs, **queued)
     ui.stop.click(on_stop, None, outputs, **instant)
     ui.upload.upload(on_upload, ui.upload, outputs, **queued)
-    for trigger in (ui.fresh.click, ui.family.input):
+    for trigger in (ui.fresh.click, ui.family.select):
         trigger(new_problem, ui.family, [ui.prompt, ui.gen_length], **instant)
     page.load(on_open, [ui.opened, *inputs], everything, js=OPEN_JS, **queued)
     page.unload(on_close)

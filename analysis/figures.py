@@ -60,7 +60,11 @@ def work_per_step(steps: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
     figure.update_yaxes(range=[0, 1.02], secondary_y=False)
     figure.update_yaxes(
-        title_text=LABELS["milliseconds"], rangemode="tozero", showgrid=False, secondary_y=True
+        title_text=LABELS["milliseconds"],
+        rangemode="tozero",
+        showgrid=False,
+        secondary_y=True,
+        tickmode="auto",
     )
     return _titled(figure, "Hit rate and time of each step", "step", "hit_rate")
 
@@ -96,7 +100,10 @@ def write_distance(tokens: pd.DataFrame) -> go.Figure:
         x=ranked, y=share, name="share at or below", line={"color": ORANGE, "shape": "hv"},
         secondary_y=True,
     )  # fmt: skip
-    figure.update_yaxes(title_text="share", range=[0, 1.02], showgrid=False, secondary_y=True)
+    figure.update_yaxes(
+        title_text="share", range=[0, 1.02], showgrid=False, secondary_y=True, tickmode="auto"
+    )
+    figure.update_xaxes(range=[0, max(10.0, *distance) + 1 if len(distance) else 10])
     return _titled(figure, "Distance between consecutive writes", "distance", "writes")
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 import d2cache
+from analysis import lessons
+from analysis.links import Lane
 from d2cache.__main__ import main, parse
 from d2cache.registry import table
 
@@ -63,3 +66,14 @@ def test_requirements_are_pinned_inside_the_ranges_of_the_package():
         assert low and tuple(map(int, version.split("."))) >= tuple(map(int, low[1].split(".")))
     pinned = re.search(r"gradio==([0-9.]+)", (ROOT / "requirements.txt").read_text())[1]
     assert f"sdk_version: {pinned}" in README
+
+
+def test_the_lesson_and_the_lanes_that_it_shows_are_good_ones(tmp_path):
+    folder = tmp_path / "lessons"
+    shutil.copytree(ROOT / "assets" / "lessons", folder)
+    example = next(b for b in README.split("```") if b.startswith("\n# ") and "@until" in b)
+    (folder / "9-mine.md").write_text(example.lstrip(), encoding="utf-8")
+    added = lessons.lessons(folder)[-1]
+    assert added["title"] == "How far does one word reach?" and len(added["cards"]) == 2
+    for lane in re.search(r"lanes=\[(.*?)\]", README)[1].split('"')[1::2]:
+        assert str(Lane.parse(lane)) == lane

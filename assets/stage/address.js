@@ -36,9 +36,9 @@ function open(host, options) {
 
   function send(text) {
     wanted = viewOf(text);
-    if (!asksForRuns(text)) { board = null; look(); return; }
+    if (!asksForRuns(text)) { board = null; look(); return undefined; }
     board = "";                             // that of the link event to come
-    options.send(text);
+    return options.send(text);
   }
 
   const stage = D2.mount(host, { ...options, send, view: wanted || {} });

@@ -7,6 +7,19 @@ const { h, words } = D2;
 
 // ---- pure
 
+const NARROW = 560;        // px; below it a figure has the layout of a phone
+const LINE = 34;           // characters of an axis title on one line there
+
+// Words broken into lines, for a drawing that breaks none itself.
+function broken(text, most) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    if (lines.at(-1) && lines.at(-1).length + word.length + 1 > most) lines.push("");
+    lines[lines.length - 1] += (lines.at(-1) ? " " : "") + word;
+  }
+  return lines.join("<br>");
+}
+
 // A figure in the colours of the page: only what has to change, the rest stays as it was sent.
 function dressed(layout, dark, solid) {
   const ink = dark ? "#e6e9ee" : "#1f2937", grid = dark ? "rgba(255,255,255,0.16)" : "rgba(0,0,0,0.12)", paper = dark ? "#10141b" : "#ffffff";
@@ -14,6 +27,39 @@ function dressed(layout, dark, solid) {
   for (const key of Object.keys(layout)) if (/^[xy]axis\d*$/.test(key)) out[key] = { ...layout[key], gridcolor: grid, automargin: true };
   if (solid) return { ...out, annotations: layout.annotations };
   return { ...out, title: { text: "" }, margin: { l: 60, r: 24, t: 34, b: 56 } };
+}
+
+// The same for a phone: small letters, titles in lines, legends and colour bars underneath, panels two by two.
+function slim(data, layout) {
+  const lines = Math.max(1, ...Object.keys(layout).filter((key) => key.startsWith("xaxis")).map((key) => broken(layout[key].title?.text ?? "", LINE).split("<br>").length));
+  const out = { ...layout, font: { ...layout.font, size: 11 }, margin: { l: 8, r: 12, t: 12, b: 36 + 14 * lines } }, axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
+  const named = data.filter((trace) => trace.name && trace.showlegend !== false).length, panels = axes.filter((key) => key.startsWith("x")).length;
+  const barred = data.some((trace) => trace.colorbar ?? trace.marker?.colorbar);
+  for (const key of axes) {
+    const axis = layout[key], text = axis.title?.text;
+    const bare = barred && key.startsWith("x");      // beside a colour bar Plotly's own margins put the title on the ticks
+    out[key] = { ...axis, nticks: 5, tickangle: 0, ...(bare ? { automargin: false } : {}), ...(text ? { title: { ...axis.title, text: broken(text, LINE), ...(bare ? {} : { standoff: 6 }), font: { size: 11 } } } : {}) };
+  }
+  const rows = named > 1 ? named : 0, square = data.some((trace) => trace.type === "heatmap");
+  const bar = { orientation: "h", x: 0.5, xanchor: "center", y: 1.04, yanchor: "bottom", len: 0.9, thickness: 10 };
+  const traces = data.map((trace) => {
+    const slimmed = (had) => ({ ...had, ...bar, title: { text: had.title?.text ?? had.title, side: "top" } });
+    if (trace.colorbar) return { ...trace, colorbar: slimmed(trace.colorbar) };
+    return trace.marker?.colorbar ? { ...trace, marker: { ...trace.marker, colorbar: slimmed(trace.marker.colorbar) } } : trace;
+  });
+  out.legend = { ...layout.legend, orientation: "v", x: 0, xanchor: "left", y: 1.03, yanchor: "bottom", font: { size: 11 } };
+  out.height = square ? 360 : 280 + 18 * rows;
+  if (panels === 4) {
+    const from = [0.04, 0.54], low = [0.57, 0];
+    out.height = 440;
+    for (let i = 0; i < 4; i++) {
+      const n = i ? i + 1 : "", x = from[i % 2], y = low[i >> 1];
+      out[`xaxis${n}`] = { ...out[`xaxis${n}`], domain: [x, x + 0.44], ...(i < 2 ? { title: { text: "" } } : {}) };
+      out[`yaxis${n}`] = { ...out[`yaxis${n}`], domain: [y, y + 0.38], ...(i % 2 ? {} : { showticklabels: true, title: out.yaxis.title }) };
+    }
+    out.annotations = (layout.annotations ?? []).map((one, i) => (i < 4 ? { ...one, x: from[i % 2] + 0.22, y: low[i >> 1] + 0.38, font: { size: 11 } } : one));
+  }
+  return { data: traces, layout: out };
 }
 
 // Can figures be asked for now? null: yes; else what to tell the reader.
@@ -64,15 +110,18 @@ function mountFigures(host, page) {
     caption.append(...(words ? words(one.caption) : [one.caption]));
     const tools = h("div", "d2-figure-save", {}, button("PNG", () => save(Plotly, one, "png")), button("SVG", () => save(Plotly, one, "svg")),
       button("CSV", () => D2.download(new Blob([one.csv], { type: "text/csv" }), `d2cache-${one.key}.csv`)));
-    return { one, plot, dark: null, el: h("section", "d2-figure", { "aria-label": one.title }, h("div", "d2-head", {}, h("h4", "d2-title", { textContent: one.title }), tools), caption, plot) };
+    return { one, plot, looks: null, el: h("section", "d2-figure", { "aria-label": one.title }, h("div", "d2-head", {}, h("h4", "d2-title", { textContent: one.title }), tools), caption, plot) };
   }
 
-  // Only drawn anew when the theme has changed; a zoom of the reader stays.
+  // Only drawn anew when the theme has changed, or the page is a phone's now; a zoom of the reader stays.
   function draw(Plotly) {
+    if (!host.clientWidth) return;
+    const narrow = host.clientWidth < NARROW, looks = `${page.dark}|${narrow}`;
     for (const x of drawn) {
-      if (x.dark === page.dark) continue;
-      x.dark = page.dark;
-      Plotly.react(x.plot, x.one.figure.data, dressed(x.one.figure.layout, page.dark, false), { responsive: true, displaylogo: false, displayModeBar: "hover",
+      if (x.looks === looks) continue;
+      x.looks = looks;
+      const layout = dressed(x.one.figure.layout, page.dark, false), { data } = x.one.figure, shown = narrow ? slim(data, layout) : { data, layout };
+      Plotly.react(x.plot, shown.data, shown.layout, { responsive: true, displaylogo: false, displayModeBar: "hover",
         modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"] });
     }
   }
@@ -123,9 +172,11 @@ function mountFigures(host, page) {
     load("figures", list);
   }
 
-  return { paint, destroy() { token++; [list, more].forEach(clear); } };
+  const sizes = new ResizeObserver(() => page.schedule());
+  sizes.observe(host);
+  return { paint, destroy() { token++; sizes.disconnect(); [list, more].forEach(clear); } };
 }
 
-Object.assign(D2.pure ??= {}, { dressed, figuresWait });
+Object.assign(D2.pure ??= {}, { broken, dressed, slim, figuresWait });
 (D2.tabs ??= []).push({ key: "figures", title: "Figures", place: 70, mount: mountFigures });
 })(globalThis.D2Stage ??= {});

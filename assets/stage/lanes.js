@@ -24,6 +24,7 @@ function makeLanes(page) {
       const jump = h("button", "d2-lane-jump", { type: "button", hidden: true, "aria-label": `Where lane ${i + 1} leaves lane 1`, onclick: () => page.gotoIn(i, firstDivergence(page.board, i)) });
       return { pick, note, jump, el: h("span", "d2-lane-chip", {}, pick, jump) };
     });
+    el.classList.toggle("d2-lanes-many", chips.length > 4);
     el.replaceChildren(...chips.map((chip) => chip.el));
   }
 

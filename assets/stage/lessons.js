@@ -145,7 +145,7 @@ function mountLessons(host, page, lessons, view) {
   const button = (text, onclick, cls = "") => h("button", `d2-coach-button ${cls}`, { type: "button", textContent: text, onclick });
   const back = button("Back", () => go(at - 1)), next = button("Next", () => go(at + 1), "d2-main");
   const again = button("Show me again", () => perform(true)), ask = button("Hint", () => { hint.hidden = !hint.hidden; ask.setAttribute("aria-expanded", String(!hint.hidden)); });
-  const less = h("button", "d2-coach-icon", { type: "button", onclick: () => { folded = !folded; paintFold(); } });
+  const less = h("button", "d2-coach-icon", { type: "button", "aria-label": "Fold the card away", onclick: () => { folded = !folded; paintFold(); } });
   const shut = h("button", "d2-coach-icon", { type: "button", textContent: "×", "aria-label": "Close the lesson", title: "Close the lesson", onclick: () => close() });
   const live = h("div", "d2-coach-live", { "aria-live": "polite" }, title, words, task);
   const body = h("div", "d2-coach-body", { tabIndex: 0, role: "group", "aria-label": "The card" }, live, now, said, hint);

@@ -79,7 +79,8 @@ function lifeSentence(model, p, s) {
   const name = (text) => (model.eos.has(text) ? "the end token" : quoted(text));
   const again = (model.changes[p] || []).filter((x) => x.text === null && x.s <= s).length;
   const ranked = rank ? `rank ${rank.rank} of ${rank.of}` : "";
-  if (p < model.P) parts.push(`${place}: ${quoted(model.prompt[p] ?? "")}, given from the start.`);
+  if (p < model.P && write) parts.push(`${place}: ${name(write.text)}, changed by hand in step ${write.s + 1}; it was ${quoted(model.prompt[p] ?? "")}.`);
+  else if (p < model.P) parts.push(`${place}: ${quoted(model.prompt[p] ?? "")}, given from the start.`);
   else if (write) parts.push(`${place}: written in step ${write.s + 1} as ${name(write.text)}${write.conf === null ? "" : ` with confidence ${fixed(write.conf, 2)}`}${ranked && `, ${ranked} then`}.`);
   else {
     const guess = model.recs[s]?.c ? confidence(model.recs[s].c[p - model.P]) : null;

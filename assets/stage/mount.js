@@ -50,7 +50,8 @@ function mount(element, options = {}) {
       if (page.offline) throw new Error("this needs the running app");
       return ask(name, args);
     },
-    send(query) { if (!options.offline) options.send?.(query); },
+    send(query) { return options.offline ? undefined : options.send?.(query); },
+    drawAll: () => tabs.drawAll(),         // also what lies off the screen, for a picture
   };
 
   // ---- skeleton

@@ -44,6 +44,8 @@ const PICTURE_CSS = `
   .d2-stage.d2-picture { padding: 16px 20px; border-radius: 0; box-sizing: border-box; font-family: system-ui, sans-serif; }
   .d2-stage.d2-picture.d2-picture.d2-picture .d2-left { position: static; max-height: none; overflow: visible; }
   .d2-stage.d2-picture.d2-picture.d2-picture img { display: block; }
+  .d2-stage.d2-picture.d2-picture.d2-picture .d2-tokens { height: auto; min-height: 112px; contain: none; overflow: visible; }
+  .d2-stage.d2-picture.d2-picture.d2-picture .d2-tokenblock { content-visibility: visible; }
   .d2-picture .d2-picture-caption { margin-top: 14px; padding-top: 8px; border-top: 1px solid var(--d2-line); font-size: 13px; overflow-wrap: anywhere; }
   .d2-picture * { scrollbar-width: none !important; animation: none !important; transition: none !important; }`;
 
@@ -91,6 +93,7 @@ function asSvg(page, lines) {
 
 // A PNG of the tab on view with its caption, twice as fine as the page where that fits on a canvas.
 async function picture(page) {
+  page.drawAll?.();
   const { text, width, height } = asSvg(page, pictureCaption(page.board, page.board.lanes.map((_, i) => page.stepOf(i))));
   const image = new Image();
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;

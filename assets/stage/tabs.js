@@ -59,8 +59,9 @@ function makeTabs(page, { uid, onShow }) {
     });
   }
 
+  const drawAll = () => { if (shown?.view?.drawAll) guarded(shown, () => shown.view.drawAll()); };
   const destroy = () => { for (const tab of tabs) tab.view?.destroy?.(); };
-  return { bar, panels, show, paint, destroy, get key() { return shown?.spec.key ?? null; } };
+  return { bar, panels, show, paint, drawAll, destroy, get key() { return shown?.spec.key ?? null; } };
 }
 
 D2.tabs ??= [];

@@ -20,7 +20,7 @@ const shareOf = (code) => (code / 255) ** 2;          // of the largest cell
 
 function nameOf(model, s, from, to) {
   if (to - from > 1) return `positions ${from + 1} to ${to}`;
-  const text = from < model.P ? model.prompt[from] : textBefore(model, from, s);
+  const text = textBefore(model, from, s) ?? (from < model.P ? model.prompt[from] : null);   // an edit may have changed the prompt
   return `${placeOf(model, from)} (${text == null ? "masked" : model.eos.has(text) ? "end" : quoted(visible(text))})`;
 }
 

@@ -12,6 +12,7 @@ const FACTS = [["step", "step"], ["tps", "tokens / s"], ["hit", "cache hits"], [
 
 const MANY = 96, BLOCK = 32;     // positions
 const TOKEN_MS = 4, TOKENS_AT_LEAST = 16;    // drawing time of all answers in one frame; a far jump takes a few frames
+const REST_MS = 150;
 const HOLE = "\u2002\u200b";   // a mask is an en space with a pattern behind it; a line may break after it
 
 const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
@@ -43,7 +44,7 @@ function makeStrip(page, index) {
   const absent = h("p", "d2-absent", { hidden: true }), mapBox = h("div", "d2-lane-map");
   const diverge = h("div", "d2-diverge", { hidden: true }, h("span", "", { textContent: "≠" })), branch = h("div", "d2-branch", { hidden: true }, h("span", "", { textContent: "what if" }));
   const note = h("p", "d2-note", { hidden: true });
-  const el = h("section", "d2-lane", {}, h("div", "d2-lane-head", {}, h("h4", "d2-title", {}, badge, " ", name), list, h("div", "d2-racing", {}, progress, told)),
+  const el = h("section", "d2-lane", {}, h("div", "d2-lane-head", {}, h("h4", "d2-title", {}, badge, name), list, h("div", "d2-racing", {}, progress, told)),
     h("div", "d2-lane-body", {}, h("div", "d2-lane-text", {}, tokens, difference, note), mapBox));
   const lane = { index, el, map: null, run: null, spans: [], was: [], marked: null, drawn: 0, drawnFor: "", dirty: true, resized: true, visible: true };
   chipEvents(tokens, page, () => index);
@@ -131,18 +132,19 @@ function makeStrip(page, index) {
     map.plane.lastChild.hidden = branch.hidden;
   }
 
-  lane.paint = ({ steps, race, rows, colours, spec, until }) => {
+  lane.paint = ({ steps, race, rows, colours, spec, until, all }) => {
     const { board } = page, run = board.lanes[index], step = steps[index], mine = race.lanes[index];
     if (lane.run !== run) build(run);
     const totals = formatTotals(totalsAt(run, step) || { hit_rate: hitRateSoFar(run, step) });
     facts.step.textContent = `${step + 1} / ${run.recs.length}`;
     for (const key of ["tps", "hit", "flops"]) facts[key].textContent = totals[key];
     bar.style.width = `${mine.of ? 100 * mine.written / mine.of : 0}%`;
+    const leads = race.leads.includes(index);
     const end = mine.finished === null ? "" : mine.status === "done" ? `, finished at ${momentText(board.clock, mine.finished)}` : `, ${mine.status}`;
-    told.textContent = `${mine.written} of ${mine.of} positions written${end}${race.leads.includes(index) ? (race.over ? " · first" : " · leads") : ""}`;
-    el.classList.toggle("d2-leads", race.leads.includes(index));
+    told.textContent = `${mine.written} of ${mine.of} positions written${end}${leads ? (race.over ? " · first" : " · leads") : ""}`;
+    el.classList.toggle("d2-leads", leads && race.leads.length < board.lanes.length);      // level: none stands out
     el.classList.toggle("d2-inhand", board.lane === index && board.lanes.length > 1);
-    if (!lane.visible) return;              // off the screen: nobody sees the rest
+    if (!lane.visible && !all) return;      // off the screen: the rest waits until nothing else is to be drawn
     difference.textContent = board.lanes.length > 1 ? differenceWords(board, index, steps) : "";
     const said = noteOf(run);
     note.textContent = said;
@@ -178,13 +180,14 @@ function stories(page) {
 
 function mount(host, page) {
   let spec = MAPS[0], lanes = [], colours = null, coloursFor = "", legendFor = "", clockFor = "step";
+  let rest = false, resting = 0, restsAt = "", whole = false;     // when the clock rests, lanes off the screen are drawn too
   const more = h("p", "d2-more d2-compare-caption"), legend = h("div", "d2-legend"), leader = h("p", "d2-sentence d2-leader", { role: "status" });
   const maps = choice("Map of every lane", MAPS.map((m) => [m.key, m.short]), spec.key, (key) => { spec = MAPS.find((m) => m.key === key); page.schedule(); });
   const clocks = choice("Clock", CLOCK_WORDS, page.board.clock, (name) => page.setClock(name));
   clocks.dataset.point = "clock";
   const clockLabel = page.explained(h("button", "d2-label", { type: "button", textContent: "clock" }), CLOCK_HELP);
   const invite = h("div", "d2-invitation", {}, h("p", "d2-invite", { textContent: "One lane so far." }),
-    h("p", "d2-more", {}, ...words("Add a second lane to compare: choose another policy or other knobs beside the stage and press Add lane, or choose one of the comparisons. Both then run on the same prompt and seed, under one slider.")));
+    h("p", "d2-more", {}, ...words("Add a second lane to compare: at the left, choose another policy or other knobs and press \"Run beside, as a further lane\", or open \"Compare\" there. All lanes run on the same prompt and seed, under one slider.")));
   const strips = h("div", "d2-strips");
   host.append(h("div", "d2-head d2-compare-head", {}, h("div", "d2-pair", {}, h("span", "d2-label-plain", { textContent: "map" }), maps), h("div", "d2-pair", {}, clockLabel, clocks)),
     leader, more, legend, strips, invite, ...stories(page));
@@ -246,11 +249,18 @@ function mount(host, page) {
     leader.textContent = said;
     leader.hidden = !many;
     paintLegend(board, rows);
-    const until = performance.now() + TOKEN_MS;
-    for (const lane of lanes) lane.paint({ steps, race, rows, colours, spec, until });
+    const key = [steps, spec.key, page.dark, ...board.lanes.map((run) => run.recs.length)].join("|");
+    if (key !== restsAt) { restsAt = key; rest = false; clearTimeout(resting); resting = setTimeout(() => { rest = true; page.schedule(); }, REST_MS); }
+    const all = whole || rest, until = whole ? Infinity : performance.now() + TOKEN_MS;
+    for (const lane of lanes) lane.paint({ steps, race, rows, colours, spec, until, all });
   }
 
-  return { paint, destroy() { seen.disconnect(); sizes.disconnect(); } };
+  function drawAll() {
+    whole = true;
+    try { paint(); } finally { whole = false; }
+  }
+
+  return { paint, drawAll, destroy() { clearTimeout(resting); seen.disconnect(); sizes.disconnect(); } };
 }
 
 D2.tabs.push({ key: "compare", title: "Compare", place: 20, mount });

@@ -204,7 +204,7 @@ function mount(host, page) {
     whatIf.paint(p);
   }
 
-  return { paint, destroy: strip.destroy };
+  return { paint, destroy() { strip.destroy(); whatIf.destroy(); } };
 }
 
 (D2.tabs ??= []).push({ key: "token", title: "Token", place: 60, mount });

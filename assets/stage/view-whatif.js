@@ -7,9 +7,10 @@ const { h } = D2;
 const { words, pick } = D2.looks;
 
 const KEEP = "keep", OTHER = "other", MASK = "mask";
+const PATIENCE = 6000;   // ms; a lane that was refused never comes, and the page says why elsewhere
 
 function whatIf(page) {
-  let p = 0, token = KEEP, refresh = "none", knob = "", offered = "", knobsFor = "", busy = false;
+  let p = 0, token = KEEP, refresh = "none", knob = "", offered = "", knobsFor = "", busy = false, before = null, timer = 0;   // before: the runs on the board when a lane was asked for
   const said = h("p", "d2-more"), trouble = h("p", "d2-note d2-alert", { role: "alert", hidden: true });
   const tokens = pick("Another token here", [[KEEP, "leave as it is"]], KEEP, (v) => { token = v; change(); });
   const typed = h("input", "d2-field", { type: "text", "aria-label": "The token: its text, or # and its id", placeholder: "text, or #id", maxLength: 40, hidden: true, oninput: change });
@@ -90,13 +91,23 @@ function whatIf(page) {
     const { model } = page, at = p;
     page.schedule();
     try {
-      const before = edit(), ids = wantsToken() ? [[at, await tokenId()]] : [];
-      await page.send(branchQuery(model.run, { ...before, tokens: ids }));
+      const wanted = edit(), ids = wantsToken() ? [[at, await tokenId()]] : [];
+      before = new Set(page.board.lanes.map((lane) => lane.run));
+      timer = setTimeout(() => ended("No new lane has come yet. If it was refused, the line under the buttons at the left says why."), PATIENCE);
+      await page.send(branchQuery(model.run, { ...wanted, tokens: ids }));
     } catch (error) {
-      trouble.textContent = String(error?.message || error);
-      trouble.hidden = false;
+      ended(String(error?.message || error));
     }
+    page.schedule();
+  }
+
+  // The lane is there, or will not come: the button can be used again.
+  function ended(problem = "") {
+    clearTimeout(timer);
     busy = false;
+    before = null;
+    trouble.textContent = problem;
+    trouble.hidden = !problem;
     page.schedule();
   }
 
@@ -112,6 +123,7 @@ function whatIf(page) {
   // place: the position that the token tab shows
   function paint(place) {
     p = place;
+    if (before && page.board.lanes.some((lane) => !before.has(lane.run))) ended();
     offer();
     offerKnobs();
     const why = reason(), names = { [p]: token === MASK ? null : text() };
@@ -123,7 +135,7 @@ function whatIf(page) {
     said.textContent = busy ? "Starting …" : why || editWords(page.model, unmade, names) + whole;
   }
 
-  return { el, paint };
+  return { el, paint, destroy: () => clearTimeout(timer) };
 }
 
 Object.assign(D2, { whatIf });

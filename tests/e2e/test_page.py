@@ -448,17 +448,30 @@ def test_the_attention_map_of_one_step_is_made_on_request(tab):
     )
 
 
-def test_figures_of_the_run(tab):
+def test_figures_of_the_run(tab, model):
     run_to_end(tab)
     wait_said(tab, "Done")
     tab.get_by_role("tab", name="Figures").click()
-    tab.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 4")
-    tab.get_by_text("How many apples does Tom have?").last.wait_for()
-    titles = tab.evaluate(
-        "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.layout.title.text)"
+    panel = tab.locator(".d2-panel-figures")
+    panel.locator(".js-plotly-plot").nth(6).wait_for()
+    titles = panel.locator(".d2-figure:visible .d2-title").all_inner_texts()
+    assert "Decode order" in titles and "Distance between consecutive writes" in titles
+    assert panel.locator(".js-plotly-plot").count() == len(titles) - 1, "one waits for its button"
+    order = titles.index("Decode order")
+    drawn = tab.evaluate(
+        """i => document.querySelectorAll('.d2-panel-figures .js-plotly-plot')[i]
+        .calcdata[0].map(dot => [dot.x, dot.y])""",
+        order,
     )
-    assert "Decode order" in titles
-    assert tab.evaluate("document.querySelectorAll('.js-plotly-plot')[1].data[0].x.length") != 0
+    trace = decoded(model)
+    wrote = [(s + 1, p + 1) for s, p in zip(*np.nonzero(_written(trace)), strict=True)]
+    assert sorted(map(tuple, drawn)) == wrote, "the run on the stage, step by step"
+
+
+def _written(trace: d2cache.Trace) -> np.ndarray:
+    """(S,G): whether a step wrote an answer position."""
+    answer = trace.tokens[:, trace.prompt_length :]
+    return answer[1:] != answer[:-1]
 
 
 def test_a_closed_tab_frees_its_run(chrome, address):

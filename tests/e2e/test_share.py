@@ -1,8 +1,24 @@
 """What is taken along, in a real browser and from a disk: pages that play, pictures that open."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
+from conftest import open_tab
 from PIL import Image
+from test_tabs import (
+    at,
+    ended,
+    lane_texts,
+    made,
+    opened,
+    same_run,
+    saved_trace,
+    show,
+    soon,
+    text_at,
+)
 
 from analysis import export
 
@@ -18,7 +34,7 @@ def pages(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(chrome, pages, request):
+def from_disk(chrome, pages, request):
     """A page opened from the disk: an error, or any request but for the file, fails the test."""
     name, width, scheme = getattr(request, "param", ("lanes", 1200, "light"))
     context = chrome.new_context(
@@ -40,29 +56,29 @@ def state(page) -> dict:
 
 
 @pytest.mark.parametrize(
-    "opened", [("lanes", 1200, "light"), ("lanes", 360, "dark")], indirect=True
+    "from_disk", [("lanes", 1200, "light"), ("lanes", 360, "dark")], indirect=True
 )
-def test_a_page_from_the_disk_plays_with_all_its_lanes(opened):
-    assert state(opened)["lanes"] == 2 and state(opened)["status"] == "done"
-    opened.locator(".d2-range").focus()
-    opened.keyboard.press("Home")
-    opened.wait_for_function("d2stage.state().step === 0")
-    opened.keyboard.press("ArrowRight")
-    opened.wait_for_function("d2stage.state().step === 1")
-    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert "Run for a live one" not in opened.locator("main").inner_text()
+def test_a_page_from_the_disk_plays_with_all_its_lanes(from_disk):
+    assert state(from_disk)["lanes"] == 2 and state(from_disk)["status"] == "done"
+    from_disk.locator(".d2-range").focus()
+    from_disk.keyboard.press("Home")
+    from_disk.wait_for_function("d2stage.state().step === 0")
+    from_disk.keyboard.press("ArrowRight")
+    from_disk.wait_for_function("d2stage.state().step === 1")
+    assert from_disk.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert "Run for a live one" not in from_disk.locator("main").inner_text()
 
 
-@pytest.mark.parametrize("opened", [("all", 1200, "dark")], indirect=True)
-def test_the_static_page_shows_each_stored_run_and_its_address_says_which(opened):
+@pytest.mark.parametrize("from_disk", [("all", 1200, "dark")], indirect=True)
+def test_the_static_page_shows_each_stored_run_and_its_address_says_which(from_disk):
     for name, one in export.bundled().items():
-        opened.get_by_role("button", name=one["title"], exact=True).click()
-        opened.wait_for_function("name => d2stage.state().run === name", arg=name)
-        assert state(opened)["steps"] == len(export.stored(name).seconds)
-        assert opened.locator(".file-words").inner_text() == one["words"]
-        assert opened.url.endswith(f"#{name}")
-    opened.reload()
-    assert state(opened)["run"] == name
+        from_disk.get_by_role("button", name=one["title"], exact=True).click()
+        from_disk.wait_for_function("name => d2stage.state().run === name", arg=name)
+        assert state(from_disk)["steps"] == len(export.stored(name).seconds)
+        assert from_disk.locator(".file-words").inner_text() == one["words"]
+        assert from_disk.url.endswith(f"#{name}")
+    from_disk.reload()
+    assert state(from_disk)["run"] == name
 
 
 def saved(page, what: str, path):
@@ -75,26 +91,26 @@ def saved(page, what: str, path):
 
 
 @pytest.mark.parametrize(
-    "opened", [("lanes", 1200, "light"), ("lanes", 360, "dark")], indirect=True
+    "from_disk", [("lanes", 1200, "light"), ("lanes", 360, "dark")], indirect=True
 )
-def test_a_picture_of_the_view_is_no_blank_sheet(opened, tmp_path):
-    opened.evaluate("d2stage.show('stage')")
-    opened.wait_for_timeout(300)
-    assert saved(opened, "Picture (PNG)", tmp_path / "a.png").endswith(".png")
+def test_a_picture_of_the_view_is_no_blank_sheet(from_disk, tmp_path):
+    from_disk.evaluate("d2stage.show('stage')")
+    from_disk.wait_for_timeout(300)
+    assert saved(from_disk, "Picture (PNG)", tmp_path / "a.png").endswith(".png")
     with Image.open(tmp_path / "a.png") as image:
-        width = opened.evaluate("document.querySelector('.d2-stage').clientWidth")
+        width = from_disk.evaluate("document.querySelector('.d2-stage').clientWidth")
         assert abs(image.width - 2 * width) <= 2 and image.height > image.width / 2
         colours = image.convert("RGB").getcolors(1 << 24)
-        dark = opened.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+        dark = from_disk.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
         most = max(colours)[1]
     assert len(colours) > 200 and (sum(most) < 150) == dark
     full_pass = np.array([0xA0, 0x84, 0x68])  # the map of a run without a cache
     assert min(np.abs(np.array(colour) - full_pass).max() for _, colour in colours) <= 2
 
 
-def test_the_animation_has_a_frame_a_step_and_holds_the_last(opened, tmp_path):
+def test_the_animation_has_a_frame_a_step_and_holds_the_last(from_disk, tmp_path):
     steps = len(export.stored("d2-word").seconds)
-    assert saved(opened, "Animation (WebP)", tmp_path / "a.webp").endswith(".webp")
+    assert saved(from_disk, "Animation (WebP)", tmp_path / "a.webp").endswith(".webp")
     with Image.open(tmp_path / "a.webp") as film:
         assert film.format == "WEBP" and film.n_frames == steps and film.info["loop"] == 0
         looks, times = set(), []
@@ -105,32 +121,146 @@ def test_the_animation_has_a_frame_a_step_and_holds_the_last(opened, tmp_path):
     assert len(looks) == steps and times[-1] >= 2000 and max(times[:-1]) <= 250
 
 
-def test_an_animation_can_be_cancelled_and_the_page_goes_on_meanwhile(opened):
-    opened.get_by_role("button", name="Export", exact=True).click()
-    opened.get_by_role("button", name="Animation (WebP)").click()
-    opened.evaluate("d2stage.goto(3)")
-    opened.wait_for_function("d2stage.state().step === 3")
-    opened.get_by_role("button", name="cancel").click()
-    opened.get_by_text("Cancelled.").wait_for()
-    assert opened.get_by_role("button", name="Animation (WebP)").is_enabled()
+def test_an_animation_can_be_cancelled_and_the_page_goes_on_meanwhile(from_disk):
+    from_disk.get_by_role("button", name="Export", exact=True).click()
+    from_disk.get_by_role("button", name="Animation (WebP)").click()
+    from_disk.evaluate("d2stage.goto(3)")
+    from_disk.wait_for_function("d2stage.state().step === 3")
+    from_disk.get_by_role("button", name="cancel").click()
+    from_disk.get_by_text("Cancelled.").wait_for()
+    assert from_disk.get_by_role("button", name="Animation (WebP)").is_enabled()
 
 
-def test_without_an_encoder_the_menu_says_so(opened):
-    opened.evaluate(
+def test_without_an_encoder_the_menu_says_so(from_disk):
+    from_disk.evaluate(
         """() => { HTMLCanvasElement.prototype.toBlob = function (done) {
             done(new Blob([], {type: 'image/png'}));
         }; }"""
     )
-    opened.get_by_role("button", name="Export", exact=True).click()
-    opened.get_by_role("button", name="Animation (WebP)").click()
-    opened.get_by_text("cannot write WebP").wait_for()
+    from_disk.get_by_role("button", name="Export", exact=True).click()
+    from_disk.get_by_role("button", name="Animation (WebP)").click()
+    from_disk.get_by_text("cannot write WebP").wait_for()
 
 
-def test_a_file_offers_nothing_that_needs_the_server(opened):
-    opened.get_by_role("button", name="Export", exact=True).click()
-    shown = opened.locator(".d2-export-item:visible b").all_inner_texts()
+def test_a_file_offers_nothing_that_needs_the_server(from_disk):
+    from_disk.get_by_role("button", name="Export", exact=True).click()
+    shown = from_disk.locator(".d2-export-item:visible b").all_inner_texts()
     assert shown == ["Picture (PNG)", "Animation (WebP)"]
-    opened.keyboard.press("Escape")
-    assert opened.locator(".d2-export-panel").is_hidden()
-    opened.get_by_role("tab", name="Figures").click()
-    opened.get_by_text("need the running app").wait_for()
+    from_disk.keyboard.press("Escape")
+    assert from_disk.locator(".d2-export-panel").is_hidden()
+    from_disk.get_by_role("tab", name="Figures").click()
+    from_disk.get_by_text("need the running app").wait_for()
+
+
+# ------------------------------------------------------------------------------ the live page
+
+LIVE = ("none", "d2,current_k=2")
+
+
+@pytest.fixture(scope="module")
+def live(chrome, address):
+    """The page with two lanes that it has run, at step 10 of the second."""
+    with opened(chrome, address, lanes=LIVE) as tab:
+        tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        tab.set_viewport_size({"width": 1400, "height": 1600})  # both lanes in view
+        ended(tab, 2)
+        yield tab
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return [made(lane)[0] for lane in LIVE]
+
+
+def copied(page, what: str) -> str:
+    """Text that the menu has put on the clipboard."""
+    page.get_by_role("button", name="Export", exact=True).click()
+    page.get_by_role("button", name=what).click()
+    page.get_by_text("is copied.").wait_for()
+    page.keyboard.press("Escape")
+    return page.evaluate("navigator.clipboard.readText()")
+
+
+def test_the_page_taken_along_shows_the_same_without_a_network(live, chrome, runs, tmp_path):
+    show(live, "Compare")
+    at(live, 9, 1)
+    assert saved(live, "Page (HTML)", tmp_path / "a.html").endswith(".html")
+    context, asked = chrome.new_context(viewport={"width": 1400, "height": 1600}), []
+    context.set_offline(True)
+    page, problems = context.new_page(), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto((tmp_path / "a.html").as_uri())
+    page.wait_for_selector(".d2-stage")
+    show(page, "Compare")
+    for step in (9, 0, 23):
+        at(live, step, 1)
+        at(page, step, 1)
+        want = [text_at(run, min(step, len(run.seconds) - 1)) for run in runs]
+        soon(lambda: lane_texts(live), want)
+        soon(lambda: lane_texts(page), want)
+    facts = ".d2-panel-compare .d2-facts"
+    soon(page.locator(facts).all_inner_texts, live.locator(facts).all_inner_texts())
+    for tab in ("Stage", "Cache", "Token"):
+        show(page, tab)
+        show(live, tab)
+        at(live, 9, 1)
+        at(page, 9, 1)
+        words = f".d2-panel-{tab.lower()} .d2-sentence"
+        soon(page.locator(words).all_inner_texts, live.locator(words).all_inner_texts())
+    assert [url for url in asked if url[:5] not in ("file:", "blob:", "data:")] == []
+    assert not problems, problems
+    context.close()
+
+
+def test_the_trace_taken_along_is_the_lane_in_hand(live, runs):
+    for lane, run in enumerate(runs):
+        assert same_run(saved_trace(live, lane), run)
+
+
+def test_the_copied_cell_makes_the_run_again(live, runs):
+    live.evaluate("d2stage.setLane(1)")
+    live.wait_for_function("d2stage.state().lane === 1")
+    said, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(said):
+        exec(compile(copied(live, "Notebook cell"), "cell", "exec"), names)
+    assert same_run(names["trace"], runs[1])
+    answer = "".join(runs[1].text_of(int(i)) for i in runs[1].answer)
+    assert answer.strip() in said.getvalue()
+
+
+@pytest.mark.parametrize("tab", ["Stage", "Compare", "Cache", "Truth"])
+def test_a_picture_of_the_live_page_is_of_its_size(live, tmp_path, tab):
+    show(live, tab)
+    at(live, 9, 1)
+    assert saved(live, "Picture (PNG)", tmp_path / "a.png") == "d2cache-d2-step-10.png"
+    with Image.open(tmp_path / "a.png") as image:
+        size = live.locator(".d2-stage").bounding_box()
+        assert abs(image.width - 2 * size["width"]) <= 2
+        assert size["height"] / 2 < image.height < 2 * size["height"] + 400
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 200
+
+
+def test_the_animation_of_the_live_page_has_a_frame_a_step(live, runs, tmp_path):
+    assert saved(live, "Animation (WebP)", tmp_path / "a.webp").endswith(".webp")
+    with Image.open(tmp_path / "a.webp") as film:
+        assert film.n_frames == max(len(run.seconds) for run in runs)
+
+
+def test_a_copied_link_makes_the_same_board_and_view_in_another_tab(live, chrome, address, runs):
+    show(live, "Cache")
+    at(live, 9, 1)
+    live.evaluate("p => d2stage.select(p)", runs[0].prompt_length + 3)
+    live.wait_for_timeout(500)  # the address follows within a third of a second
+    link = copied(live, "Copy link")
+    assert link == live.url and link.startswith(address)
+    with open_tab(chrome, link) as page:
+        page.set_viewport_size({"width": 1400, "height": 1600})
+        ended(page, 2)
+        view = ("tab", "step", "lane", "selected", "clock")
+        soon(lambda: [state(page)[k] for k in view], [state(live)[k] for k in view])
+        assert state(page)["board"] != state(live)["board"], "another run, not the same one"
+        show(page, "Compare")
+        soon(lambda: lane_texts(page), [text_at(run, 9) for run in runs])
+    live.evaluate("d2stage.select(null)")

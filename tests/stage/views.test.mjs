@@ -182,3 +182,33 @@ test("what may be refreshed, which knobs may be turned, and the edit in words", 
     "After step 1: write ' dog' at answer position 1; mask answer position 2 again; refresh the prompt (2 positions); set the decoder's sigma to 2.");
   assert.equal(pure.editWords(model, { step: 0 }), "");
 });
+
+// ---- an edited prompt
+
+test("a prompt token that was changed by hand is told as it stands at that step", () => {
+  const edited = (s, y) => rec(s, y, { w: [[1, " ?", null, []]] });
+  const model = run([start(), rec(0, FULL), edited(1, FULL), rec(2, FULL)]);
+  assert.match(pure.lifeSentence(model, 1, 0), /^Prompt position 2: ':', given from the start\./);
+  assert.match(pure.lifeSentence(model, 1, 2), /^Prompt position 2: ' \?', changed by hand in step 2; it was ':'\./);
+  const got = (at) => ({ at, n: T, edges: pure.edgesOf(T, T), bytes: new Uint8Array(T * T), largest: 1 });
+  assert.match(pure.attentionWords(model, got(1), 0, 1), /key prompt position 2 \(':'\)/, "the canvas before the step");
+  assert.match(pure.attentionWords(model, got(2), 0, 1), /key prompt position 2 \(' \?'\)/);
+});
+
+// ---- figures on a phone
+
+test("on a phone the titles of a figure are broken into lines, and its bars lie above the plot", () => {
+  assert.equal(pure.broken("distance to what the step before wrote, in positions", 34), "distance to what the step before<br>wrote, in positions");
+  const data = [{ type: "scatter", marker: { size: 7, colorbar: { title: { text: "confidence" } } } }];
+  const layout = { font: { size: 13 }, xaxis: { title: { text: "a title that is far too long for a phone" } }, yaxis: {} }, before = JSON.stringify([data, layout]);
+  const slim = plain(pure.slim(data, layout));
+  assert.equal(slim.data[0].marker.colorbar.orientation, "h");
+  assert.match(slim.layout.xaxis.title.text, /<br>/);
+  assert.equal(JSON.stringify([data, layout]), before, "what is saved as a file stays as it was sent");
+});
+
+test("four panels side by side stand two by two on a phone and do not overlap", () => {
+  const axes = [1, 2, 3, 4].map((n) => (n > 1 ? n : "")), layout = Object.fromEntries(axes.flatMap((n) => [[`xaxis${n}`, {}], [`yaxis${n}`, {}]]));
+  const slim = plain(pure.slim([], layout)).layout, boxes = axes.map((n) => [slim[`xaxis${n}`].domain, slim[`yaxis${n}`].domain]);
+  for (const [i, a] of boxes.entries()) for (const b of boxes.slice(i + 1)) assert.ok([0, 1].some((d) => a[d][1] <= b[d][0] || b[d][1] <= a[d][0]), `${a} and ${b}`);
+});
