@@ -48,7 +48,7 @@ def serve(model: Model, policy: CachePolicy) -> bool:
 
 
 def bucket(count: int, most: int) -> int:
-    """The size that stands for `count` rows: at most 1/8 more from 64 on, and no more than most."""
+    """The size that stands for `count` rows: rounded up by steps that grow with it, at most `most`."""
     for step, until in ((8, 32), (16, 128), (32, 256), (64, 512), (128, 1024)):
         if count <= until:
             return min(most, -(-max(count, 1) // step) * step)

@@ -254,7 +254,7 @@ def _columns(
     tl.atomic_add(out + b * length + at, tl.sum(acc, 0) / heads, there)
 
 
-MOST_ROWS = 512  # of a sweep; its one program holds rows x rows
+MOST_ROWS = 512  # of a sweep, which is one program
 
 
 def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -> Tensor:
