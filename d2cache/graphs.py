@@ -48,7 +48,7 @@ def serve(model: Model, policy: CachePolicy) -> bool:
 
 
 def bucket(count: int, most: int) -> int:
-    """The size that stands for `count` rows: rounded up by steps that grow with it, at most `most`."""
+    """The size that stands for `count` rows: rounded up, by more the more there are."""
     for step, until in ((8, 32), (16, 128), (32, 256), (64, 512), (128, 1024)):
         if count <= until:
             return min(most, -(-max(count, 1) // step) * step)
