@@ -685,7 +685,9 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         except ValueError as error:
             yield {ui.said: notice(_sentence(error), "error")}
             return
-        yield from begin(session, lambda: asked, first=filled(asked))
+        # the story under the presets is that of what is on the stage
+        told = next((key for key, one in PRESETS.items() if one["query"] == query), None)
+        yield from begin(session, lambda: asked, first=filled(asked) | {ui.preset: told})
 
     def what_if(session: str, key: str, edit: d2cache.Edit):
         """A lane that leaves another at a step, with something changed."""
@@ -710,7 +712,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     queued = quiet | {"concurrency_id": "engine", "concurrency_limit": 1}
     instant = quiet | {"queue": False}
     loading = quiet | {"outputs": ui.said, "concurrency_id": "loading", "concurrency_limit": 8}
-    everything = list(dict.fromkeys([*outputs, *controls]))
+    everything = list(dict.fromkeys([*outputs, *controls, ui.preset]))
     ui.model.input(on_model, ui.model, **loading)
     ui.policy.input(on_policy, [ui.policy, ui.block_length], [ui.block_length, ui.said], **instant)
     ui.preset.change(on_preset, ui.preset, ui.story, **instant)
@@ -723,6 +725,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     gr.on([trigger for trigger, _ in starts], None, js=SHOW_STAGE)
     for trigger, handler in starts:
         trigger(on_pause, None, None, **instant)  # a new run ends the old one
+        trigger(lambda: None, None, ui.preset, **instant)  # and its story
         running = trigger(handler, inputs, outputs, trigger_mode="always_last", **queued)
         running.then(on_late, ui.late, **loading)
     ui.single.click(on_pause, None, None, **instant)

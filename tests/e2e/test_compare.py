@@ -182,6 +182,27 @@ def test_each_preset_runs_and_tells_its_story(tab, preset):
     lanes = preset["query"].count("lane=")
     done(tab, lanes)
     assert lanes >= 2 and all(a.strip() for a in answers(tab))
+    assert preset["story"][:60] in tab.inner_text("#comparing")
+
+
+def test_a_story_goes_when_another_run_comes_and_comes_once(tab):
+    open_compare(tab)
+    tab.evaluate(
+        """() => { window.boards = new Set(); document.querySelector('.stage-host')
+        .addEventListener('d2:paint', () => boards.add(d2stage.state().board)); }"""
+    )
+    preset = lessons.presets()[-1]
+    tab.locator("#preset input").click()
+    tab.locator("[data-testid=dropdown-option]", has_text=preset["title"]).click()
+    done(tab, preset["query"].count("lane="))
+    board = state(tab)["board"]
+    tab.wait_for_timeout(1000)  # a second one would have begun
+    assert tab.evaluate("[...boards].filter(b => b !== 'stored-d2-word').length") == 1
+    ask(tab, QUESTION)
+    tab.click("#run")
+    done(tab, old=board)
+    assert preset["story"][:60] not in tab.inner_text("#comparing")
+    assert tab.locator("#preset input").input_value() == ""
 
 
 def test_lanes_on_the_clock_of_milliseconds_finish_apart(tab):

@@ -1,0 +1,228 @@
+"""For everybody: what axe-core finds, the keyboard alone, small screens, and nothing that jumps."""
+
+import json
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import open_tab
+from test_page import ask, state
+from test_tabs import STORY, ended, frames, show
+
+from analysis.links import Asked, Lane
+
+TABS = ("Stage", "Compare", "Cache", "Attention", "Truth", "Token", "Figures")
+LANES = tuple(map(Lane.parse, ("none", "d2,current_k=2")))
+SIGHTS = {
+    "light": {"viewport": {"width": 1400, "height": 950}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1400, "height": 950}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 360, "height": 740}, "color_scheme": "light"},
+}
+
+
+@pytest.fixture(scope="module", params=SIGHTS)
+def seen(chrome, address, request):
+    """The page in one light and size, with two lanes and their truth."""
+    context = chrome.new_context(**SIGHTS[request.param])
+    page, problems = context.new_page(), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.set_default_timeout(60_000)
+    asked = Asked(STORY, LANES, gen_length=24, truth=True)
+    page.goto(f"{address}/?{asked.query()}")
+    page.wait_for_function("window.d2stage !== undefined")
+    ended(page, 2)
+    page.evaluate("d2stage.setLane(1); d2stage.goto(9)")
+    page.wait_for_function("d2stage.state().step === 9")
+    yield page
+    context.close()
+    assert not problems, problems
+
+
+def filled(page, tab: str):
+    """A tab with all that it shows."""
+    show(page, tab)
+    if tab == "Attention":
+        page.locator(".d2-panel-attention .d2-square").wait_for(state="visible")
+    if tab == "Token":
+        path = page.get_by_role("button", name="Trace its keys")
+        if path.is_visible():
+            path.click()
+        page.locator(".d2-path").first.wait_for(state="visible")
+    if tab == "Figures":
+        page.locator(".d2-panel-figures .js-plotly-plot").nth(6).wait_for()
+    frames(page)
+
+
+def faults(page, where: str) -> dict[str, list[str]]:
+    """Rules broken in a part of the page, serious and critical ones: where."""
+    told = Axe().run(page, context={"include": [[where]]}).response["violations"]
+    return {
+        f"{one['id']}: {one['help']}": [node["html"][:160] for node in one["nodes"]][:8]
+        for one in told if one["impact"] in ("serious", "critical")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_a_tab_is_for_everybody(seen, tab):
+    filled(seen, tab)
+    width = seen.viewport_size["width"]
+    assert seen.evaluate("document.documentElement.scrollWidth") <= width
+    panel = seen.locator(f".d2-panel-{tab.lower()}").bounding_box()
+    assert panel["x"] >= 0 and panel["x"] + panel["width"] <= width
+    found, small = faults(seen, "#stage"), seen.evaluate(SMALL)
+    assert not found, json.dumps(found, indent=1)
+    assert not small, small
+
+
+# buttons and fields on view that are smaller than a finger needs; words within a text may be
+SMALL = """() => [...document.querySelectorAll(
+  '#stage button, #stage select, #stage input, #stage summary')]
+  .filter(el => el.checkVisibility() && !el.closest('.js-plotly-plot') && !el.closest('p'))
+  .map(el => [el, el.getBoundingClientRect()])
+  .filter(([el, box]) => box.width && Math.min(box.width, box.height) < 24)
+  .map(([el, box]) =>
+    `${el.className} '${el.textContent.slice(0, 30)}' ${box.width} x ${box.height}`)"""
+
+
+def test_axe_finds_no_serious_fault_in_what_opens(seen):
+    show(seen, "Stage")
+    seen.get_by_role("button", name="Export", exact=True).click()
+    seen.locator(".d2-export-panel").wait_for(state="visible")
+    assert not (found := faults(seen, "#stage")), json.dumps(found, indent=1)
+    seen.keyboard.press("Escape")
+    seen.get_by_role("button", name="Keys", exact=True).click()
+    assert not (found := faults(seen, "#stage")), json.dumps(found, indent=1)
+    seen.keyboard.press("Escape")
+    seen.locator(".d2-lessons-open").click()
+    seen.locator(".d2-lessons-row").first.wait_for(state="visible")
+    assert not (found := faults(seen, "#stage")), json.dumps(found, indent=1)
+    seen.keyboard.press("Escape")
+
+
+def focused(page) -> str:
+    return page.evaluate(
+        "(el => `${el.className} ${el.getAttribute('aria-label') || el.textContent}`.trim())"
+        "(document.activeElement)"
+    )
+
+
+def tab_to(page, what: str, most: int = 60) -> None:
+    """Presses Tab until the focus is on an element of this selector, and sees it marked."""
+    passed = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        passed.append(focused(page)[:50])
+        if page.evaluate("what => document.activeElement.matches(what)", what):
+            outline = page.evaluate(
+                """() => { const s = getComputedStyle(document.activeElement);
+                return (s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0)
+                  || s.boxShadow !== 'none'; }"""
+            )
+            assert outline, f"the focus on {what} cannot be seen"
+            return
+    raise AssertionError(f"{what} is not reached by Tab; passed {passed}")
+
+
+def test_by_keyboard_alone(chrome, address):
+    asked = Asked(STORY, LANES, gen_length=24)
+    with open_tab(chrome, f"{address}/?{asked.query()}") as page:
+        ended(page, 2)
+        page.locator(".d2-stage").focus()  # past Gradio's controls
+        tab_to(page, ".d2-lane-pick")
+        tab_to(page, ".d2-lane-pick")
+        page.keyboard.press("Enter")
+        page.wait_for_function("d2stage.state().lane === 1")
+
+        tab_to(page, ".d2-range")
+        page.keyboard.press("Home")
+        page.wait_for_function("d2stage.state().step === 0")
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        page.wait_for_function("d2stage.state().step === 3")
+
+        tab_to(page, "[role=tab]")
+        assert page.evaluate("document.activeElement.ariaSelected") == "true"
+        page.keyboard.press("Home")
+        for name in TABS:
+            page.wait_for_function("t => d2stage.state().tab === t", arg=name.lower())
+            assert page.evaluate("document.activeElement.textContent") == name
+            page.keyboard.press("ArrowRight")
+        page.wait_for_function("d2stage.state().tab === 'stage'")  # round
+        assert state(page)["step"] == 3, "the arrows were the tabs'"
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("d2stage.state().tab === 'cache'")
+
+        tab_to(page, ".d2-export-button")
+        page.keyboard.press("Enter")
+        page.keyboard.press("ArrowDown")
+        assert "Page (HTML)" in focused(page)
+        page.keyboard.press("ArrowDown")
+        with page.expect_download() as got:
+            page.keyboard.press("Enter")
+        assert got.value.suggested_filename.endswith(".png")
+        page.locator(".d2-export-said", has_text="Saved as").wait_for()
+        page.keyboard.press("Escape")
+        assert "d2-export-button" in focused(page)
+        assert page.locator(".d2-export-panel").is_hidden() and state(page)["step"] == 3
+
+        tab_to(page, ".d2-panel-cache .d2-cells")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("End")
+        page.keyboard.press("Enter")
+        page.wait_for_function("d2stage.state().selected !== null")
+        assert "answer position 24" in page.inner_text(".d2-panel-cache .d2-said-cell")
+
+        page.keyboard.press("Escape")
+        page.locator(".d2-stage").focus()
+        page.keyboard.press("?")
+        page.locator(".d2-keys").wait_for(state="visible")
+        page.keyboard.press("Escape")
+        page.locator(".d2-keys").wait_for(state="hidden")
+
+        tab_to(page, ".d2-lessons-open")
+        page.keyboard.press("Enter")
+        tab_to(page, ".d2-lessons-row")
+        page.keyboard.press("Enter")
+        page.locator(".d2-coach").wait_for(state="visible")
+        tab_to(page, ".d2-coach button", most=10)
+        page.keyboard.press("Escape")
+        page.locator(".d2-coach").wait_for(state="hidden")
+
+
+JUMPS = """() => ({
+  tabs: document.querySelector('.d2-tabbar').getBoundingClientRect().toJSON(),
+  transport: document.querySelector('.d2-transport').getBoundingClientRect().toJSON(),
+  scroll: scrollY,
+})"""
+
+
+@pytest.mark.parametrize("width", [1400, 360])
+def test_nothing_jumps_when_a_run_starts_and_goes_on(chrome, address, width):
+    with open_tab(chrome, address) as page:
+        page.set_viewport_size({"width": width, "height": 900})
+        ask(page, STORY)
+        page.evaluate("document.fonts.ready")
+        frames(page)
+        before = page.evaluate(JUMPS)
+        page.evaluate(
+            """js => { window.boxes = []; const look = eval(js);
+            document.querySelector('.stage-host').addEventListener('d2:paint', () => {
+              const {received, run} = window.d2stage.state();
+              window.boxes.push({received, run, ...look()}); }); }""",
+            JUMPS,
+        )
+        page.click("#run")
+        page.wait_for_function(
+            "d2stage.state().run !== 'stored-d2-word' && d2stage.state().status === 'done'"
+        )
+        boxes = page.evaluate("window.boxes")
+        live = [b for b in boxes if b["run"] != "stored-d2-word"]
+        assert len(live) > 5
+        for b in live:
+            for name in ("tabs", "transport"):
+                place = {k: b[name][k] for k in ("x", "width", "height")}
+                assert place == {k: before[name][k] for k in place}, (name, b["received"])
+                # the page may scroll to the stage; on it, nothing moves
+                assert b[name]["y"] + b["scroll"] == pytest.approx(
+                    before[name]["y"] + before["scroll"], abs=1
+                ), (name, b["received"])
