@@ -2,6 +2,11 @@
 
 Prints the limits first (measured here, now), then one line a policy: median milliseconds a step,
 steps a second with the recording of a trace included, and the ratio to the first policy.
+
+With --shape llada-8b or dream-7b a model of that shape with random weights is measured, one line
+a policy, canvas length and batch size: the median over whole generations with everything a user
+gets, with and without the recording of a trace, and the share of the floor, the time in which this
+device reads the weights of the layers and the LM head once.
 """
 
 from __future__ import annotations
@@ -17,7 +22,9 @@ import time
 import torch
 
 import d2cache
+from d2cache import models
 from d2cache.generate import open_canvas
+from d2cache.model import CONFIGS, Model
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
@@ -82,12 +89,122 @@ def prompt_of(model, length: int) -> torch.Tensor:
     return torch.tensor(ids[:length])
 
 
+def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Model:
+    """A model of a known shape with random weights, made on the device."""
+    with torch.device("meta"):
+        model = Model(CONFIGS[shape])
+    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    rng = torch.Generator(device).manual_seed(0)
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight"):
+            weight.fill_(1)
+        else:
+            weight.normal_(0, 0.02, generator=rng)
+    return model
+
+
+def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
+    """One generation, or its first `args.steps` steps; times in ms, the first step left out."""
+    knobs = dict(rollout_p=args.rollout_p) if policy == "d2" else {}
+    policy = d2cache.make_policy(policy, **knobs)
+    block = 32 if policy.for_blocks and args.block_length is None else args.block_length
+    recorder, marks, rows = Recorder(), [], []
+    _sync(model.device)
+    begin = time.perf_counter()
+    steps = d2cache.generate(
+        model, prompt, policy, gen_length=args.gen_length, block_length=block, eager=args.eager
+    )
+    for step in steps:
+        if record:
+            recorder.add(step)
+        marks.append(time.perf_counter())
+        if not record:
+            rows.append(step.rows_per_layer.float().mean())
+        if len(marks) == args.steps:
+            break
+    _sync(model.device)
+    whole = time.perf_counter() - begin
+    gaps = [1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
+    written = (step.tokens != step.before.mask_id)[:, step.before.prompt_length :].sum()
+    return {
+        "median_ms": statistics.median(gaps), "steps": len(marks), "seconds": whole,
+        "worst_ms": max(gaps), "tokens_per_second": float(written) / whole,
+        "rows": float(torch.stack(rows[1:]).mean()) if rows else None,
+    }  # fmt: skip
+
+
+def shape_table(args) -> int:
+    """The table of --shape; its last line is JSON with --json."""
+    device = models.pick_device(args.device)
+    dtype = getattr(torch, args.dtype) if args.dtype else models.default_dtype(device)
+    model, found = random_model(args.shape, device, dtype), limits(device, dtype)
+    weights = sum(p.nbytes for n, p in model.named_parameters() if not n.startswith("embed"))
+    floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    print(
+        f"{args.shape}, random {str(dtype)[6:]} weights, {name}, torch {torch.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}\n"
+        f"measured limits: copy {found['copy_gb_s']:.0f} GB/s, "
+        f"matrix product {found['matrix_gflop_s'] / 1e3:.1f} TFLOP/s\n"
+        f"weights {weights / 1e9:.2f} GB, read once in {floor:.2f} ms: the floor of a step\n\n"
+        "policy      T  batch  ms/step  floor  tokens/s  rows/step  with trace  again  worst ms"
+        "  first run s",
+        flush=True,
+    )
+    results = []
+    for length in args.lengths:
+        for batch in args.batches:
+            rng = torch.Generator().manual_seed(length)
+            size = (batch, length - args.gen_length)
+            prompt = torch.randint(0, model.config.eos_id, size, generator=rng)
+            for policy in args.names:
+                r = {"policy": policy, "length": length, "batch": batch}
+                try:
+                    r["first_run_seconds"] = steps_of(model, policy, prompt, args, False)["seconds"]
+                    r |= steps_of(model, policy, prompt, args, False)
+                    r["recorded_ms"] = steps_of(model, policy, prompt, args, True)["median_ms"]
+                    r["again_ms"] = steps_of(model, policy, prompt, args, False)["median_ms"]
+                except torch.cuda.OutOfMemoryError:
+                    print(f"{policy:8} {length:5} {batch:6}  out of memory", flush=True)
+                    continue
+                r["floor_share"] = floor / r["median_ms"]
+                results.append(r)
+                print(
+                    f"{policy:8} {length:5} {batch:6} {r['median_ms']:8.2f} "
+                    f"{100 * r['floor_share']:5.0f}% {r['tokens_per_second']:9.1f} "
+                    f"{r['rows']:10.1f} {r['recorded_ms']:11.2f} {r['again_ms']:6.2f} "
+                    f"{r['worst_ms']:9.1f} {r['first_run_seconds']:12.1f}",
+                    flush=True,
+                )
+    if args.json:
+        print(json.dumps({
+            "shape": args.shape, "dtype": str(dtype)[6:], "machine": name, "eager": args.eager,
+            "date": time.strftime("%Y-%m-%d"), **found, "weights_bytes": weights,
+            "floor_ms": floor, "gen_length": args.gen_length, "results": results,
+        }))  # fmt: skip
+    return 0
+
+
+def numbers(text: str) -> list[int]:
+    """ "512,1024" -> [512, 1024]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers") from error
+
+
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.bench", description=__doc__)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--policies", default=",".join(p["name"] for p in d2cache.policies()))
+    parser.add_argument("--shape", choices=["llada-8b", "dream-7b", "tiny"], help="random weights")
+    parser.add_argument("--lengths", type=numbers, default=[512, 1024, 2048, 4096], metavar="T,..")
+    parser.add_argument("--batches", type=numbers, default=[1], metavar="B,..")
+    parser.add_argument("--steps", type=int, default=None, help="with --shape: stop after so many")
+    parser.add_argument("--rollout-p", type=float, default=0.1, help="with --shape: d2's knob")
+    parser.add_argument("--eager", action="store_true", default=None, help="no graphs on a GPU")
     parser.add_argument("--prompt-length", type=int, default=96)
-    parser.add_argument("--gen-length", type=int, default=96)
+    parser.add_argument("--gen-length", type=int, default=None, help="default: 96; --shape: 256")
     parser.add_argument("--block-length", type=int, default=None, help="default: one block")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"])
@@ -100,10 +217,21 @@ def main(argv=None) -> int:
             raise ValueError("nothing to measure; name at least one policy")
         for name in names:
             d2cache.make_policy(name)
+        args.gen_length = args.gen_length or (256 if args.shape else 96)
+        args.names = sorted(names, key=lambda n: n != "none")  # the reference first
         for name in ("prompt_length", "gen_length", "repeats"):
             if getattr(args, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is {getattr(args, name)}; it must be at least 1")
+        if args.shape and min(*args.lengths, *args.batches) < 1:
+            raise ValueError("--lengths and --batches are whole numbers of at least 1")
+        if args.shape and min(args.lengths) <= args.gen_length:
+            raise ValueError(
+                f"--lengths has {min(args.lengths)}; with an answer of {args.gen_length} a canvas "
+                f"has at least {args.gen_length + 1} positions"
+            )
+        if args.shape:
+            return shape_table(args)
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model = d2cache.load(args.model, args.device, dtype)
         prompt = prompt_of(model, args.prompt_length)
@@ -111,7 +239,7 @@ def main(argv=None) -> int:
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    names.sort(key=lambda n: n != "none")  # the reference first
+    names = args.names
     found = limits(model.device, model.dtype)
     weights = sum(p.nbytes for p in model.parameters())
     floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)

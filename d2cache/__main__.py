@@ -70,6 +70,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--block-length", type=int, default=None, help="default: one block")
         sub.add_argument("--seed", type=int, default=0, help="for temperature > 0")
         sub.add_argument("--stop-at-eos", action="store_true", help="leave the padding masked")
+        sub.add_argument("--eager", action="store_true", help="no CUDA graphs on a GPU")
         sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
         sub.add_argument(
             "--dtype", choices=["float32", "bfloat16"], help="default float32, bfloat16 on a GPU"
@@ -174,6 +175,7 @@ def _decode(args, model, policy: str):
         model, model.encode(args.prompt), _make(args, CachePolicy, policy),
         _make(args, Decoder, args.decoder), gen_length=args.gen_length,
         block_length=args.block_length, seed=args.seed, stop_at_eos=args.stop_at_eos,
+        eager=args.eager or None,
         edits=[d2cache.Edit.parse(text) for text in args.edit],
     )  # fmt: skip
     try:

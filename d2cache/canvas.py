@@ -294,7 +294,7 @@ class Step:
         through = (self.parts & Part.MLP) > 0
         return through.sum(2).float().mean(1) * self.before.live
 
-    @property
+    @cached_property
     def predicted(self) -> Tensor:
         """(B,) int64: rows sent through the LM head."""
         return (self.plan.predict.sum(1) + self.shadow) * self.before.live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     stop_at_eos: bool = False,
     edits: Sequence[Edit] = (),
+    eager: bool | None = None,
 ) -> Iterator[Step]:
     """Fill `gen_length` masked positions after the prompt, one denoising step at a time.
 
@@ -37,6 +39,8 @@ def generate(
     seed: one for all rows or one a row, for what is drawn by lot. stop_at_eos: a row ends
     when everything before its first end-of-text token is written; what is masked by then stays so.
     edits: changes by hand after steps of the run (of one row), see `Edit`.
+    eager: True launches every operation from Python on a GPU too, False lets graphs replay them
+    where they can; None means False unless D2CACHE_EAGER=1 is set. On a CPU it changes nothing.
 
     Each step, numbered as below: 1 the policy plans rows; 2 rows become indices, with the one
     host sync; 3 the model runs on them; 4 the decoder accepts candidates, and may mask what it
@@ -63,54 +67,118 @@ def generate(
         shape=asdict(model.config), tokenizer=model.tokenizer,
         edits=checked(edits, canvas, model.config, policy, decoder),
     )  # fmt: skip
-    return _steps(model, canvas, policy, decoder, seeds, run)
+    eager = os.environ.get("D2CACHE_EAGER") == "1" if eager is None else eager
+    return _steps(model, canvas, policy, decoder, run, eager)
 
 
 @torch.inference_mode()
-def _steps(model, canvas, policy, decoder, seeds, run) -> Iterator[Step]:
+def _steps(model, canvas, policy, decoder, run, eager) -> Iterator[Step]:
     for one in (policy, decoder):
         if one.running:
             raise ValueError(f"this {one.kind} object is in another run; make a second one")
     policy.running = decoder.running = True
     hand = Hand(run.edits)
+    work = _worker(model, policy, eager)(model, policy, decoder, run, hand)
     try:
-        yield from _loop(model, canvas, policy, decoder, seeds, run, hand)
+        yield from _loop(work, canvas)
     finally:
+        work.close()
         hand.undo()
         policy.running = decoder.running = False
 
 
-def _loop(model, canvas, policy, decoder, seeds, run, hand) -> Iterator[Step]:
-    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
-    stuck = torch.zeros((), dtype=torch.bool, device=model.device)
-    policy.begin(model, canvas)
-    decoder.begin(model, canvas)
+def _worker(model, policy, eager: bool) -> type[Work]:
+    """Who does the work of a step: graphs on a GPU where they are there and serve, else `Work`."""
+    if eager or model.device.type != "cuda":
+        return Work
+    try:
+        from d2cache import graphs
+    except ImportError:  # without Triton, or without that file
+        return Work
+    return graphs.Graphs if graphs.serve(model, policy) else Work
+
+
+def _loop(work: Work, canvas: Canvas) -> Iterator[Step]:
+    work.begin(canvas)
     while True:
         start = time.perf_counter()
-        plan = hand.plan(policy, canvas)  # 1
-        rows = gather_rows(canvas, plan, model.config.shift, stuck, policy.kv.ids)  # 2
-        if rows is None:
+        planned = work.plan(canvas)
+        if planned is None:
             return
-        logits = model(canvas.tokens, rows, policy)  # 3
-        logits[..., model.config.mask_id] = -torch.inf  # a model may predict [MASK], for ever
-        policy.kv.ids.scatter_(1, rows.index, canvas.tokens.gather(1, rows.index))
-        candidates = _candidates(canvas, plan, rows, logits, decoder, randoms)
+        step = work.step(canvas, *planned, start)
+        yield step
+        canvas = step.after
+
+
+class Work:
+    """What a step does, numbered as in `generate`."""
+
+    def __init__(self, model: Model, policy: CachePolicy, decoder: Decoder, run: Run, hand: Hand):
+        self.model, self.policy, self.decoder = model, policy, decoder
+        self.run, self.hand = run, hand
+        self.randoms = [torch.Generator().manual_seed(seed) for seed in run.seeds]
+        self.stuck = torch.zeros((), dtype=torch.bool, device=model.device)
+
+    def begin(self, canvas: Canvas) -> None:
+        self.policy.begin(self.model, canvas)
+        self.decoder.begin(self.model, canvas)
+
+    def close(self) -> None:
+        """Called once at the end of the run, however it ended."""
+
+    def plan(self, canvas: Canvas) -> tuple[Plan, Rows] | None:
+        """Steps 1 and 2; None when nothing is left to write."""
+        plan = self.hand.plan(self.policy, canvas)  # 1
+        shift, ids = self.model.config.shift, self.policy.kv.ids
+        rows = gather_rows(canvas, plan, shift, self.stuck, ids)  # 2
+        return None if rows is None else (plan, rows)
+
+    def step(self, canvas: Canvas, plan: Plan, rows: Rows, start: float) -> Step:
+        """Steps 3 to 5. start: when the step began, on the host's clock."""
+        logits = self.model(canvas.tokens, rows, self.policy)  # 3
+        self.note(canvas, rows)
+        step = self.write(canvas, plan, rows, logits, *self.draw(canvas))
+        return replace(step, seconds=time.perf_counter() - start)
+
+    def note(self, canvas: Canvas, rows: Rows) -> None:
+        """Layer 0 has seen these rows with the ids that stand there."""
+        self.policy.kv.ids.scatter_(1, rows.index, canvas.tokens.gather(1, rows.index))
+
+    def draw(self, canvas: Canvas) -> tuple[Tensor | None, Tensor | None]:
+        """What this step draws by lot, (B,T) float32 uniform in [0,1) each: to pick tokens with,
+        and for a decoder that draws."""
+
+        def lots(wanted: bool) -> Tensor | None:
+            # one number a position and step, whatever rows are computed: batch mates change nothing
+            if not wanted:
+                return None
+            gen = canvas.tokens.shape[1] - canvas.prompt_length
+            drawn = torch.stack([torch.rand(gen, generator=g) for g in self.randoms])
+            drawn = torch.nn.functional.pad(drawn, (canvas.prompt_length, 0))
+            return drawn.to(self.model.device, non_blocking=True)
+
+        return lots(self.decoder.temperature > 0), lots(self.decoder.draws)
+
+    def write(self, canvas, plan, rows, logits, uniform, noise) -> Step:
+        """Steps 4 and 5, from the logits (B,Q,V)."""
+        policy, decoder, config = self.policy, self.decoder, self.model.config
+        logits[..., config.mask_id] = -torch.inf  # a model may predict [MASK], for ever
+        candidates = _candidates(canvas, plan, rows, logits, decoder, uniform, noise)
         accepted = decoder.accept(canvas, candidates)  # 4
-        stuck = (canvas.live & ~accepted.any(1)).any()
+        self.stuck = (canvas.live & ~accepted.any(1)).any()
         tokens = torch.where(accepted, candidates.tokens, canvas.tokens)
-        shadow = Shadow(model, policy.kv, canvas)
+        shadow = Shadow(self.model, policy.kv, canvas)
         doubted = decoder.revise(canvas, accepted, shadow)
         if doubted is not None:
             tokens = torch.where(doubted, canvas.mask_id, tokens)
-        tokens = hand.write(canvas.step, tokens, policy, decoder)
+        tokens = self.hand.write(canvas.step, tokens, policy, decoder)
         after = replace(canvas, tokens=tokens, step=canvas.step + 1)
         step = Step(
-            run, canvas.step, canvas, after, plan, rows, logits, candidates, accepted,
+            self.run, canvas.step, canvas, after, plan, rows, logits, candidates, accepted,
             parts=policy.parts, shadow=shadow.rows,
         )  # fmt: skip
         policy.observe(after, step)  # 5
-        yield replace(step, rollout=policy.rollout, seconds=time.perf_counter() - start)
-        canvas = after
+        return replace(step, rollout=policy.rollout)
 
 
 def open_canvas(model, prompt_ids, gen_length, block_length=None, stop_at_eos=False) -> Canvas:
@@ -188,27 +256,46 @@ def gather_rows(canvas: Canvas, plan: Plan, shift: int, stuck: Tensor, ids: Tens
 
     ids (B,T): the token id that layer 0 last saw at each position.
     """
+    masks, counts = masks_of(canvas, plan, shift, stuck, ids)
+    rows, all_rows, heads, changed, *rest = counts.tolist()
+    if nothing_left(canvas, *rest):
+        return None
+    full = all_rows == canvas.tokens.shape[1]
+    return rows_of(canvas, masks, shift, rows, heads, changed, full)
+
+
+def masks_of(canvas, plan, shift, stuck, ids) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """The rows to compute, those of them that predict and those whose id is new, (B,T) bool each;
+    and counts (6,) int64: most and fewest rows, most that predict, most new, rows of the batch
+    with something left to write, and whether the step before wrote nothing."""
     live = canvas.live[:, None]
     # the logits that predict position j stand at row j - shift
     source = plan.predict.roll(-shift, 1) & live
     wanted = (plan.refresh & live) | source
     fresh = wanted & (canvas.tokens != ids)
-    rows, all_rows, heads, changed, left, stalled = torch.stack((
+    counts = torch.stack((
         wanted.sum(1).amax(), wanted.sum(1).amin(), source.sum(1).amax(), fresh.sum(1).amax(),
         live.sum(), stuck,
-    )).tolist()  # fmt: skip
+    ))  # fmt: skip
+    return (wanted, source, fresh), counts
+
+
+def nothing_left(canvas: Canvas, left: int, stalled: int) -> bool:
     if stalled:
         raise RuntimeError(
             f"step {canvas.step - 1} wrote nothing: the decoder must accept at least one "
             "computed position of the open block"
         )
-    if not left:
-        return None
+    return not left
+
+
+def rows_of(canvas, masks, shift: int, rows: int, heads: int, changed: int, full: bool) -> Rows:
+    """The masks of `masks_of` as indices: so many of each, those at hand repeated to fill up."""
+    wanted, source, fresh = masks
     index, valid = ops.indices(wanted, rows)
     at, _ = ops.indices(source, heads)
     new, _ = ops.indices(fresh, changed)
     rank = wanted.cumsum(1) - 1
-    full = all_rows == canvas.tokens.shape[1]
     return Rows(
         index=index, valid=valid, position=(index - canvas.start[:, None]).clamp_min(0),
         head=rank.gather(1, at).clamp_min(0), target=at + shift,
@@ -217,19 +304,11 @@ def gather_rows(canvas: Canvas, plan: Plan, shift: int, stuck: Tensor, ids: Tens
     )  # fmt: skip
 
 
-def _candidates(canvas, plan, rows, logits, decoder, randoms) -> Candidates:
+def _candidates(canvas, plan, rows, logits, decoder, uniform, noise) -> Candidates:
     """Logits of the predicting rows -> candidates on the canvas (B,T)."""
-
-    def draw() -> Tensor:
-        # one number a position and step, whatever rows are computed: batch mates change nothing
-        gen = canvas.tokens.shape[1] - canvas.prompt_length
-        drawn = torch.stack([torch.rand(gen, generator=g) for g in randoms])
-        drawn = torch.nn.functional.pad(drawn, (canvas.prompt_length, 0))
-        return drawn.to(logits.device, non_blocking=True)
-
     logits = ops.temper(logits, decoder.temperature, decoder.top_p)
-    uniform = draw().gather(1, rows.target) if decoder.temperature > 0 else None
-    tokens, probability = ops.choose_tokens(logits, uniform)
+    picks = None if uniform is None else uniform.gather(1, rows.target)
+    tokens, probability = ops.choose_tokens(logits, picks)
     computed = plan.predict & canvas.live[:, None]
     certainty = decoder.certainty(logits, probability)
     confidence = on_canvas(certainty, rows.target, computed, -torch.inf)
@@ -238,6 +317,5 @@ def _candidates(canvas, plan, rows, logits, decoder, randoms) -> Candidates:
     return Candidates(
         tokens=torch.zeros_like(canvas.tokens).scatter(1, rows.target, tokens),
         confidence=confidence, density=decoder.prior(canvas, plan.as_shipped),
-        logits=logits, target=rows.target, computed=computed,
-        noise=draw() if decoder.draws else None,
+        logits=logits, target=rows.target, computed=computed, noise=noise,
     )  # fmt: skip

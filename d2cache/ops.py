@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_faster = threading.local()  # name -> function that stands in for a rule, in this thread
+
+
+def replaceable(rule):
+    """A rule that a GPU's kernel may stand in for, while `using` is open."""
+
+    @functools.wraps(rule)
+    def call(*args, **settings):
+        return getattr(_faster, "rules", {}).get(rule.__name__, rule)(*args, **settings)
+
+    return call
+
+
+class using:
+    """A context in which functions stand in for rules of their names, in this thread alone."""
+
+    def __init__(self, rules: dict):
+        self.rules = rules
+
+    def __enter__(self):
+        self.before, _faster.rules = getattr(_faster, "rules", {}), self.rules
+
+    def __exit__(self, *_):
+        _faster.rules = self.before
+
+
 WIDEST = 40.0  # positions: the largest sigma that may differ from row to row
 
 
+@replaceable
 def certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
     """Share of a Gaussian window around each position that lies on known positions.
 
@@ -41,6 +70,7 @@ def certainty_density_as_shipped(known: Tensor, prompt_length: int, sigma: float
     return torch.cat((torch.ones_like(prompt, dtype=density.dtype), density), dim=1)
 
 
+@replaceable
 def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Positions of a mask (B,T) in rising order, (B,count), and which of them count (B,count):
     a row with fewer repeats its first, for writing the same thing twice is exact."""
@@ -54,6 +84,7 @@ def rows_at(x: Tensor, at: Tensor) -> Tensor:
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
+@replaceable
 def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     """(B,T) bool: the k highest eligible scores above -inf; ties go to the leftmost position.
 
@@ -65,6 +96,7 @@ def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     return picked & (score > float("-inf"))
 
 
+@replaceable
 def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
     """(B,T) bool: the k eligible rows of lowest cosine similarity between two stores.
 
@@ -77,6 +109,7 @@ def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
     return top_k_mask(-similarity.masked_fill((new == old).all(-1), 2), eligible, k)
 
 
+@replaceable
 def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:
     """(B,T) bool: masked positions from the open block's start to the end of the block that holds
     the k-th mask (of the last block if there are fewer).
@@ -90,6 +123,7 @@ def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> T
     return masked & (at >= start) & (at < end)
 
 
+@replaceable
 def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
     """Smallest set of candidates that holds more than a share p of the candidates' mass.
 
@@ -136,6 +170,7 @@ def fill_gaps(selected: Tensor, width: int) -> Tensor:
     return selected | (right - left <= width)
 
 
+@replaceable
 def attention_map(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention that keeps its map: -> outputs (B,H,R,D), head-averaged weights (B,R,T).
 
@@ -152,6 +187,7 @@ def attention_map(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> tuple
     return weight.to(v.dtype) @ v, weight.mean(1)
 
 
+@replaceable
 def rollout_mass(maps: list[Tensor], rows: Tensor, valid: Tensor, length: int) -> Tensor:
     """Attention-rollout column mass (B,T), summing to T, without any T x T product.
 
@@ -168,6 +204,7 @@ def rollout_mass(maps: list[Tensor], rows: Tensor, valid: Tensor, length: int) -
     return mass
 
 
+@replaceable
 def temper(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Logits (B,Q,V) as they are chosen from, in at least float32: divided by a temperature above
     0, and with top_p < 1 all but the smallest set of at least that mass at -inf."""
@@ -178,6 +215,7 @@ def temper(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     return _truncate(logits, top_p) if top_p < 1 else logits
 
 
+@replaceable
 def choose_tokens(logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits (B,Q,V) -> tokens (B,Q) int64 and their probability (B,Q), without a host sync.
 

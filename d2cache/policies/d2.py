@@ -49,7 +49,8 @@ class D2Cache(CachePolicy, key="d2"):
 
     def observe(self, canvas, step):
         rows, shift = step.rows, step.run.config.shift * self.as_shipped
-        self.rollout = ops.rollout_mass(self.maps, rows.index, rows.valid, canvas.tokens.shape[1])
+        maps, self.maps = self.maps, [None] * len(self.maps)  # large, and of no more use
+        self.rollout = ops.rollout_mass(maps, rows.index, rows.valid, canvas.tokens.shape[1])
         if step.index == 0 or not self.as_shipped:
             seen = step.confidence > -torch.inf
             self.confidence = torch.where(seen, step.confidence, self.confidence)

@@ -1,0 +1,189 @@
+"""The loop of graphs against the plain loop.
+
+Without a GPU nothing is captured, and each step runs from Python; but over state at fixed
+addresses, with row counts rounded up, through the same functions.
+"""
+
+import sys
+
+import pytest
+import torch
+from lab import DECODER_KNOBS, DECODERS, POLICIES, random_prompt, small_model
+
+import d2cache
+from d2cache import graphs
+
+loop = sys.modules["d2cache.generate"]  # the package's name of it is the function
+
+
+class Traced(graphs.Graphs):
+    capture = False
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """generate(..., eager=False) goes through graphs.py; -> steps that did so."""
+    graphs.ARENAS.clear()
+    graphs.PLAIN.clear()
+    worker = loop._worker
+    monkeypatch.setattr(
+        loop, "_worker", lambda m, p, eager: worker(m, p, eager) if eager else Traced
+    )
+    made, unpack = [], graphs.Packed.unpack
+    monkeypatch.setattr(
+        graphs.Packed, "unpack", lambda self, *a: made.append(unpack(self, *a)) or made[-1]
+    )
+    return made
+
+
+def both(model, prompt, policy, decoder, **settings):
+    """(plain steps, steps by graphs)."""
+    runs = []
+    for eager in (True, False):
+        policies, decoders = d2cache.make_policy(policy[0], **policy[1]), None
+        decoders = d2cache.make_decoder(decoder[0], **decoder[1])
+        runs.append(
+            list(d2cache.generate(model, prompt, policies, decoders, eager=eager, **settings))
+        )
+    return runs
+
+
+def same(plain, fast):
+    assert len(plain) == len(fast)
+    for a, b in zip(plain, fast, strict=True):
+        assert torch.equal(a.tokens, b.tokens) and torch.equal(a.before.tokens, b.before.tokens)
+        for name in ("why", "work", "recomputed", "predicted", "accepted", "changed", "written"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), (a.index, name)
+        assert (a.index, a.shadow, a.after.step) == (b.index, b.shadow, b.after.step)
+        for name in ("rollout", "parts"):
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x is None) == (y is None)
+            assert x is None or torch.allclose(x.double(), y.double(), atol=1e-4)
+        finite = a.confidence > -torch.inf
+        assert torch.equal(finite, b.confidence > -torch.inf)
+        assert torch.allclose(a.confidence[finite], b.confidence[finite])
+
+
+PROMPTS = [random_prompt(9, 1), random_prompt(5, 2)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.mark.parametrize("shift", [0, 1])
+def test_every_policy(traced, policy, shift):
+    model = small_model(shift=shift)
+    for prompt in (PROMPTS[0], PROMPTS):
+        settings = dict(gen_length=24, block_length=8)
+        plain, fast = both(model, prompt, policy, ("confidence", {}), **settings)
+        same(plain, fast)
+    if not graphs.PLAIN:
+        assert len(traced) >= len(fast) - 1
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_every_decoder(traced, decoder, temperature):
+    knobs = DECODER_KNOBS.get(decoder, {}) | dict(temperature=temperature, tokens_per_step=2)
+    policy = ("d2", dict(current_k=4, sigma=3.0))
+    settings = dict(gen_length=24, block_length=12, seed=(3, 4), stop_at_eos=True)
+    same(*both(small_model(), PROMPTS, policy, (decoder, knobs), **settings))
+
+
+def test_what_runs_by_graphs(traced):
+    """The policies that need no host run by graphs; the others say why not, and run plainly."""
+    for policy, knobs in POLICIES:
+        both(small_model(), PROMPTS[0], (policy, knobs), ("confidence", {}), gen_length=16)
+    assert not {name for name, _ in graphs.PLAIN} - {"elastic"}
+
+
+def test_an_arena_serves_the_next_run(traced):
+    model, policy = small_model(), ("dkv", dict(reload=4))
+    for seed in (1, 2, 3):
+        prompt = random_prompt(9, seed)
+        same(*both(model, prompt, policy, ("confidence", {}), gen_length=16))
+    assert len(graphs.ARENAS[model]) == 1
+
+
+def test_two_runs_at_once_do_not_share_an_arena(traced):
+    model = small_model()
+    make = lambda seed: d2cache.generate(
+        model, random_prompt(9, seed), "d2", gen_length=16, eager=False
+    )
+    alone = [[step.tokens for step in make(seed)] for seed in (1, 2)]
+    pairs = list(zip(make(1), make(2), strict=True))
+    for at, pair in enumerate(pairs):
+        for seed, step in enumerate(pair):
+            assert torch.equal(step.tokens, alone[seed][at])
+
+
+def test_a_step_keeps_what_it_saw(traced):
+    """Later steps overwrite the buffers of graphs, never a step that was handed out."""
+    model, kept = small_model(), []
+    for step in d2cache.generate(model, PROMPTS[0], "d2", gen_length=16, eager=False):
+        kept.append((step, step.tokens.clone(), step.logits.clone(), step.why.clone()))
+    for step, tokens, logits, why in kept:
+        assert torch.equal(step.tokens, tokens) and torch.equal(step.logits, logits)
+        assert torch.equal(step.why, why)
+
+
+def test_a_trace_is_the_same(traced):
+    traces = [
+        d2cache.Trace.record(
+            d2cache.generate(small_model(), PROMPTS[0], "d2", gen_length=16, eager=eager)
+        )
+        for eager in (True, False)
+    ]
+    assert (traces[0].tokens == traces[1].tokens).all()
+    assert (traces[0].candidates == traces[1].candidates).all()
+    assert traces[0].totals["flops"] == traces[1].totals["flops"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 65, 127, 129, 300, 1023, 5000])
+def test_buckets(count):
+    size = graphs.bucket(count, 4096)
+    assert size >= min(count, 4096) and graphs.bucket(size, 4096) == size
+    assert count < 64 or size <= max(count * 1.25, count + 16) or size == 4096
+    assert graphs.bucket(count, 100) <= 100
+
+
+def test_questions_about_the_step_choose_the_graph():
+    arena = type("Owner", (), {"now": 6, "ask": graphs.Arena.ask, "guards": []})()
+    arena.guards = []
+    number = graphs.Number(arena, lambda step: step)
+    assert number % 3 == 0 and (number + 1) % 3 != 0 and not number < 4 and number
+    answers = lambda step: [q(step) == a for q, a in arena.guards]
+    assert all(answers(9)) and not all(answers(7)) and not all(answers(3))
+    with pytest.raises(TypeError):
+        torch.zeros(2) + number
+
+
+def thrice(policy, decoder, prompts, **settings):
+    """On a GPU: the third run replays what the first two captured."""
+    graphs.ARENAS.clear()
+    graphs.PLAIN.clear()
+    model = small_model(dtype=torch.float64).to("cuda")
+    for prompt in prompts:
+        same(*both(model, prompt, policy, decoder, **settings))
+    return [e for a in graphs.ARENAS.get(model, []) for known in a.entries.values() for e in known]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_captured_on_a_gpu(policy, batch):
+    """float64 on the device: replayed graphs write the tokens of the plain loop."""
+    prompts = [random_prompt(9, seed) for seed in (1, 2, 3)]
+    if batch == 2:
+        prompts = [[prompt, prompt[:5]] for prompt in prompts]
+    settings = dict(gen_length=24, block_length=8)
+    entries = thrice(policy, ("confidence", {}), prompts, **settings)
+    assert policy[0] == "elastic" or any(e.graph is not None for e in entries)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_decoders_captured_on_a_gpu(decoder, temperature):
+    knobs = DECODER_KNOBS.get(decoder, {}) | dict(temperature=temperature, tokens_per_step=2)
+    policy = ("d2", dict(current_k=4, sigma=3.0))
+    settings = dict(gen_length=24, block_length=12, seed=(3, 4), stop_at_eos=True)
+    thrice(policy, (decoder, knobs), [PROMPTS] * 3, **settings)

@@ -1,0 +1,214 @@
+"""Each kernel against the plain function it stands in for.
+
+Runs on a GPU, and without one through Triton's interpreter: TRITON_INTERPRET=1.
+"""
+
+import os
+
+import pytest
+import torch
+
+from d2cache import ops
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from d2cache import kernels  # noqa: E402  (imports triton)
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
+NEAR = 1e-5 if INTERPRETED else 1e-2  # relative error
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that nothing has written yet reads as NaN, or as the largest whole number."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def rand(*shape, dtype=DTYPE):
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def off(out, wanted) -> float:
+    """Relative error, in float32; NaN where anything was left unwritten."""
+    out, wanted = out.float(), wanted.float()
+    return float((out - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_add_norm(add):
+    x, delta, weight = rand(2, 5, 48), rand(2, 5, 48), rand(48)
+    total, out = kernels.add_norm(x, delta if add else None, weight, 1e-5)
+    wanted = x + delta if add else x
+    assert torch.equal(total, wanted)
+    wide = torch.nn.functional.rms_norm(wanted.float(), (48,), weight.float(), 1e-5)
+    assert off(out, wide) < NEAR
+
+
+def test_swiglu():
+    x = rand(2, 3, 2 * 700)
+    gate, up = x.float().chunk(2, -1)
+    assert off(kernels.swiglu(x), torch.nn.functional.silu(gate) * up) < NEAR
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_rotate_write(heads, kv_heads):
+    from d2cache.model import rotate
+
+    batch, rows, length, width = 2, 5, 11, 16
+    qkv = rand(batch, rows, (heads + 2 * kv_heads) * width)
+    index = torch.stack([torch.randperm(length)[:rows] for _ in range(batch)]).to(DEVICE)
+    angle = torch.rand(batch, 1, rows, width // 2, device=DEVICE) * 6
+    rope = angle.cos().to(DTYPE), angle.sin().to(DTYPE)
+    split = qkv.clone().unflatten(-1, (-1, width)).transpose(1, 2)
+    qk, new_v = split.split((heads + kv_heads, kv_heads), dim=1)
+    q, new_k = rotate(qk.float(), [t.float() for t in rope]).split((heads, kv_heads), dim=1)
+    k, v = rand(batch, kv_heads, length, width), rand(batch, kv_heads, length, width)
+    at = index[:, None, :, None].expand_as(new_k)
+    wanted_k = k.float().scatter(2, at, new_k)
+    wanted_v = v.scatter(2, at, new_v)
+    out = kernels.rotate_write(qkv, rope, index, k, v, heads)
+    assert off(out, q) < NEAR and off(k, wanted_k) < NEAR and torch.equal(v, wanted_v)
+
+
+def attention_case(batch=2, heads=4, kv_heads=2, rows=19, length=150, width=16, masked=False):
+    q = rand(batch, rows, heads, width).transpose(1, 2)
+    k, v = rand(batch, kv_heads, length, width), rand(batch, kv_heads, length, width)
+    keys = None
+    if masked:
+        keys = torch.arange(length, device=DEVICE) >= torch.tensor([[0], [70]], device=DEVICE)
+    return q, k, v, keys
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("plan", [None, (16, 64, 1, 4, 2), (32, 64, 2, 4, 2)])
+def test_attention(masked, plan):
+    q, k, v, keys = attention_case(masked=masked)
+    out, weights = kernels.attention(q, k, v, keys, plan)
+    wanted, _ = ops.attention_map(q.float(), k.float(), v.float(), keys)
+    assert off(out, wanted) < NEAR
+    share = (k.float().repeat_interleave(2, 1) @ q.float().mT / 4).mT
+    if masked:
+        share = share.masked_fill(~keys[:, None, None], -torch.inf)
+    assert off(weights.lse, share.logsumexp(-1) * 1.4426950408889634) < NEAR
+
+
+@pytest.mark.parametrize(("masked", "rows"), [(False, 19), (True, 19), (False, 140)])
+def test_rollout(masked, rows):
+    layers, (batch, length, heads) = 3, (2, 150, 4)
+    qs, ks = rand(layers, batch, rows, heads, 16), rand(layers, batch, 2, length, 16)
+    lse = torch.full((layers, batch, heads, rows), torch.nan, device=DEVICE)
+    some = [torch.randperm(80 if masked else 150)[:rows].sort().values for _ in range(batch)]
+    index = torch.stack(some) + 70 * masked
+    index = index.to(DEVICE)
+    index[:, -3:] = index[:, :1]
+    valid = torch.arange(rows, device=DEVICE).expand(batch, -1) < rows - 3
+    keys = attention_case(masked=masked)[3]
+    maps, weights = [], []
+    for i in range(layers):
+        q = qs[i].transpose(1, 2)
+        q[:, :, -3:] = q[:, :, :1]
+        maps.append(ops.attention_map(q.float(), ks[i].float(), ks[i].float(), keys)[1])
+        weights.append(kernels.attention(q, ks[i], ks[i], keys, lse=lse[i])[1])
+    wanted = ops.rollout_mass(maps, index, valid, length)
+    assert off(kernels.rollout(weights, index, valid, length), wanted) < NEAR
+
+
+def test_the_likeliest():
+    logits = rand(2, 3, 9001)
+    logits[..., 7] = -torch.inf
+    logits[0, 0, 5:9] = 9.0  # a tie goes to the left
+    top, ids, lse = kernels.likeliest(logits, 5)
+    wide = logits.float()
+    assert ids[0, 0, 0] == 5
+    assert torch.equal(top, wide.topk(5).values)
+    assert torch.equal(wide.gather(-1, ids), top)
+    assert off(lse, wide.logsumexp(-1)) < 1e-5
+
+
+def test_orders():
+    torch.manual_seed(1)
+    score = torch.rand(3, 301, device=DEVICE)
+    score[:, ::3] = 1.0  # ties
+    score[0, 5] = -torch.inf
+    eligible = torch.rand(3, 301, device=DEVICE) < 0.6
+    eligible[2] = False
+    for k in (1, 7, 400):
+        assert torch.equal(
+            kernels.top_k_mask(score, eligible, k), ops.top_k_mask(score, eligible, k)
+        )
+        double = score.double()
+        assert torch.equal(
+            kernels.top_k_mask(double, eligible, k), ops.top_k_mask(double, eligible, k)
+        )
+    mass = torch.rand(3, 301, device=DEVICE)
+    for p in (0.0, 0.1, 0.5, 1.0):
+        assert torch.equal(kernels.nucleus(mass, eligible, p), ops.nucleus(mass, eligible, p))
+
+
+def test_lists():
+    mask = torch.rand(4, 77, device=DEVICE) < 0.3
+    mask[2] = False
+    for count in (1, 9, 77):
+        for ours, plain in zip(kernels.indices(mask, count), ops.indices(mask, count), strict=True):
+            assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 10.0])
+def test_density(sigma):
+    known = torch.rand(3, 301, device=DEVICE) < 0.5
+    assert off(kernels.certainty_density(known, sigma), ops.certainty_density(known, sigma)) < 1e-7
+
+
+def test_what_moved_most():
+    new = rand(2, 3, 50, 16)
+    old = new.clone()
+    old[:, :, ::2] += 0.3 * rand(2, 3, 25, 16)
+    eligible = torch.rand(2, 50, device=DEVICE) < 0.8
+    for k in (0, 7, 60):
+        ours = kernels.moved_most(new, old, eligible, k)
+        assert torch.equal(ours, ops.moved_most(new.float(), old.float(), eligible, k))
+
+
+@pytest.mark.parametrize("size", [5, 30])
+def test_facts_and_masks(size):
+    from d2cache.canvas import Canvas, Plan
+    from d2cache.generate import masks_of
+
+    tokens = torch.randint(0, 9, (3, 50), device=DEVICE)
+    tokens[:, 20:][torch.rand(3, 30, device=DEVICE) < 0.6] = 9
+    tokens[1, 20:] = 3
+    tokens[2, 20:40] = 3
+    start = torch.tensor([0, 4, 7], device=DEVICE)
+    canvas = Canvas(tokens, start, 20, size, mask_id=9, eos_id=8, padded=True)
+    found = kernels.facts(tokens, start, 20, size, 9)
+    for name, plane in zip(("masked", "known", "block", "eligible", "live"), found, strict=True):
+        assert torch.equal(plane, getattr(canvas, name)), name
+    predict, refresh = canvas.masked, torch.rand(3, 50, device=DEVICE) < 0.3
+    ids = torch.where(torch.rand(3, 50, device=DEVICE) < 0.5, tokens, -1)
+    stuck = torch.tensor(True, device=DEVICE)
+    for shift in (0, 1):
+        plan = Plan(predict, refresh, refresh.byte())
+        wanted, counts = masks_of(canvas, plan, shift, stuck, ids)
+        planes, ours = kernels.masks(tokens, ids, predict, refresh, canvas.live, stuck, shift)
+        assert torch.equal(counts, ours)
+        assert all(map(torch.equal, wanted, planes))
+
+
+@pytest.mark.parametrize("size", [7, None])
+def test_search_window(size):
+    masked = torch.rand(3, 50, device=DEVICE) < 0.4
+    masked[:, :12] = False
+    masked[2] = False
+    at = torch.arange(50, device=DEVICE) - 12
+    inside = (at >= 7) & (at < 14) & masked
+    size = torch.tensor([[1], [9], [4]], device=DEVICE) if size is None else size
+    for k in (1, 6, 90):
+        plain = ops.search_window(masked, inside, at, size, k)
+        assert torch.equal(kernels.search_window(masked, inside, at, size, k), plain)
