@@ -40,6 +40,7 @@ def seen(chrome, address, request):
 def filled(page, tab: str):
     """A tab with all that it shows."""
     show(page, tab)
+    frames(page)
     if tab == "Attention":
         page.locator(".d2-panel-attention .d2-square").wait_for(state="visible")
     if tab == "Token":
@@ -68,10 +69,21 @@ def test_a_tab_is_for_everybody(seen, tab):
     assert seen.evaluate("document.documentElement.scrollWidth") <= width
     panel = seen.locator(f".d2-panel-{tab.lower()}").bounding_box()
     assert panel["x"] >= 0 and panel["x"] + panel["width"] <= width
+    assert not (cut := seen.evaluate(BEYOND)), cut
     found, small = faults(seen, "#stage"), seen.evaluate(SMALL)
     assert not found, json.dumps(found, indent=1)
     assert not small, small
 
+
+# what is cut off at the right, and lies in nothing that scrolls
+BEYOND = """() => {
+  const scrolls = (el) => el && (['auto', 'scroll'].includes(getComputedStyle(el).overflowX)
+    || scrolls(el.parentElement));
+  return [...document.querySelectorAll('#stage *')]
+    .filter(el => el.checkVisibility() && !el.closest('.d2-sr, svg') && !scrolls(el.parentElement))
+    .map(el => [el, el.getBoundingClientRect()])
+    .filter(([, box]) => box.width > 1 && (box.right > innerWidth + 1 || box.left < -1))
+    .map(([el, box]) => `${el.className}: ${box.left} to ${box.right}`); }"""
 
 # buttons and fields on view that are smaller than a finger needs; words within a text may be
 SMALL = """() => [...document.querySelectorAll(

@@ -477,8 +477,12 @@ def test_token_tells_the_life_of_a_position(board):
     show(tab, "Token")
     at(tab, count - 1, 1)
     tab.get_by_role("group", name="Part of the canvas").get_by_role("button", name="answer").click()
+    frames(tab)
     field = tab.get_by_label("Position, counted from 1")
     field.fill(str(g + 1))
+    tab.evaluate("d2stage.page.schedule()")  # as each step of a run does
+    frames(tab)
+    assert field.input_value() == str(g + 1), "what is being typed was overwritten"
     field.press("Enter")
     tab.wait_for_function("p => d2stage.state().selected === p", arg=p + g)
     sentence = tab.locator(".d2-panel-token .d2-sentence").first
