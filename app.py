@@ -291,7 +291,10 @@ PAGE_CSS = """
 .gradio-container {max-width: 1700px !important}
 #to-stage {display: none; padding: .5rem 0; min-height: 24px}
 @media (max-width: 760px) {#to-stage {display: inline-block}}
-@media (max-width: 640px) {.gradio-container {padding: .5rem !important}}
+@media (max-width: 640px) {
+  .gradio-container {padding: .5rem !important}
+  #said {min-height: 5.4rem}
+}
 """
 
 # Gradio's own greys and orange are too pale to read

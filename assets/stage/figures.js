@@ -103,7 +103,7 @@ function mountFigures(host, page) {
   }
 
   function card(Plotly, one) {
-    const plot = h("div", "d2-plot", { role: "img", "aria-label": `${one.title}. ${one.caption}` });
+    const plot = h("div", "d2-plot", { role: "group", "aria-label": `${one.title}. ${one.caption}` });
     const button = (label, does) => h("button", "d2-text", { type: "button", textContent: label, "aria-label": `${one.title}: save as ${label}`,
       onclick: async () => { try { await does(); } catch (error) { tell(`${one.title} was not saved: ${error.message}.`, true); } } });
     const caption = h("p", "d2-more");

@@ -105,11 +105,12 @@ function candidateBars(model, write) {
 const confidenceUnit = (start) => `confidence when written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
 const lampText = (model) => (model.status !== "running" ? "end" : model.paused ? "paused" : "live");
 
-// The state of a run that needs words: stored, ended early, failed, incomplete.
-function noteOf(model) {
-  const lines = [];
+// The state of a run that needs words: stored, ended early, failed, incomplete. How it ended is said
+// at its last step, s: earlier ones still have masks to fill.
+function noteOf(model, s) {
+  const lines = [], atEnd = s >= model.recs.length - 1;
   if (model.start.stored) lines.push("A stored run; press Run for a live one.");
-  if (model.status === "done" && model.note) lines.push(model.note);
+  if (model.status === "done" && model.note && atEnd) lines.push(model.note);
   if (model.status === "stopped") lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
   if (model.status === "failed") lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
   if (model.gaps) lines.push(`${plural(model.gaps, "record")} lost on the way; their lines are blank.`);
@@ -152,7 +153,7 @@ function readout(data) {
 }
 const STATS = [
   ["step", "step", "One denoising step: one pass of the model over what must be computed, then a few tokens are written. Shown: the step on view / steps received so far."],
-  ["tps", "tokens / s", "Answer tokens before the first end token (EOS), divided by the seconds the run has taken, both up to the step on view. The padding after the end does not count."],
+  ["tps", "tokens / s", "Answer tokens before the first end token (EOS), divided by the seconds the run has taken, both up to the step on view. The padding after the end does not count. It is wall time, measured once on this machine: equal work can take unequal time, FLOPs compare the work."],
   ["hit", "cache hit rate", "Of all positions in all steps up to the step on view, the share that came from the cache: 1 − recomputed positions / (steps × canvas length). Where layers differ, recomputed positions are the mean over the layers."],
   ["flops", "FLOPs vs no cache", "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic. A second look that the decoder takes counts as work of the run alone."],
 ];

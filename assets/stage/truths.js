@@ -26,7 +26,7 @@ function oracleMarks(model, s) {
 const MARKS = [
   { key: "hit", label: "hit", why: "its kept K,V had drifted most, and the policy recomputed it" },
   { key: "missed", label: "missed", why: "its kept K,V had drifted most, but the policy reused them" },
-  { key: "needless", label: "needless", why: "the policy recomputed it, though others had drifted more; some it must compute, to predict there" },
+  { key: "needless", label: "beyond the oracle's", why: "the policy recomputed it, though others had drifted more; some it must compute, to predict there" },
   { key: "kept", label: "rightly reused", why: "among those that had drifted least, and reused" },
 ];
 

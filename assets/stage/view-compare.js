@@ -24,15 +24,19 @@ function raceWords(board, race, moment) {
   const who = `lane${race.leads.length > 1 ? "s" : ""} ${listed(race.leads.map((i) => i + 1))}`;
   if (!race.leads.length) return `${when}: nothing is written yet.`;
   const at = race.lanes[race.leads[0]];
+  const all = race.leads.length === board.lanes.length;
+  if (race.over && all) return `${when}: all lanes finished at ${momentText(board.clock, at.finished)}.`;
   if (race.over) return `${when}: ${who} finished first, at ${momentText(board.clock, at.finished)}.`;
-  return race.leads.length === board.lanes.length ? `${when}: level, ${plural(at.written, "token")} each.` : `${when}: ${who} ${race.leads.length > 1 ? "lead" : "leads"} with ${plural(at.written, "token")}.`;
+  return all ? `${when}: level, ${plural(at.written, "token")} each.` : `${when}: ${who} ${race.leads.length > 1 ? "lead" : "leads"} with ${plural(at.written, "token")}.`;
 }
 
 // How lane i stands to lane 1, in a sentence.
 function differenceWords(board, i, steps) {
   if (!i) return "The other lanes are compared with this one.";
   const at = firstDivergence(board, i), { tokens, order } = differencesAt(board, i, steps);
-  const from = at === null ? "Writes the same as lane 1 so far." : `Leaves lane 1 at step ${at + 1}.`;
+  const running = board.lanes.some((lane) => lane.status === "running");
+  const from = at === null ? `Writes the same as lane 1${running ? " so far" : ""}.` : `Leaves lane 1 at step ${at + 1}.`;
+  if (!tokens && !order) return from;
   return `${from} Here ${plural(tokens, "token")} ${tokens === 1 ? "differs" : "differ"} (≠), ${order} ${order === 1 ? "was" : "were"} written at another step.`;
 }
 
@@ -80,6 +84,7 @@ function makeStrip(page, index) {
       ...lane.spans.slice(k * size, (k + 1) * size))));
     lane.drawnFor = "";
     el.classList.toggle("d2-many", run.G > MANY);
+    tokens.style.setProperty("--d2-room", `${clamp(Math.ceil(run.G / 8) * 21, 112, 252)}px`);      // for all its words, kept free from the start
   }
 
   // Only tokens whose look has changed are touched. False: the time is up, the rest comes with the next frame.
@@ -139,14 +144,15 @@ function makeStrip(page, index) {
     facts.step.textContent = `${step + 1} / ${run.recs.length}`;
     for (const key of ["tps", "hit", "flops"]) facts[key].textContent = totals[key];
     bar.style.width = `${mine.of ? 100 * mine.written / mine.of : 0}%`;
-    const leads = race.leads.includes(index);
+    const leads = race.leads.includes(index) && race.leads.length < board.lanes.length;      // level: none stands out
     const end = mine.finished === null ? "" : mine.status === "done" ? `, finished at ${momentText(board.clock, mine.finished)}` : `, ${mine.status}`;
     told.textContent = `${mine.written} of ${mine.of} positions written${end}${leads ? (race.over ? " · first" : " · leads") : ""}`;
-    el.classList.toggle("d2-leads", leads && race.leads.length < board.lanes.length);      // level: none stands out
+    el.classList.toggle("d2-leads", leads);
+    el.classList.toggle("d2-few", board.lanes.length <= 3);
     el.classList.toggle("d2-inhand", board.lane === index && board.lanes.length > 1);
     if (!lane.visible && !all) return;      // off the screen: the rest waits until nothing else is to be drawn
     difference.textContent = board.lanes.length > 1 ? differenceWords(board, index, steps) : "";
-    const said = noteOf(run);
+    const said = noteOf(run, step);
     note.textContent = said;
     note.hidden = !said;
     if (!paintTokens(steps, until)) page.schedule();

@@ -173,7 +173,7 @@ function mount(host, page) {
   }
 
   function paintNote() {
-    const text = noteOf(model);
+    const text = noteOf(model, page.step);
     if (note.textContent !== text) note.textContent = text;
     note.hidden = !text;
     note.classList.toggle("d2-alert", model.status === "failed" || model.gaps > 0);

@@ -125,6 +125,7 @@ function mount(host, page) {
     });
   }
 
+  let shownFor = null;
   function paintWho(model, p) {
     const part = p < model.P ? "prompt" : "answer", key = `${model.run}|${part}|${model.P > 0}`;
     if (side !== part || sides.was !== key) {
@@ -132,7 +133,9 @@ function mount(host, page) {
       sides.was = key;
       sides.replaceChildren(...(model.P ? [choice("Part of the canvas", [["prompt", "prompt"], ["answer", "answer"]], side, (v) => page.select(v === "prompt" ? 0 : page.model.P))] : []));
     }
-    if (document.activeElement !== field || page.selected !== null) field.value = p - (part === "answer" ? model.P : 0) + 1;
+    // what is being typed stays, until another position is chosen
+    if (document.activeElement !== field || shownFor !== p) field.value = p - (part === "answer" ? model.P : 0) + 1;
+    shownFor = p;
     field.max = part === "answer" ? model.G : model.P;
     back.disabled = p === 0;
     next.disabled = p === model.T - 1;
