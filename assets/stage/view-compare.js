@@ -36,7 +36,7 @@ function differenceWords(board, i, steps) {
   const at = firstDivergence(board, i), { tokens, order } = differencesAt(board, i, steps);
   const running = board.lanes.some((lane) => lane.status === "running");
   const from = at === null ? `Writes the same as lane 1${running ? " so far" : ""}.` : `Leaves lane 1 at step ${at + 1}.`;
-  if (!tokens && !order) return from;
+  if (at === null) return from;
   return `${from} Here ${plural(tokens, "token")} ${tokens === 1 ? "differs" : "differ"} (≠), ${order} ${order === 1 ? "was" : "were"} written at another step.`;
 }
 

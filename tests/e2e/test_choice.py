@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import browser
 import pytest
@@ -13,8 +12,8 @@ from checkpoints import write_checkpoint
 from conftest import open_tab
 from test_page import QUESTION, answer_on_stage, run_to_end, said, state, wait_said
 
-import app
 import d2cache
+from analysis import live
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,7 @@ def test_a_model_that_is_not_offered_is_refused_whoever_asks(chrome, address, as
     page.route("**/queue/join*", change)
     page.click("#run")
     page.wait_for_timeout(1500)
-    assert state(page)["run"] == "stored"
+    assert state(page)["run"] == "stored-d2-word"
     page.unroute("**/queue/join*")
     page.click("#run")
     wait_said(page, "Done")
@@ -156,14 +155,14 @@ def test_a_model_that_is_not_offered_is_refused_whoever_asks(chrome, address, as
 
 
 def offer(folders, *labels):
-    return app.Models({label: str(folders / label) for label in labels})
+    return live.Models({label: str(folders / label) for label in labels})
 
 
 def test_a_model_is_loaded_once_and_behind_the_page(folders):
     models = offer(folders, "broken", "small-dream")
     with models.one_load:  # nothing can be loaded meanwhile
         for _ in range(2):
-            with pytest.raises(app.Loading, match="Loading small-dream. Press Run when it is"):
+            with pytest.raises(live.Loading, match="Loading small-dream. Press Run when it is"):
                 models.get("small-dream")
         at_work = [thread for thread in threading.enumerate() if thread.name == "load small-dream"]
         assert len(at_work) == 1
@@ -183,7 +182,7 @@ def test_the_first_model_is_waited_for(folders):
 def test_a_model_that_failed_can_be_tried_again(folders, tmp_path):
     folder = write_checkpoint(tmp_path / "late", "dream")
     (folder / "config.json").rename(folder / "elsewhere")
-    models = app.Models({"late": str(folder) + "/"})
+    models = live.Models({"late": str(folder) + "/"})
     with pytest.raises(ValueError, match="^late cannot be loaded: late has no config.json. Choose"):
         models.get("late")
     (folder / "elsewhere").rename(folder / "config.json")
@@ -207,11 +206,11 @@ def test_a_trace_finds_the_model_that_made_it(folders):
 
 def test_what_a_host_lists_is_offered(folders):
     tiny, dream = "tiny", str(folders / "small-dream")
-    assert app.offered_models(f" {dream}/ ,tiny, a/b,") == {
+    assert live.offered_models(f" {dream}/ ,tiny, a/b,") == {
         "small-dream": f"{dream}/", "tiny": tiny, "a/b": "a/b",
     }  # fmt: skip
-    alone = app.offered_models(None)
-    assert next(iter(alone)) == "tiny" and app.offered_models("") == alone
+    alone = live.offered_models(None)
+    assert next(iter(alone)) == "tiny" and live.offered_models("") == alone
 
 
 @pytest.mark.parametrize(
@@ -226,12 +225,12 @@ def test_what_a_host_lists_is_offered(folders):
 )
 def test_a_wrong_list_is_refused(folders, listed, says):
     with pytest.raises(ValueError, match=says):
-        app.offered_models(listed.format(root=folders))
+        live.offered_models(listed.format(root=folders))
 
 
 def test_a_wrong_list_stops_the_page_at_its_start_in_one_line():
     done = subprocess.run(
-        [sys.executable, "app.py"], cwd=Path(app.__file__).parent, capture_output=True, text=True,
+        [sys.executable, "app.py"], cwd=browser.ROOT, capture_output=True, text=True,
         env=os.environ | {"D2CACHE_MODELS": "tiny,nothing"}, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1

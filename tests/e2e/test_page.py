@@ -344,7 +344,7 @@ def test_a_knob_out_of_bounds_is_refused(tab):
     tab.evaluate("document.activeElement.blur()")
     tab.click("#run")
     wait_said(tab, "current_k|Running|Done")
-    assert state(tab)["run"] == "stored" or box.input_value() != "99999"
+    assert state(tab)["run"] == "stored-d2-word" or box.input_value() != "99999"
 
 
 def test_pause_clicked_many_times_stays_paused_and_resume_goes_on(tab):

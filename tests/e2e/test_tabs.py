@@ -430,7 +430,7 @@ def test_the_oracle_is_shown_against_the_policys_choice(board):
                 continue
             want = np.where(
                 np.isin(np.arange(len(did)), look.oracle),
-                np.where(did, "hit", "missed"), np.where(did, "needless", "rightly reused"),
+                np.where(did, "hit", "missed"), np.where(did, "beyond the oracle's", "rightly reused"),
             )  # fmt: skip
             assert [t.split(": ")[1] for t in told] == want.tolist()
             said = tab.locator(".d2-panel-truth .d2-sentence").inner_text()
