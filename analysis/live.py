@@ -117,7 +117,7 @@ class Models:
             LOG.warning("loading %s failed: %s", label, error, exc_info=not known)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             reason = reason.replace(str(Path(self.offered[label])), label)  # no paths for visitors
-            said = f"{label} cannot be loaded: {reason}"
+            said = f"The model {label} cannot be loaded: {reason}"
         self._say(label, said, done=True)
 
     def _say(self, label: str, said: str, done: bool = False) -> None:

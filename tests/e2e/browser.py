@@ -83,6 +83,22 @@ def server(log: Path, **settings: str):
             process.wait(timeout=30)
 
 
+@contextlib.contextmanager
+def open_tab(chrome, address):
+    """A fresh tab on the page; its console errors fail the test that opened it."""
+    context = chrome.new_context(viewport={"width": 1400, "height": 950}, accept_downloads=True)
+    page, problems = context.new_page(), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.wait_for_selector(".d2-stage")
+    page.wait_for_function("window.d2stage !== undefined")
+    yield page
+    context.close()
+    assert not problems, problems
+
+
 def choose(page, kind: str, name: str):
     """Pick a policy or decoder by its key."""
     page.locator(f"#{kind} input").click()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import open_tab
+from browser import open_tab
 from test_page import ask, state
 from test_tabs import STORY, ended, frames, show
 

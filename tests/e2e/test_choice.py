@@ -8,8 +8,8 @@ import threading
 
 import browser
 import pytest
+from browser import open_tab
 from checkpoints import write_checkpoint
-from conftest import open_tab
 from test_page import QUESTION, answer_on_stage, run_to_end, said, state, wait_said
 
 import d2cache
@@ -100,13 +100,13 @@ def test_the_attention_map_of_the_stored_run_is_of_the_model_that_made_it(tab):
 )
 def test_a_model_that_cannot_be_loaded_leaves_the_others(tab, folders, model, sentence):
     choose(tab, model)
-    wait_said(tab, f"^{model} cannot be loaded: ")
+    wait_said(tab, f"^The model {model} cannot be loaded: ")
     assert sentence in said(tab) and "\n" not in said(tab) and str(folders) not in said(tab)
     before = state(tab)["run"]
     tab.click("#stop")
     wait_said(tab, "Nothing is running")
     tab.click("#run")
-    wait_said(tab, f"^{model} cannot be loaded: .*Choose another model")
+    wait_said(tab, f"^The model {model} cannot be loaded: .*Choose another model")
     assert state(tab)["run"] == before
     choose(tab, "tiny")
     wait_said(tab, "tiny is loaded. Press Run.")
@@ -183,7 +183,9 @@ def test_a_model_that_failed_can_be_tried_again(folders, tmp_path):
     folder = write_checkpoint(tmp_path / "late", "dream")
     (folder / "config.json").rename(folder / "elsewhere")
     models = live.Models({"late": str(folder) + "/"})
-    with pytest.raises(ValueError, match="^late cannot be loaded: late has no config.json. Choose"):
+    with pytest.raises(
+        ValueError, match="^The model late cannot be loaded: late has no config.json. Choose"
+    ):
         models.get("late")
     (folder / "elsewhere").rename(folder / "config.json")
     assert models.get("late").config.family == "dream"

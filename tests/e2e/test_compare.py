@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import browser
 import numpy as np
 import pytest
-from conftest import open_tab
+from browser import open_tab
 from test_page import QUESTION, ask, said, state, wait_said
 
 import d2cache

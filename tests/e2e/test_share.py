@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from conftest import open_tab
+from browser import open_tab
 from PIL import Image
 from test_tabs import (
     at,

