@@ -36,7 +36,7 @@ MODELS = Models({"tiny": "tiny"})
 BOARDS = Boards()
 ASKS = Asks(BOARDS, MODELS)
 PRESETS = {one["key"]: one for one in lessons.presets()}
-WANTED: dict[str, str] = {}  # what the stage asked for last, by session
+WANTED: dict[str, int] = {}  # number of what the stage asked for last, by session
 DRAWN: OrderedDict[str, tasks.Problem] = OrderedDict()  # recent example problems by their prompt
 FILES = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
 
@@ -262,13 +262,14 @@ def lanes_said(runs: list[Run]) -> str:
 
 STAGE_JS = """
 const host = element.querySelector('.stage-host');
+let sent = 0;
 const stage = D2Stage.open(host, {
   ask: async (name, given) => {
     const got = await server.ask(JSON.stringify([name, given || {}]));
     if (got.error) throw new Error(got.error);
     return got;
   },
-  send: (query) => trigger('submit', {query}),
+  send: (query) => trigger('submit', {query, number: sent += 1}),
   plotly: 'plotly.min.js', ...globalThis.D2Words,
 });
 window.d2stage = stage;
@@ -536,7 +537,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         if BOARDS.of(session) is board:
             yield after(board)
 
-    def begin(session: str, make, most=None, first: dict | None = None):
+    def begin(session: str, make, most=None):
         """A new board, of what `make()` asks for, into the page."""
         try:
             asked = make()
@@ -545,13 +546,13 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
                     yield {ui.said: notice(said)}
             board = open_board(session, asked)
         except Loading as error:
-            yield (first or {}) | {ui.said: notice(str(error)), ui.late: asked.model}
+            yield {ui.said: notice(str(error)), ui.late: asked.model}
             return
-        except ValueError as error:  # the controls stay as they are
+        except ValueError as error:
             yield {ui.said: notice(_sentence(error), "error")}
             return
         quiet = {ui.download: gr.DownloadButton(interactive=False), ui.late: ""}
-        yield from show(board, session, most, (first or {}) | quiet)
+        yield from show(board, session, most, quiet)
 
     def on_policy(name, block_length):
         """A cache that is made for blocks gets some."""
@@ -665,17 +666,35 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             board = bundled(name)
         except ValueError as error:
             return {ui.said: notice(_sentence(error), "error")}
-        told = export.bundled()[name]
-        asked = Asked.of(board.runs[0].trace.run, told["prompt"], MODELS.first)
-        said = f"A stored run. {told['words']}"
-        return filled(asked) | put(session, board, said, f"trace={name}")
+        said = f"A stored run. {export.bundled()[name]['words']}"
+        return put(session, board, said, f"trace={name}")
 
     def on_stored(request: gr.Request, name):
-        return show_stored(request.session_hash, name) if name else {ui.said: gr.skip()}
+        if not name:
+            return {ui.said: gr.skip()}
+        return fill(f"trace={name}", ()) | show_stored(request.session_hash, name)
 
     def on_preset(name):
         story = PRESETS[name]["story"] if name in PRESETS else ""
         return gr.Markdown(story, visible=bool(story))
+
+    def fill(query: str, values) -> dict:
+        """The controls as a link sets them; those of a stored run make it again."""
+        try:
+            link, told = Link.parse(query), None
+            if link.trace is not None:
+                run = bundled(link.trace).runs[0].trace.run
+                asked = Asked.of(run, export.bundled()[link.trace]["prompt"], MODELS.first)
+            elif link.settings and link.branch is None:
+                asked = link.over(read(values))
+                # the story under the presets is that of what is on the stage
+                told = next((key for key, one in PRESETS.items() if one["query"] == query), None)
+            else:
+                return {ui.preset: gr.skip()}
+            MODELS.start(asked.model)
+        except ValueError:  # `follow` says it
+            return {ui.preset: gr.skip()}
+        return filled(asked) | {ui.preset: told}
 
     def follow(session: str, query: str, values):
         """Do what a link asks for."""
@@ -694,9 +713,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         except ValueError as error:
             yield {ui.said: notice(_sentence(error), "error")}
             return
-        # the story under the presets is that of what is on the stage
-        told = next((key for key, one in PRESETS.items() if one["query"] == query), None)
-        yield from begin(session, lambda: asked, first=filled(asked) | {ui.preset: told})
+        yield from begin(session, lambda: asked)
 
     def what_if(session: str, key: str, edit: d2cache.Edit):
         """A lane that leaves another at a step, with something changed."""
@@ -711,17 +728,30 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         yield from show(board, session, words=where)
 
     def on_ask(request: gr.Request, event: gr.EventData):
-        WANTED[request.session_hash] = event.query
-        on_pause(request)  # a new run ends the old one
+        session = request.session_hash
+        if event.number > WANTED.get(session, 0):  # the answers to two may cross
+            WANTED[session] = event.number
+            on_pause(request)  # a new run ends the old one
+
+    def outdated(request: gr.Request, event: gr.EventData) -> bool:
+        """Whether the reader has gone on to something else meanwhile."""
+        return event.number < WANTED.get(request.session_hash, 0)
+
+    def on_fill(request: gr.Request, event: gr.EventData, *values):
+        late = outdated(request, event)
+        return {ui.preset: gr.skip()} if late else fill(event.query, values)
 
     def on_send(request: gr.Request, event: gr.EventData, *values):
-        if WANTED.get(request.session_hash) != event.query:  # the reader has gone on meanwhile
+        if outdated(request, event):
             yield {ui.said: gr.skip()}
             return
         yield from follow(request.session_hash, event.query, values)
 
     def on_open(request: gr.Request, query, *values):
         yield from follow(request.session_hash, query, values)
+
+    def on_open_fill(query, *values):
+        return fill(query, values)
 
     def on_close(request: gr.Request):
         BOARDS.drop(request.session_hash)
@@ -731,7 +761,8 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     queued = quiet | {"concurrency_id": "engine", "concurrency_limit": 1}
     instant = quiet | {"queue": False}
     loading = quiet | {"outputs": ui.said, "concurrency_id": "loading", "concurrency_limit": 8}
-    everything = list(dict.fromkeys([*outputs, *controls, ui.preset]))
+    filling = [*controls, ui.preset]
+    everything = list(dict.fromkeys([*outputs, *filling]))
     ui.model.input(on_model, ui.model, **loading)
     ui.policy.input(on_policy, [ui.policy, ui.block_length], [ui.block_length, ui.said], **instant)
     ui.preset.change(on_preset, ui.preset, ui.story, **instant)
@@ -750,9 +781,12 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.single.click(on_pause, None, None, **instant)
     stepping = ui.single.click(on_step, inputs, outputs, trigger_mode="multiple", **queued)
     stepping.then(on_late, ui.late, **loading)
+    # the controls are set once, by an answer of their own: each message of a stream that named
+    # them would take back what the visitor types meanwhile
     ui.board.submit(on_ask, None, None, trigger_mode="multiple", **instant)
+    ui.board.submit(on_fill, inputs, filling, trigger_mode="multiple", **queued)
     # each has its own words: "always_last" would repeat those of the first
-    sending = ui.board.submit(on_send, inputs, everything, trigger_mode="multiple", **queued)
+    sending = ui.board.submit(on_send, inputs, outputs, trigger_mode="multiple", **queued)
     sending.then(on_late, ui.late, **loading)
     ui.pause.click(on_pause, None, None, **instant)
     ui.resume.click(on_resume, None, outputs, **queued)
@@ -760,7 +794,8 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.upload.upload(on_upload, ui.upload, outputs, **queued)
     for trigger in (ui.fresh.click, ui.family.select):
         trigger(new_problem, ui.family, [ui.prompt, ui.gen_length], **instant)
-    page.load(on_open, [ui.opened, *inputs], everything, js=OPEN_JS, **queued)
+    page.load(on_open_fill, [ui.opened, *inputs], filling, js=OPEN_JS, **queued)
+    page.load(on_open, [ui.opened, *inputs], outputs, js=OPEN_JS, **queued)
     page.unload(on_close)
     for endpoint in (run, compare, policies, decoders, models):
         gr.api(checked(endpoint), api_name=endpoint.__name__, concurrency_id="engine")
