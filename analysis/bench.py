@@ -25,6 +25,7 @@ import d2cache
 from d2cache import models
 from d2cache.generate import open_canvas
 from d2cache.model import CONFIGS, Model
+from d2cache.split import spread
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
@@ -89,22 +90,23 @@ def prompt_of(model, length: int) -> torch.Tensor:
     return torch.tensor(ids[:length])
 
 
-def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Model:
-    """A model of a known shape with random weights, made on the device."""
-    with torch.device("meta"):
-        model = Model(CONFIGS[shape])
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    rng = torch.Generator(device).manual_seed(0)
-    for name, weight in model.named_parameters():
-        if name.endswith("norm.weight"):
-            weight.fill_(1)
-        else:
+def random_model(shape: str, devices: list[torch.device], dtype: torch.dtype) -> Model:
+    """A model of a known shape with random weights, made on the devices."""
+    model, places = spread(CONFIGS[shape], models.shares(devices))
+    rngs = [torch.Generator(device).manual_seed(0) for device in devices]
+    state = {}
+    for name, like in model.named_parameters():
+        device, rng = devices[places[name]], rngs[places[name]]
+        weight = state[name] = torch.ones(like.shape, device=device, dtype=dtype)
+        if not name.endswith("norm.weight"):
             weight.normal_(0, 0.02, generator=rng)
-    return model
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
 
 
 def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
-    """One generation, or its first `args.steps` steps; times in ms, the first step left out."""
+    """One generation, or its first `args.steps` steps; times in ms, the first step left out, as in
+    the mean of FLOPs a step, which is known of a recorded one."""
     knobs = dict(rollout_p=args.rollout_p) if policy == "d2" else {}
     policy = d2cache.make_policy(policy, **knobs)
     block = 32 if policy.for_blocks and args.block_length is None else args.block_length
@@ -123,21 +125,26 @@ def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
         if len(marks) == args.steps:
             break
     _sync(model.device)
-    whole = time.perf_counter() - begin
+    whole, flops = time.perf_counter() - begin, None
+    if record:
+        trace = recorder.trace()
+        work = trace.work[1:].mean(0).reshape(-1, 5).sum(0)  # of all rows of a batch
+        flops = float(model.config.flops(*work, trace.predicted[1:].mean(0).sum()))
     gaps = [1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
     written = (step.tokens != step.before.mask_id)[:, step.before.prompt_length :].sum()
     return {
         "median_ms": statistics.median(gaps), "steps": len(marks), "seconds": whole,
         "worst_ms": max(gaps), "tokens_per_second": float(written) / whole,
-        "rows": float(torch.stack(rows[1:]).mean()) if rows else None,
+        "rows": float(torch.stack(rows[1:]).mean()) if rows else None, "flops": flops,
     }  # fmt: skip
 
 
 def shape_table(args) -> int:
     """The table of --shape; its last line is JSON with --json."""
-    device = models.pick_device(args.device)
+    devices = models.pick_devices(args.device)
+    device = devices[0]
     dtype = getattr(torch, args.dtype) if args.dtype else models.default_dtype(device)
-    model, found = random_model(args.shape, device, dtype), limits(device, dtype)
+    model, found = random_model(args.shape, devices, dtype), limits(device, dtype)
     weights = sum(p.nbytes for n, p in model.named_parameters() if not n.startswith("embed"))
     floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
@@ -162,12 +169,16 @@ def shape_table(args) -> int:
                 try:
                     r["first_run_seconds"] = steps_of(model, policy, prompt, args, False)["seconds"]
                     r |= steps_of(model, policy, prompt, args, False)
-                    r["recorded_ms"] = steps_of(model, policy, prompt, args, True)["median_ms"]
+                    recorded = steps_of(model, policy, prompt, args, True)
+                    r |= {"recorded_ms": recorded["median_ms"], "flops": recorded["flops"]}
                     r["again_ms"] = steps_of(model, policy, prompt, args, False)["median_ms"]
                 except torch.cuda.OutOfMemoryError:
                     print(f"{policy:8} {length:5} {batch:6}  out of memory", flush=True)
                     continue
                 r["floor_share"] = floor / r["median_ms"]
+                c = model.config
+                kept = 2 * c.layers * batch * c.kv_heads * length * c.head_width
+                r["bytes"] = weights + kept * dtype.itemsize  # what a step must read
                 results.append(r)
                 print(
                     f"{policy:8} {length:5} {batch:6} {r['median_ms']:8.2f} "

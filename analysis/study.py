@@ -1,29 +1,72 @@
 """Held-out accuracy: python -m analysis.study --policies none,d2 --problems 100 --seed 1
 
 Problems are generated from the seed and disjoint from training by construction; decoding is
-greedy; each row stops at its own end of text, which changes no answer.
+greedy; each row stops at its own end of text, which changes no answer. With --devices the lines of
+the table are made at the same time, by a process on each device.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import itertools
 import json
+import multiprocessing
+import queue
 import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pandas as pd
 
 import d2cache
+from d2cache.models import default_dtype, pick_devices
 from d2cache.teaching import tasks
 from d2cache.teaching.exam import exam
 
 
-def study(model, policies, decoders, families, problems: int, seed: int, **settings):
+@functools.cache
+def loaded(name: str, device: str) -> d2cache.Model:
+    return d2cache.load(name, device)
+
+
+def sit(name: str, device: str, asked: tuple, settings: dict) -> dict:
+    """One exam by the model of this process; asked: family, policy, decoder, problems, seed."""
+    return exam(loaded(name, device), *asked, **settings)
+
+
+@contextlib.contextmanager
+def sitting(name: str, devices: list[str]):
+    """A function that maps `sit` over exams, lines in the order of the exams: in this process, or
+    with several devices in one process on each, which takes the next exam when it is free."""
+    if len(devices) == 1:
+        yield lambda exams, settings: (sit(name, devices[0], one, settings) for one in exams)
+        return
+    with contextlib.ExitStack() as stack:
+        fresh, idle = multiprocessing.get_context("spawn"), queue.SimpleQueue()
+        for device in devices:
+            idle.put((stack.enter_context(ProcessPoolExecutor(1, fresh)), device))
+
+        def send(settings, one):
+            process, device = idle.get()
+            try:
+                return process.submit(sit, name, device, one, settings).result()
+            finally:
+                idle.put((process, device))
+
+        threads = stack.enter_context(ThreadPoolExecutor(len(devices)))
+        yield lambda exams, settings: threads.map(functools.partial(send, settings), exams)
+
+
+def study(sat, policies, decoders, families, problems: int, seed: int, **settings):
     """One line a family, policy and decoder: accuracy (0 to 1), problems, mean steps a problem,
-    seconds, failures; a DataFrame. settings: of `exam`."""
+    seconds, failures; a DataFrame. sat: from `sitting`. settings: of `exam`."""
     lines = []
-    for family, policy, decoder in itertools.product(families, policies, decoders):
-        line = exam(model, family, policy, decoder, problems, seed, **settings)
+    exams = [
+        (family, policy, decoder, problems, seed)
+        for family, policy, decoder in itertools.product(families, policies, decoders)
+    ]
+    for (family, policy, decoder, *_), line in zip(exams, sat(exams, settings), strict=True):
         lines.append(line)
         print(
             f"{family}, {policy}, {decoder.key}: {100 * line['accuracy']:.1f} % of {problems}, "
@@ -41,7 +84,9 @@ def main(argv=None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--families", default=",".join(tasks.FAMILIES))
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--device", default="auto")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--device", default="auto", help="of several, cuda:0,cuda:1, one model")
+    where.add_argument("--devices", metavar="DEV,..", help="as many models, one on each device")
     parser.add_argument("--sigma", type=float, default=None, help="of the decoder's prior")
     parser.add_argument("--shots", type=int, default=0, help="solved examples before a question")
     parser.add_argument("--batch", type=int, default=8, help="problems decoded together")
@@ -68,22 +113,24 @@ def main(argv=None) -> int:
         sigma = {} if args.sigma is None else {"sigma": args.sigma}
         names = dict.fromkeys(d for d in args.decoders.split(",") if d)
         decoders = [d2cache.make_decoder(name, **sigma) for name in names]
-        model = d2cache.load(args.model, args.device)
+        devices = [args.device] if args.devices is None else args.devices.split(",")
+        device, *_ = [pick_devices(one)[0] for one in devices]  # a look at all of them
+        with sitting(args.model, devices) as sat:
+            frame = study(
+                sat, policies, decoders, families, args.problems, args.seed, batch=args.batch,
+                shots=args.shots, block_length=args.block_length,
+            )  # fmt: skip
     except ValueError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
-    frame = study(
-        model, policies, decoders, families, args.problems, args.seed, batch=args.batch,
-        shots=args.shots, block_length=args.block_length,
-    )  # fmt: skip
     for line in frame.itertuples():
         for problem, text in line.failures[: args.show]:
             print(f"\n[{line.family}, {line.policy}, {line.decoder}] {problem.prompt}")
             print(f"wanted: {problem.answer}\ngot:    {text}")
     blocks = f", blocks of {args.block_length}" if args.block_length else ""
     prior = "" if args.sigma is None else f", sigma {args.sigma}"
-    print(f"\n{args.problems} held-out problems a family, seed {args.seed}, {model.device.type}, "
-          f"{str(model.dtype)[6:]}{blocks}{prior}")  # fmt: skip
+    print(f"\n{args.problems} held-out problems a family, seed {args.seed}, {device.type}, "
+          f"{str(default_dtype(device))[6:]}{blocks}{prior}")  # fmt: skip
     frame["accuracy"] *= 100
     method = frame["policy"] + " " + frame["decoder"]
     for value, title in (("accuracy", "accuracy in percent"), ("steps", "steps a problem")):

@@ -43,8 +43,10 @@ ARENAS: WeakKeyDictionary[Model, list[Arena]] = WeakKeyDictionary()
 
 
 def serve(model: Model, policy: CachePolicy) -> bool:
-    """Whether this file may try: a policy in disguise (a probe) is left to the plain loop."""
-    return type(model) is Model and type(policy) is policy.registry.get(policy.key)
+    """Whether this file may try: a policy in disguise (a probe) and a model that is split over
+    devices are left to the plain loop."""
+    whole = type(model) is Model and all(type(block) is Block for block in model.blocks)
+    return whole and type(policy) is policy.registry.get(policy.key)
 
 
 def bucket(count: int, most: int) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
+from d2cache.split import spread
 from d2cache.weights import (
     FREQUENCY,
     INDEX,
@@ -56,24 +57,24 @@ def load(
     """A model ready to decode, with its tokenizer.
 
     name: "tiny" (in the box), a folder with config.json, *.safetensors and tokenizer files, or a
-    hub id. device: "auto" takes a CUDA GPU where there is one. dtype: default float32 on a CPU,
-    bfloat16 on a GPU. progress: called as progress(what, done, total) with what "fetching" or
+    hub id. device: "auto" takes a CUDA GPU where there is one; of several, as "cuda:0,cuda:1", each
+    holds a part of the layers (see `d2cache.split`). dtype: default float32 on a CPU, bfloat16 on
+    a GPU. progress: called as progress(what, done, total) with what "fetching" or
     "reading", and bytes; without it the hub's own bars show a download.
 
     Raises ValueError with one sentence when something is missing, wrong or too large.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; it must be a floating torch.dtype or None")
-    device = pick_device(device)
-    dtype = dtype or default_dtype(device)
+    devices = pick_devices(device)
+    dtype = dtype or default_dtype(devices[0])
     folder = find(name, progress)
     config = replace(read_config(folder), name=label(name))
     tokenizer = read_tokenizer(folder, config)
     config = replace(config, eos_id=_end_id(config, tokenizer))
-    with torch.device("meta"):
-        model = Model(config)
-    state = read_weights(folder, config, device, dtype, progress)
-    model.load_state_dict(state, assign=True)
+    model, places = spread(config, shares(devices))
+    homes = {name: devices[place] for name, place in places.items()}
+    model.load_state_dict(read_weights(folder, config, homes, dtype, progress), assign=True)
     model.requires_grad_(False).eval()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
     return model
@@ -92,7 +93,21 @@ def pick_device(device: str = "auto") -> torch.device:
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here; use --device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ValueError(f"device is {device}; the GPUs here are cuda:0 to cuda:{last}")
     return device
+
+
+def pick_devices(devices: str = "auto") -> list[torch.device]:
+    """The torch devices of a list such as "cuda:0,cuda:1"; ValueError as for `pick_device`."""
+    return [pick_device(one.strip()) for one in str(devices).split(",")]
+
+
+def shares(devices: list[torch.device]) -> list[int]:
+    """How much each of the devices takes of a model that is split over them: as it has room."""
+    free = [free_memory(device) for device in devices]
+    return [1] * len(devices) if None in free or not all(free) else free
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -140,21 +140,25 @@ def _read_json(path: Path) -> dict:
 
 
 def read_weights(
-    folder: Path, config: ModelConfig, device, dtype, progress: Progress | None = None
-) -> dict[str, Tensor]:
+    folder: Path, config: ModelConfig, homes: dict[str, torch.device], dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Our state dict from the folder's safetensors, sharded or not.
 
-    Room on the device, names, shapes and types are checked before a weight is read; then each
-    goes to the device by itself, so that the host never holds the model beside its copy.
+    homes: the device of each parameter, by our names. Room there, names, shapes and types are
+    checked before a weight is read; then each goes to its device by itself, so that the host
+    never holds the model beside its copy.
     """
     names = parameter_names(config)
     with torch.device("meta"):
         expected = {ours: tensor.shape for ours, tensor in Model(config).state_dict().items()}
-    total = sum(shape.numel() for shape in expected.values()) * dtype.itemsize
-    device, done = torch.device(device), 0
-    free = free_memory(device)
-    if free is not None and total > free:
-        raise _too_large(config.name, total, free, device)
+    totals = dict.fromkeys(homes.values(), 0)
+    for ours, shape in expected.items():
+        totals[homes[ours]] += shape.numel() * dtype.itemsize
+    free, done = {device: free_memory(device) for device in totals}, 0
+    for device, total in totals.items():
+        if free[device] is not None and total > free[device]:
+            raise _too_large(config.name, total, free[device], device)
     source = _open_shards(folder)
     for ours, theirs in names.items():
         for name, rows in zip(theirs, _rows(config, expected[ours], len(theirs)), strict=True):
@@ -162,16 +166,17 @@ def read_weights(
     state = {}
     for ours, theirs in names.items():
         try:
+            device = homes[ours]
             whole = torch.empty(expected[ours], dtype=dtype, device=device)
         except RuntimeError as error:  # out of memory has this type on a CPU
-            raise _too_large(config.name, total, free, device) from error
+            raise _too_large(config.name, totals[device], free[device], device) from error
         parts = whole.split(_rows(config, whole.shape, len(theirs)))
         for name, part in zip(theirs, parts, strict=True):
             part.copy_(source(name).get_tensor(name))
         state[ours] = whole
         done += whole.nbytes
         if progress is not None:
-            progress("reading", done, total)
+            progress("reading", done, sum(totals.values()))
     return state
 
 
@@ -199,7 +204,7 @@ def _check(folder: Path, name: str, file, wanted: tuple[int, ...]) -> None:
 def _too_large(name: str, needed: int, free: int | None, device: torch.device) -> ValueError:
     there = "too little" if free is None else f"{free / 1e9:.1f} GB"
     return ValueError(
-        f"{name} needs {needed / 1e9:.1f} GB for its weights, and {device.type} has {there} free; "
+        f"{name} needs {needed / 1e9:.1f} GB for its weights, and {device} has {there} free; "
         "free some, or take a smaller model"
     )
 

@@ -435,6 +435,20 @@ def test_a_step_that_doubts_tokens_counts_them_apart_from_what_it_writes(model):
     assert len(left) and not set(metrics.tokens(cut)["position"]) & set(left)
 
 
+def test_a_study_on_two_devices_makes_the_same_table(capsys):
+    arguments = "--problems 2 --families lists,arithmetic --policies none,d2 --json".split()
+    tables = []
+    for devices in (["--device", "cpu"], ["--devices", "cpu,cpu"]):
+        assert study.main([*arguments, *devices]) == 0
+        results = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["results"]
+        tables.append([{k: v for k, v in r.items() if k != "seconds"} for r in results])
+    assert tables[0] == tables[1] and len(tables[0]) == 4
+    assert study.main(["--devices", "cpu,tpu"]) == 2
+    assert "unknown device 'tpu'" in capsys.readouterr().err
+    assert study.main(["--devices", "cpu,cpu", "--model", "nowhere/../x"]) == 2
+    assert "no model folder" in capsys.readouterr().err
+
+
 def test_a_study_of_decoders_counts_the_steps_of_each_problem(capsys):
     arguments = "--problems 2 --families arithmetic --policies none --block-length 8 --json"
     assert study.main([*arguments.split(), "--decoders", "confidence,threshold"]) == 0

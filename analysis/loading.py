@@ -1,0 +1,122 @@
+"""How fast a checkpoint loads: python -m analysis.loading FOLDER [--shape llada-8b] [--device cuda]
+
+Prints for `d2cache.load` in a fresh process: seconds, bytes a second, and the most memory of the
+host that the process held of its own (without pages of the files, which the system may drop),
+above what it held before. Once with the files dropped from memory, as far as the system lets
+them go, and once right after. With --shape a checkpoint of that shape with random bfloat16
+weights is written to FOLDER first, in shards of 5 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+import d2cache
+from analysis.bench import random_model
+from d2cache import models, weights
+from d2cache.model import CONFIGS
+
+SHARD = 5_000_000_000  # bytes, about as on the hub
+
+
+def own_memory() -> int:
+    """Bytes in memory that belong to this process alone; Linux says it."""
+    status = Path("/proc/self/status").read_text("ascii")
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
+def load_here(folder: str, device: str) -> dict:
+    """Load in this process: seconds, bytes of the weights, peak of own memory above the start."""
+    for one in models.pick_devices(device):
+        torch.zeros(1, device=one)  # what a GPU's driver takes is not the checkpoint's
+    seen, loaded = [own_memory()], threading.Event()
+
+    def watch():
+        while not loaded.wait(0.005):
+            seen.append(own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        begin = time.perf_counter()
+        model = d2cache.load(folder, device)
+        for one in models.pick_devices(device):
+            if one.type == "cuda":
+                torch.cuda.synchronize(one)
+        seconds = time.perf_counter() - begin
+    finally:
+        loaded.set()
+        watcher.join()
+    size = sum(p.nbytes for p in model.parameters())
+    return {"seconds": seconds, "bytes": size, "peak_bytes": max(seen) - seen[0]}
+
+
+def forget(folder: Path) -> None:
+    """Ask the system to drop the files from its memory."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.loading", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=list(CONFIGS), help="write such a checkpoint first")
+    parser.add_argument("--device", default="auto", help="of several, cuda:0,cuda:1, one model")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    try:
+        if args.here:
+            print(json.dumps(load_here(str(args.folder), args.device)))
+            return 0
+        if not sys.platform.startswith("linux"):
+            raise ValueError("a process's memory is read as Linux gives it; run it there")
+        devices = models.pick_devices(args.device)
+        if args.shape:
+            if args.folder.exists() and any(args.folder.iterdir()):
+                raise ValueError(f"{args.folder} is not empty; name a new folder for --shape")
+            made = random_model(args.shape, devices, torch.bfloat16)
+            weights.save(made, args.folder, torch.bfloat16, SHARD)
+            del made
+        models.label(str(args.folder))
+    except ValueError as error:
+        print(f"loading: {error}", file=sys.stderr)
+        return 2
+    files = sorted(args.folder.glob("*.safetensors"))
+    stored = sum(path.stat().st_size for path in files)
+    print(f"{args.folder}: {len(files)} files, {stored / 1e9:.2f} GB, to {args.device}\n")
+    print("files in memory  seconds    GB/s  peak host memory, GB")
+    found = {}
+    for name in ("dropped", "kept"):
+        if name == "dropped":
+            forget(args.folder)
+        command = [sys.executable, "-m", "analysis.loading", str(args.folder), "--here"]
+        child = subprocess.run(
+            [*command, "--device", args.device], stdout=subprocess.PIPE, text=True
+        )
+        if child.returncode:
+            return child.returncode
+        r = found[name] = json.loads(child.stdout.splitlines()[-1])
+        print(
+            f"{name:15} {r['seconds']:8.2f} {stored / r['seconds'] / 1e9:7.2f} "
+            f"{r['peak_bytes'] / 1e9:21.3f}",
+            flush=True,
+        )
+    if args.json:
+        print(json.dumps({"stored_bytes": stored, "device": args.device, **found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Roofline of a measured table: python -m analysis.roofline BENCH.json [--out roofline]
+
+BENCH.json is what `python -m analysis.bench --shape ... --json` printed (its last line counts).
+Writes OUT.html, which opens without a network, and OUT.png; the PNG needs `pip install kaleido`
+and a Chromium.
+
+Each point is a step of one policy: across, floating-point operations for each byte of weights,
+keys and values that must be read; up, operations a second at the median time of a step. Under the
+slanted line the chip waits for memory, under the level one for its matrix units; both are limits
+measured in the same run as the points (Williams, Waterman and Patterson, CACM 52(4), 2009).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.figures import INK, TEMPLATE
+
+KEYS = {"policy", "length", "batch", "flops", "bytes", "median_ms"}
+
+
+def read(text: str) -> dict:
+    """The measurement in a bench's output; ValueError when there is none."""
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    try:
+        found = json.loads(lines[-1])
+        points = found["results"]
+        if not points or not all(KEYS <= set(point) for point in points):
+            raise KeyError("results")
+        return found
+    except (IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            "no measurement in it; make one with python -m analysis.bench --shape llada-8b --json"
+        ) from error
+
+
+def points(found: dict) -> pd.DataFrame:
+    """policy, length, batch, intensity in FLOP a byte, rate in FLOP/s, limit in FLOP/s there."""
+    frame = pd.DataFrame(found["results"])
+    frame["intensity"] = frame["flops"] / frame["bytes"]
+    frame["rate"] = frame["flops"] / (frame["median_ms"] / 1e3)
+    slope = found["copy_gb_s"] * 1e9 * frame["intensity"]
+    frame["limit"] = slope.clip(upper=found["matrix_gflop_s"] * 1e9)
+    return frame
+
+
+def figure(found: dict) -> go.Figure:
+    """The roofline, both axes logarithmic."""
+    frame = points(found)
+    copy, matrix = found["copy_gb_s"] * 1e9, found["matrix_gflop_s"] * 1e9
+    ridge = matrix / copy
+    left = min(frame["intensity"].min(), ridge) / 2
+    right = max(frame["intensity"].max(), ridge) * 2
+    made = go.Figure()
+    made.add_scatter(
+        x=[left, ridge, right], y=[left * copy / 1e12, matrix / 1e12, matrix / 1e12], mode="lines",
+        line={"color": INK, "width": 2}, hoverinfo="skip",
+        name=f"limits: {copy / 1e9:.0f} GB/s, {matrix / 1e12:.3g} TFLOP/s",
+    )  # fmt: skip
+    for policy, rows in frame.groupby("policy", sort=False):
+        made.add_scatter(
+            x=rows["intensity"], y=rows["rate"] / 1e12, name=policy, mode="markers",
+            marker={"size": 9},
+            customdata=rows[["length", "batch", "median_ms"]].assign(
+                share=100 * rows["rate"] / rows["limit"]
+            ),
+            hovertemplate="%{fullData.name}, T = %{customdata[0]}, batch %{customdata[1]}<br>"
+            "%{customdata[2]:.2f} ms a step, %{customdata[3]:.0f} % of the limit<extra></extra>",
+        )  # fmt: skip
+    made.update_layout(
+        template=TEMPLATE, height=520, width=900, paper_bgcolor="white", plot_bgcolor="white",
+        colorway=["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b2a300",
+                  "#332288", "#882255"],
+        title=f"{found['shape']}, {found['dtype']}, {found['machine']}, {found['date']}",
+        legend={"orientation": "v", "x": 1.02, "y": 1}, font_color="#333",
+    )  # fmt: skip
+    made.update_xaxes(type="log", title="FLOP for each byte of weights, keys and values read")
+    made.update_yaxes(type="log", title="TFLOP/s")
+    return made
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.roofline", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("measured", type=Path, metavar="BENCH.json")
+    parser.add_argument("--out", type=Path, default=Path("roofline"), help="without an ending")
+    args = parser.parse_args(argv)
+    try:
+        made = figure(read(args.measured.read_text("utf-8")))
+        page, picture = (args.out.with_name(args.out.name + end) for end in (".html", ".png"))
+        made.write_html(page)
+        print(page)
+    except (OSError, ValueError) as error:
+        print(f"roofline: {args.measured}: {error}", file=sys.stderr)
+        return 2
+    try:
+        import kaleido  # noqa: F401  what plotly draws pictures with
+    except ImportError:
+        print("roofline: no PNG without kaleido: pip install kaleido", file=sys.stderr)
+        return 1
+    try:
+        made.write_image(picture, scale=2)
+    except Exception as error:  # of a browser that kaleido starts: it may be missing or fail
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"roofline: no PNG: {reason}", file=sys.stderr)
+        return 1
+    print(picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

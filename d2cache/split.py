@@ -1,0 +1,64 @@
+"""A model over several devices: its layers' weights are spread, all else stays on the first.
+
+Rows travel to a layer's weights and back, 2 x (R,d) a product; keys, values and whatever policies
+keep never leave the first device, so that no policy, decoder or probe knows of the others.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from d2cache.model import Block, Model, ModelConfig
+
+
+def _moved(value, device: torch.device):
+    if isinstance(value, tuple):
+        return tuple(_moved(one, device) for one in value)
+    return value.to(device)
+
+
+def _there(piece):
+    """The piece of a layer, done where its weights are."""
+
+    @wraps(piece)
+    def done(self, x: Tensor, *rest):
+        away = self.out_proj.weight.device
+        return _moved(piece(self, *_moved((x, *rest), away)), x.device)
+
+    return done
+
+
+class Away(Block):
+    """A layer whose weights may be on another device than the rows that it is given."""
+
+    qkv, query, key_value, value = map(
+        _there, (Block.qkv, Block.query, Block.key_value, Block.value)
+    )
+    project_out, mlp = _there(Block.project_out), _there(Block.mlp)
+
+
+def spread(config: ModelConfig, shares: list[int]) -> tuple[Model, dict[str, int]]:
+    """A model on the meta device, and for each of its parameters the number of its device.
+
+    shares: what each device is to hold, in any unit. Embedding, norm and LM head stay on the
+    first; the layers go to the devices in order, so that each holds about its share of the bytes.
+    """
+    with torch.device("meta"):
+        model = Model(config)
+        size = sum(p.numel() for p in model.blocks[0].parameters())
+        whole = sum(p.numel() for p in model.parameters())
+        done = whole - size * config.layers  # what is on the first already
+        ends = [whole * held / sum(shares) for held in accumulate(shares)]
+        places = {name: 0 for name, _ in model.named_parameters()}
+        for i in range(config.layers):
+            middle = done + size * (i + 0.5)
+            at = sum(middle > end for end in ends[:-1])
+            if at:
+                model.blocks[i] = Away(config)
+                names = (name for name, _ in model.blocks[i].named_parameters())
+                places |= {f"blocks.{i}.{name}": at for name in names}
+    return model, places
