@@ -71,7 +71,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--seed", type=int, default=0, help="for temperature > 0")
         sub.add_argument("--stop-at-eos", action="store_true", help="leave the padding masked")
         sub.add_argument("--eager", action="store_true", help="no CUDA graphs on a GPU")
-        sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0,cuda:1")
         sub.add_argument(
             "--dtype", choices=["float32", "bfloat16"], help="default float32, bfloat16 on a GPU"
         )

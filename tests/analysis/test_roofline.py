@@ -1,5 +1,6 @@
 """The roofline of a table that is measured here and now, on the bundled shape."""
 
+import browser
 import pytest
 
 from analysis import bench, roofline
@@ -56,7 +57,8 @@ def test_a_point_stands_where_its_time_says(measured):
         assert list(trace.y) == pytest.approx(list(rows["rate"] / 1e12))
 
 
-def test_page_and_picture_are_written(measured, tmp_path, capsys):
+def test_page_and_picture_are_written(measured, tmp_path, monkeypatch):
+    monkeypatch.setenv("BROWSER_PATH", browser.chromium())  # the one that draws the PNG
     assert roofline.main([str(measured), "--out", str(tmp_path / "roof")]) == 0
     assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "roof.html").read_text("utf-8")
