@@ -672,13 +672,13 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     def on_stored(request: gr.Request, name):
         if not name:
             return {ui.said: gr.skip()}
-        return fill(f"trace={name}", ()) | show_stored(request.session_hash, name)
+        return fill(f"trace={name}") | show_stored(request.session_hash, name)
 
     def on_preset(name):
         story = PRESETS[name]["story"] if name in PRESETS else ""
         return gr.Markdown(story, visible=bool(story))
 
-    def fill(query: str, values) -> dict:
+    def fill(query: str, *values) -> dict:
         """The controls as a link sets them; those of a stored run make it again."""
         try:
             link, told = Link.parse(query), None
@@ -739,7 +739,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
 
     def on_fill(request: gr.Request, event: gr.EventData, *values):
         late = outdated(request, event)
-        return {ui.preset: gr.skip()} if late else fill(event.query, values)
+        return {ui.preset: gr.skip()} if late else fill(event.query, *values)
 
     def on_send(request: gr.Request, event: gr.EventData, *values):
         if outdated(request, event):
@@ -749,9 +749,6 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
 
     def on_open(request: gr.Request, query, *values):
         yield from follow(request.session_hash, query, values)
-
-    def on_open_fill(query, *values):
-        return fill(query, values)
 
     def on_close(request: gr.Request):
         BOARDS.drop(request.session_hash)
@@ -794,7 +791,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.upload.upload(on_upload, ui.upload, outputs, **queued)
     for trigger in (ui.fresh.click, ui.family.select):
         trigger(new_problem, ui.family, [ui.prompt, ui.gen_length], **instant)
-    page.load(on_open_fill, [ui.opened, *inputs], filling, js=OPEN_JS, **queued)
+    page.load(fill, [ui.opened, *inputs], filling, js=OPEN_JS, **queued)
     page.load(on_open, [ui.opened, *inputs], outputs, js=OPEN_JS, **queued)
     page.unload(on_close)
     for endpoint in (run, compare, policies, decoders, models):

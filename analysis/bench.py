@@ -25,7 +25,6 @@ import d2cache
 from d2cache import models
 from d2cache.generate import open_canvas
 from d2cache.model import CONFIGS, Model
-from d2cache.split import spread
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
@@ -42,16 +41,17 @@ def limits(device: torch.device, dtype: torch.dtype) -> dict:
 
 
 def _timed(work, device) -> float:
-    _sync(device)
+    sync(device)
     begin = time.perf_counter()
     work()
-    _sync(device)
+    sync(device)
     return time.perf_counter() - begin
 
 
-def _sync(device):
+def sync(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def measure(model, policy: str, prompt, gen_length: int, block_length, repeats: int) -> dict:
@@ -59,7 +59,7 @@ def measure(model, policy: str, prompt, gen_length: int, block_length, repeats: 
     runs = []
     for repeat in range(repeats + 1):
         recorder, marks = Recorder(), []
-        _sync(model.device)
+        sync(model.device)
         begin = time.perf_counter()
         steps = d2cache.generate(
             model, prompt, policy, gen_length=gen_length, block_length=block_length
@@ -92,14 +92,14 @@ def prompt_of(model, length: int) -> torch.Tensor:
 
 def random_model(shape: str, devices: list[torch.device], dtype: torch.dtype) -> Model:
     """A model of a known shape with random weights, made on the devices."""
-    model, places = spread(CONFIGS[shape], models.shares(devices))
-    rngs = [torch.Generator(device).manual_seed(0) for device in devices]
+    model, homes = models.spread_over(CONFIGS[shape], devices)
+    rngs = {device: torch.Generator(device).manual_seed(0) for device in devices}
     state = {}
     for name, like in model.named_parameters():
-        device, rng = devices[places[name]], rngs[places[name]]
-        weight = state[name] = torch.ones(like.shape, device=device, dtype=dtype)
+        home = homes[name]
+        weight = state[name] = torch.ones(like.shape, device=home, dtype=dtype)
         if not name.endswith("norm.weight"):
-            weight.normal_(0, 0.02, generator=rng)
+            weight.normal_(0, 0.02, generator=rngs[home])
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -111,7 +111,7 @@ def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
     policy = d2cache.make_policy(policy, **knobs)
     block = 32 if policy.for_blocks and args.block_length is None else args.block_length
     recorder, marks, rows = Recorder(), [], []
-    _sync(model.device)
+    sync(model.device)
     begin = time.perf_counter()
     steps = d2cache.generate(
         model, prompt, policy, gen_length=args.gen_length, block_length=block, eager=args.eager
@@ -124,7 +124,7 @@ def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
             rows.append(step.rows_per_layer.float().mean())
         if len(marks) == args.steps:
             break
-    _sync(model.device)
+    sync(model.device)
     whole, flops = time.perf_counter() - begin, None
     if record:
         trace = recorder.trace()

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import d2cache
-from analysis.bench import random_model
+from analysis.bench import random_model, sync
 from d2cache import models, weights
 from d2cache.model import CONFIGS
 
@@ -36,7 +36,8 @@ def own_memory() -> int:
 
 def load_here(folder: str, device: str) -> dict:
     """Load in this process: seconds, bytes of the weights, peak of own memory above the start."""
-    for one in models.pick_devices(device):
+    devices = models.pick_devices(device)
+    for one in devices:
         torch.zeros(1, device=one)  # what a GPU's driver takes is not the checkpoint's
     seen, loaded = [own_memory()], threading.Event()
 
@@ -49,9 +50,8 @@ def load_here(folder: str, device: str) -> dict:
     try:
         begin = time.perf_counter()
         model = d2cache.load(folder, device)
-        for one in models.pick_devices(device):
-            if one.type == "cuda":
-                torch.cuda.synchronize(one)
+        for one in devices:
+            sync(one)
         seconds = time.perf_counter() - begin
     finally:
         loaded.set()

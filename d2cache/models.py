@@ -72,8 +72,7 @@ def load(
     config = replace(read_config(folder), name=label(name))
     tokenizer = read_tokenizer(folder, config)
     config = replace(config, eos_id=_end_id(config, tokenizer))
-    model, places = spread(config, shares(devices))
-    homes = {name: devices[place] for name, place in places.items()}
+    model, homes = spread_over(config, devices)
     model.load_state_dict(read_weights(folder, config, homes, dtype, progress), assign=True)
     model.requires_grad_(False).eval()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
@@ -104,10 +103,13 @@ def pick_devices(devices: str = "auto") -> list[torch.device]:
     return [pick_device(one.strip()) for one in str(devices).split(",")]
 
 
-def shares(devices: list[torch.device]) -> list[int]:
-    """How much each of the devices takes of a model that is split over them: as it has room."""
+def spread_over(
+    config: ModelConfig, devices: list[torch.device]
+) -> tuple[Model, dict[str, torch.device]]:
+    """A model on the meta device, and the device of each parameter: each holds as it has room."""
     free = [free_memory(device) for device in devices]
-    return [1] * len(devices) if None in free or not all(free) else free
+    model, places = spread(config, free if all(free) else [1] * len(devices))
+    return model, {name: devices[place] for name, place in places.items()}
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
