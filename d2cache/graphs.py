@@ -15,7 +15,7 @@ import gc
 import logging
 import operator
 import time
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
 from weakref import WeakKeyDictionary
@@ -174,6 +174,8 @@ class Graphs(Work):
             for i, block in enumerate(model.blocks):
                 x = policy.block(i, block, x, rows)
             return model.head(model.norm(ops.rows_at(x, rows.head)))
+        if own and type(policy).project is CachePolicy.project and (room := rules.room(model)):
+            return self.chained(x, rows, rules, room)
         delta = None
         for i, block in enumerate(model.blocks):
             rules.layer, swift = i, Swift(block)
@@ -191,6 +193,23 @@ class Graphs(Work):
         x = x if delta is None else x + delta
         x = ops.rows_at(x, rows.head)
         return model.head(kernels.add_norm(x, None, model.norm.weight, model.config.norm_eps)[1])
+
+    def chained(self, x, rows, rules, room):
+        """All layers, what lies between one attention and the next as one kernel."""
+        model, eps = self.model, self.model.config.norm_eps
+        flat, heads, before = x.flatten(0, 1), None, None
+        for i, block in enumerate(model.blocks):
+            rules.layer = i
+            qkv = rules.slot(rules.qkv)
+            norm, out = block.attn_norm.weight, qkv.flatten(0, 1)
+            kernels.chain(room, i, flat, eps, heads, before, norm, block.qkv_proj, out)
+            k, v = self.policy.kv.at(i)
+            q = kernels.rotate_write(qkv, rows.rope, rows.index, k, v, model.config.heads)
+            heads = self.policy.attend(i, Bare(block), q, k, v, rows).heads.flatten(0, 1)
+            before = block
+        last = len(model.blocks)
+        kernels.chain(room, last, flat, eps, heads, before, model.norm.weight, None, None)
+        return model.head(ops.rows_at(room.normed.view_as(x), rows.head))
 
     # Three turns, and the way back.
 
@@ -282,6 +301,15 @@ class Rules:
         if few:
             self.table |= dict(attention_map=self.attention_map, rollout_mass=self.rollout_mass)
 
+    def room(self, model: Model) -> kernels.Room | None:
+        """Room for `kernels.chain` where it serves this model and so many rows."""
+        c, rows = model.config, self.rows.index.numel()
+        if model.dtype != torch.bfloat16:
+            return None
+        size = c.width, c.mlp, self.qkv.shape[-1], c.qkv_bias
+        form = kernels.served(*size, rows, self.rows.index.device)
+        return form and kernels.Room.made(form, rows, c.layers + 1, self.rows.index.device)
+
     def slot(self, store: Tensor) -> Tensor:
         return store[self.layer % len(store)]
 
@@ -356,13 +384,28 @@ class Swift:
 
     def attend(self, q, k, v, keys):
         if q.shape[2] > SPLIT or (keys is not None and keys.dim() == 3):
-            return self.block.attend(q, k, v, keys)
-        return self.block.project_out(kernels.attention(q, k, v, keys)[0])
+            return Block.attend(self, q, k, v, keys)
+        return self.project_out(kernels.attention(q, k, v, keys)[0])
 
     def mlp(self, x):
         block = self.block
         y = kernels.add_norm(x, None, block.mlp_norm.weight, block.config.norm_eps)[1]
         return block.down_proj(kernels.swiglu(block.gate_up_proj(y)))
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """The heads (B,R,d) of a layer before its output projection, and nothing else can be done
+    with them."""
+
+    heads: Tensor
+
+
+class Bare(Swift):
+    """A Block whose output projection is left to what comes next."""
+
+    def project_out(self, y):
+        return Joined(y.transpose(1, 2).flatten(2))
 
 
 class Facts(Canvas):

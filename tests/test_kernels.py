@@ -4,6 +4,7 @@ Runs on a GPU, and without one through Triton's interpreter: TRITON_INTERPRET=1.
 """
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -212,3 +213,80 @@ def test_search_window(size):
     for k in (1, 6, 90):
         plain = ops.search_window(masked, inside, at, size, k)
         assert torch.equal(kernels.search_window(masked, inside, at, size, k), plain)
+
+
+def layer(width, mlp, qkv, bias):
+    """What `kernels.chain` needs of a Block: its products and norms, drawn at random."""
+    linear = lambda rows, cols, bias=False: torch.nn.Linear(cols, rows, bias, DEVICE, DTYPE)
+    norms = [SimpleNamespace(weight=rand(width)) for _ in range(2)]
+    return SimpleNamespace(
+        attn_norm=norms[0], mlp_norm=norms[1], out_proj=linear(width, width),
+        qkv_proj=linear(qkv, width, bias), gate_up_proj=linear(2 * mlp, width),
+        down_proj=linear(width, mlp),
+    )  # fmt: skip
+
+
+def by_torch(x, heads, block, after):
+    """x and the next q, k, v, in float32."""
+    product = lambda y, linear: torch.nn.functional.linear(
+        y, linear.weight.float(), None if linear.bias is None else linear.bias.float()
+    )
+    norm = lambda y, one: torch.nn.functional.rms_norm(y, y.shape[-1:], one.weight.float(), 1e-5)
+    x = x.float()
+    if block is not None:
+        x = x + product(heads.float(), block.out_proj)
+        gate, up = product(norm(x, block.mlp_norm), block.gate_up_proj).chunk(2, -1)
+        x = x + product(torch.nn.functional.silu(gate) * up, block.down_proj)
+    normed = norm(x, after.attn_norm)
+    return x, normed, product(normed, after.qkv_proj)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="CUDA is not interpreted")
+@pytest.mark.parametrize("size", [(512, 768, 1536, False), (1792, 1472, 2304, True)])
+@pytest.mark.parametrize("rows", [1, 16, 50, 64, 65, 122, 128])
+def test_chain(size, rows):
+    form = kernels.served(*size, rows, torch.device("cuda", 0))
+    if form is None:
+        pytest.skip("needs a chip of compute capability 9.0")
+    width, _, qkv, _ = size
+    with torch.no_grad():
+        block, after = layer(*size), layer(*size)
+        first, heads = rand(rows, width), rand(rows, width)
+        for before in (block, None):
+            wanted = by_torch(first, heads, before, after)
+            runs = []
+            for repeat in range(5):  # the blocks of a kernel meet in another order each time
+                room = kernels.Room.made(form, rows, 2, DEVICE)
+                for part in (room.normed, room.hidden, room.sums):
+                    part.fill_(torch.nan)
+                x, out = first.clone(), torch.full((rows + 1, qkv), torch.nan, device=DEVICE)
+                out = out.to(DTYPE)
+                given = (None, None) if before is None else (heads, before)
+                kernels.chain(
+                    room, repeat % 2, x, 1e-5, *given, after.attn_norm.weight, after.qkv_proj,
+                    out[:rows],
+                )  # fmt: skip
+                found = x, room.normed, out[:rows]
+                assert all(off(*pair) < NEAR for pair in zip(found, wanted, strict=True))
+                assert out[rows:].isnan().all()
+                runs.append(out[:rows])
+                assert torch.equal(runs[0], runs[-1])
+
+
+def test_a_form_gives_every_block_its_columns():
+    from d2cache.kernels.chain import SHARED, form_of
+
+    for rows in (1, 64, 65, 128):
+        for size in [(4096, 12288, 12288, False), (3584, 18944, 4608, True)]:
+            form = form_of(*size, rows, 132)
+            assert form.shared <= SHARED and max(rows, form.groups * 64) <= form.blocks <= 132
+            assert form.w_stages >= 4 and form.groups * 64 >= rows
+            for cols, each in zip(
+                size, (form.out_cols, form.gate_cols, form.qkv_cols), strict=False
+            ):
+                assert each % 8 == 0 and each <= 256 and form.blocks * each >= cols
+            assert form.out_cols * (form.blocks // form.parts) >= size[0]
+    assert form_of(4096, 12288, 12288, False, 128, 114) is None  # a block norms one row
+    assert form_of(4096, 12288, 12288, False, 129, 132) is None
+    assert form_of(256, 704, 768, False, 38, 0) is None

@@ -1,6 +1,7 @@
-"""Kernels for a GPU, written in Triton; each computes what a function of the plain engine does."""
+"""Kernels for a GPU, in Triton and one in CUDA: each does what functions of the plain engine do."""
 
 from d2cache.kernels.attention import MOST_ROWS, Weights, attention, rollout
+from d2cache.kernels.chain import Room, chain, served
 from d2cache.kernels.choose import likeliest
 from d2cache.kernels.layer import add_norm, rotate_write, swiglu
 from d2cache.kernels.order import (
@@ -16,7 +17,7 @@ from d2cache.kernels.order import (
 )
 
 __all__ = [
-    "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density", "facts",
-    "indices", "likeliest", "masks", "moved_most", "nucleus", "rollout", "rotate_write",
-    "search_window", "swiglu", "top_k_mask",
+    "LONGEST", "MOST_ROWS", "Room", "Weights", "add_norm", "attention", "certainty_density",
+    "chain", "facts", "indices", "likeliest", "masks", "moved_most", "nucleus", "rollout",
+    "rotate_write", "search_window", "served", "swiglu", "top_k_mask",
 ]  # fmt: skip
