@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d2cache.kernels.early import early, follow
-
 LOG2E = 1.4426950408889634
 
 
@@ -24,9 +22,7 @@ LOG2E = 1.4426950408889634
 def _attention(
     q, k, v, keys, out, lse, scale, heads, group, rows, length, chunk, q_b, q_h, q_r, k_b, k_h,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    follow(EARLY)
     # one block of rows of one head over one chunk of the keys
     row = tl.program_id(0) * M + tl.arange(0, M)
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
@@ -69,9 +65,8 @@ def _attention(
 @triton.jit
 def _join(
     parts, logs, out, lse, heads, rows, lines, PARTS: tl.constexpr, D: tl.constexpr,
-    LINES: tl.constexpr, EARLY: tl.constexpr,
+    LINES: tl.constexpr,
 ):  # fmt: skip
-    follow(EARLY)
     # the chunks' outputs of some (batch, head, row), weighted by their sums
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     lane, inside = tl.arange(0, D), line < lines
@@ -137,15 +132,13 @@ def attention(
         q, k, v, lse if keys is None else keys.view(torch.uint8), some, logs,
         width**-0.5 * LOG2E, heads, heads // kv_heads, rows, length, chunk,
         q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1),
-        M=m, N=n, D=width, MASKED=keys is not None, num_warps=warps, num_stages=stages,
-        **early(q.device),
+        M=m, N=n, D=width, MASKED=keys is not None, num_warps=warps, num_stages=stages
     )  # fmt: skip
     if parts > 1:
         lines = batch * heads * rows
         _join[(triton.cdiv(lines, 8),)](
-            some, logs, out, lse, heads, rows, lines, PARTS=parts, D=width, LINES=8, num_warps=4,
-            **early(q.device),
-        )  # fmt: skip
+            some, logs, out, lse, heads, rows, lines, PARTS=parts, D=width, LINES=8, num_warps=4
+        )
     return out.transpose(1, 2), Weights(q, k, lse, keys)
 
 

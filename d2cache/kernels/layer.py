@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d2cache.kernels.early import early, follow
-
 
 @triton.jit
 def _add_norm(
@@ -21,9 +19,7 @@ def _add_norm(
     eps,
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
-    follow(EARLY)
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     inside = at < width
@@ -46,8 +42,7 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tup
     width = x.shape[-1]
     _add_norm[(x.numel() // width,)](
         x, x if delta is None else delta.contiguous(), weight, total, out, width, eps,
-        ADD=delta is not None, BLOCK=triton.next_power_of_2(width), num_warps=8,
-        **early(x.device),
+        ADD=delta is not None, BLOCK=triton.next_power_of_2(width), num_warps=8
     )  # fmt: skip
     return total, out
 
@@ -55,9 +50,8 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tup
 @triton.jit
 def _rotate_write(
     qkv, cos, sin, index, k, v, rows, heads, kv_heads, row_stride, batch_stride, head_stride,
-    HALF: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr,
+    HALF: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    follow(EARLY)
     row, batch = tl.program_id(0), tl.program_id(1)
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)[:, None]
     lane = tl.arange(0, HALF)[None]
@@ -97,14 +91,13 @@ def rotate_write(qkv: Tensor, rope, index: Tensor, k: Tensor, v: Tensor, heads: 
     per = 16 if lines > 16 else triton.next_power_of_2(lines)
     _rotate_write[(rows, batch, triton.cdiv(lines, per))](
         qkv, cos, sin, index, k, v, rows, heads, k.shape[1], wide, k.stride(0), k.stride(1),
-        HALF=half, HEADS=per, num_warps=4, **early(qkv.device)
+        HALF=half, HEADS=per, num_warps=4
     )  # fmt: skip
     return qkv[..., : heads * 2 * half].unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 @triton.jit
-def _swiglu(x, out, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    follow(EARLY)
+def _swiglu(x, out, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -119,6 +112,5 @@ def swiglu(x: Tensor) -> Tensor:
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
     lines = out.numel() // width
-    grid = lines, triton.cdiv(width, 4096)
-    _swiglu[grid](x, out, width, BLOCK=4096, num_warps=8, **early(x.device))
+    _swiglu[(lines, triton.cdiv(width, 4096))](x, out, width, BLOCK=4096, num_warps=8)
     return out
