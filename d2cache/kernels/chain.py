@@ -123,7 +123,9 @@ class Places(ctypes.Structure):
     ]
 
 
-EARLY = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+# CU_LAUNCH_ATTRIBUTE_COOPERATIVE, for blocks that meet must all be there; and
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: weights are read before rows are there
+ASKED = 2, 6
 MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -265,11 +267,11 @@ def chain(
         places, c_int(rows), c_float(eps), c_int(block is not None), c_int(qkv is not None),
     ]  # fmt: skip
     pointers = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-    early = (Attribute * 1)()
-    early[0].kind = EARLY
-    early[0].value[0] = 1
+    asked = (Attribute * len(ASKED))()
+    for attribute, kind in zip(asked, ASKED, strict=True):
+        attribute.kind, attribute.value[0] = kind, 1
     config = Config(
         form.blocks, 1, 1, 128 * form.groups + 128, 1, 1, form.shared,
-        torch.cuda.current_stream(x.device).cuda_stream, ctypes.addressof(early), 1,
+        torch.cuda.current_stream(x.device).cuda_stream, ctypes.addressof(asked), len(asked),
     )  # fmt: skip
     _check(_driver().cuLaunchKernelEx(byref(config), kernel, pointers, None), "cuLaunchKernelEx")
