@@ -2,7 +2,7 @@
 
 from d2cache.kernels.attention import MOST_ROWS, Weights, attention, rollout
 from d2cache.kernels.choose import likeliest
-from d2cache.kernels.layer import add_norm, rotate_write, swiglu
+from d2cache.kernels.layer import add_norm, quantize_rows, rotate_write, swiglu
 from d2cache.kernels.order import (
     LONGEST,
     certainty_density,
@@ -17,6 +17,6 @@ from d2cache.kernels.order import (
 
 __all__ = [
     "LONGEST", "MOST_ROWS", "Weights", "add_norm", "attention", "certainty_density", "facts",
-    "indices", "likeliest", "masks", "moved_most", "nucleus", "rollout", "rotate_write",
-    "search_window", "swiglu", "top_k_mask",
+    "indices", "likeliest", "masks", "moved_most", "nucleus", "quantize_rows", "rollout",
+    "rotate_write", "search_window", "swiglu", "top_k_mask",
 ]  # fmt: skip
