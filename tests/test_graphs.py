@@ -208,6 +208,9 @@ def test_kernels_captured_on_a_gpu(kind, qkv_bias):
     graphs.ARENAS.clear()
     graphs.PLAIN.clear()
     model = small_model(dtype=torch.bfloat16, width=64, vocab=64, mask_id=63, qkv_bias=qkv_bias)
+    for name, weight in model.named_parameters():
+        if "proj.weight" in name:
+            weight.data *= 0.25  # or the layers magnify what 8 bits round to a third of the logits
     model = model.to("cuda")
     if kind:
         narrow(model)
@@ -219,7 +222,7 @@ def test_kernels_captured_on_a_gpu(kind, qkv_bias):
             at = step.rows.target[..., None].expand_as(step.logits)
             finite = torch.arange(64, device="cuda") != 63
             wanted, got = (t.float()[..., finite] for t in (wanted.gather(1, at), step.logits))
-            assert (got - wanted).norm() < 0.15 * wanted.norm(), step.index
+            assert (got - wanted).norm() < 0.12 * wanted.norm(), step.index
     assert not graphs.PLAIN
     found = [e for a in graphs.ARENAS[model] for known in a.entries.values() for e in known]
     assert any(e.graph is not None for e in found)
