@@ -7,6 +7,9 @@ With --shape llada-8b or dream-7b a model of that shape with random weights is m
 a policy, canvas length and batch size: the median over whole generations with everything a user
 gets, with and without the recording of a trace, and the share of the floor, the time in which this
 device reads the weights of the layers and the LM head once.
+
+With --weights fp8 the products' weights are in 8 bits, and the error is stated: how far that moves
+the logits of one full pass, relative to their norm, from those of the same weights before.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import d2cache
 from d2cache import models
 from d2cache.generate import open_canvas
 from d2cache.model import CONFIGS, Model
+from d2cache.quantize import narrow
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
@@ -104,6 +108,26 @@ def random_model(shape: str, devices: list[torch.device], dtype: torch.dtype) ->
     return model.requires_grad_(False).eval()
 
 
+def narrowed(model: Model, prompt: torch.Tensor, masks: int) -> float:
+    """Bring a model's weights to 8 bits, in place; -> the relative error that its logits have from
+    it, in a full pass over the prompt (P,) and so many masks: ||after - before|| / ||before||."""
+
+    def logits():
+        steps = d2cache.generate(model, prompt, "none", gen_length=masks, eager=True)
+        made = next(steps).logits.double()
+        steps.close()
+        return made[..., torch.arange(model.config.vocab) != model.config.mask_id]  # that is -inf
+
+    before = logits()
+    narrow(model)
+    return float((logits() - before).norm() / before.norm())
+
+
+def in_words(weights: str, error: float) -> str:
+    """The line that states the error of 8-bit weights."""
+    return f"weights in {weights}: a full pass has logits off by {100 * error:.2f} % of their norm"
+
+
 def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
     """One generation, or its first `args.steps` steps; times in ms, the first step left out, as in
     the mean of FLOPs a step, which is known of a recorded one."""
@@ -145,15 +169,23 @@ def shape_table(args) -> int:
     device = devices[0]
     dtype = getattr(torch, args.dtype) if args.dtype else models.default_dtype(device)
     model, found = random_model(args.shape, devices, dtype), limits(device, dtype)
+    rng, error = torch.Generator().manual_seed(0), None
+    if args.weights:
+        size = (min(args.lengths) - args.gen_length,)
+        ids = torch.randint(0, model.config.eos_id, size, generator=rng)
+        error = narrowed(model, ids, min(64, args.gen_length))
     weights = sum(p.nbytes for n, p in model.named_parameters() if not n.startswith("embed"))
     floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    kind = f"{str(dtype)[6:]} weights" + (f" in {args.weights}" if args.weights else "")
     print(
-        f"{args.shape}, random {str(dtype)[6:]} weights, {name}, torch {torch.__version__}, "
+        f"{args.shape}, random {kind}, {name}, torch {torch.__version__}, "
         f"{time.strftime('%Y-%m-%d')}\n"
         f"measured limits: copy {found['copy_gb_s']:.0f} GB/s, "
         f"matrix product {found['matrix_gflop_s'] / 1e3:.1f} TFLOP/s\n"
-        f"weights {weights / 1e9:.2f} GB, read once in {floor:.2f} ms: the floor of a step\n\n"
+        f"weights {weights / 1e9:.2f} GB, read once in {floor:.2f} ms: the floor of a step\n"
+        + (f"{in_words(args.weights, error)}\n" if args.weights else "")
+        + "\n"
         "policy      T  batch  ms/step  floor  tokens/s  rows/step  with trace  again  worst ms"
         "  first run s",
         flush=True,
@@ -190,7 +222,8 @@ def shape_table(args) -> int:
     if args.json:
         print(json.dumps({
             "shape": args.shape, "dtype": str(dtype)[6:], "machine": name, "eager": args.eager,
-            "date": time.strftime("%Y-%m-%d"), **found, "weights_bytes": weights,
+            "date": time.strftime("%Y-%m-%d"), **found, "weights": args.weights,
+            "logits_error": error, "weights_bytes": weights,
             "floor_ms": floor, "gen_length": args.gen_length, "results": results,
         }))  # fmt: skip
     return 0
@@ -219,6 +252,7 @@ def main(argv=None) -> int:
     parser.add_argument("--block-length", type=int, default=None, help="default: one block")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"])
+    parser.add_argument("--weights", choices=["fp8"], help="in 8 bits; default: of the dtype")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args(argv)
@@ -247,6 +281,7 @@ def main(argv=None) -> int:
         model = d2cache.load(args.model, args.device, dtype)
         prompt = prompt_of(model, args.prompt_length)
         open_canvas(model, prompt, args.gen_length, args.block_length)
+        error = narrowed(model, prompt, min(64, args.gen_length)) if args.weights else None
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -265,6 +300,7 @@ def main(argv=None) -> int:
         f"weights {weights / 1e6:.1f} MB, read once in {floor:.2f} ms; a full pass of "
         f"{length} positions is {full / 1e9:.2f} GFLOP, "
         f"{1e3 * full / found['matrix_gflop_s'] / 1e9:.1f} ms at that rate\n"
+        + (f"{in_words(args.weights, error)}\n" if args.weights else "")
     )
     results = []
     print("policy        ms/step   steps/s   ratio   hit rate   rows/step   FLOPs vs none   spread")
@@ -280,7 +316,8 @@ def main(argv=None) -> int:
     if args.json:
         print(json.dumps({
             "model": model.config.name, "dtype": str(model.dtype)[6:], "machine": machine,
-            "length": length, **found, "weights_bytes": weights, "policies": results,
+            "length": length, **found, "weights": args.weights, "logits_error": error,
+            "weights_bytes": weights, "policies": results,
         }))  # fmt: skip
     return 0
 

@@ -239,7 +239,8 @@ def notebook(trace: Trace, prompt: str | None = None) -> str:
     ids = [int(i) for i in trace.tokens[0, : trace.prompt_length]]
     known = f"model.encode({prompt!r})" if prompt is not None else repr(ids)
     dtype = "" if run["dtype"] == "float32" else f", dtype=torch.{run['dtype']}"
-    lines = ["import torch\n" if dtype else None, "import d2cache\n"]
+    dtype += ", weights='fp8'" if "weights" in run else ""
+    lines = ["import torch\n" if "torch" in dtype else None, "import d2cache\n"]
     lines += [f"model = d2cache.load({run['model']!r}{dtype})", f"prompt = {known}"]
     for kind in ("policy", "decoder"):
         given = [repr(run[kind]), *(f"{k}={v!r}" for k, v in run[f"{kind}_knobs"].items())]

@@ -77,7 +77,8 @@ def figure(found: dict) -> go.Figure:
         template=TEMPLATE, height=520, width=900, paper_bgcolor="white", plot_bgcolor="white",
         colorway=["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b2a300",
                   "#332288", "#882255"],
-        title=f"{found['shape']}, {found['dtype']}, {found['machine']}, {found['date']}",
+        title=", ".join(found[k] for k in ("shape", "dtype", "weights", "machine", "date")
+                        if found.get(k)),
         legend={"orientation": "v", "x": 1.02, "y": 1}, font_color="#333",
     )  # fmt: skip
     made.update_xaxes(type="log", title="FLOP for each byte of weights, keys and values read")

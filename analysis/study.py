@@ -26,21 +26,22 @@ from d2cache.teaching.exam import exam
 
 
 @functools.cache
-def loaded(name: str, device: str) -> d2cache.Model:
-    return d2cache.load(name, device)
+def loaded(name: str, device: str, weights: str | None) -> d2cache.Model:
+    return d2cache.load(name, device, weights=weights)
 
 
-def sit(name: str, device: str, asked: tuple, settings: dict) -> dict:
-    """One exam by the model of this process; asked: family, policy, decoder, problems, seed."""
-    return exam(loaded(name, device), *asked, **settings)
+def sit(model: tuple, device: str, asked: tuple, settings: dict) -> dict:
+    """One exam by the model (name, weights) of this process; asked: family, policy, decoder,
+    problems, seed."""
+    return exam(loaded(model[0], device, model[1]), *asked, **settings)
 
 
 @contextlib.contextmanager
-def sitting(name: str, devices: list[str]):
+def sitting(model: tuple, devices: list[str]):
     """A function that maps `sit` over exams, lines in the order of the exams: in this process, or
     with several devices in one process on each, which takes the next exam when it is free."""
     if len(devices) == 1:
-        yield lambda exams, settings: (sit(name, devices[0], one, settings) for one in exams)
+        yield lambda exams, settings: (sit(model, devices[0], one, settings) for one in exams)
         return
     with contextlib.ExitStack() as stack:
         fresh, idle = multiprocessing.get_context("spawn"), queue.SimpleQueue()
@@ -50,7 +51,7 @@ def sitting(name: str, devices: list[str]):
         def send(settings, one):
             process, device = idle.get()
             try:
-                return process.submit(sit, name, device, one, settings).result()
+                return process.submit(sit, model, device, one, settings).result()
             finally:
                 idle.put((process, device))
 
@@ -84,6 +85,7 @@ def main(argv=None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--families", default=",".join(tasks.FAMILIES))
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--weights", choices=["fp8"], help="in 8 bits; default: of the dtype")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", default="auto", help="of several, cuda:0,cuda:1, one model")
     where.add_argument("--devices", metavar="DEV,..", help="as many models, one on each device")
@@ -115,7 +117,7 @@ def main(argv=None) -> int:
         decoders = [d2cache.make_decoder(name, **sigma) for name in names]
         devices = [args.device] if args.devices is None else args.devices.split(",")
         device, *_ = [pick_devices(one)[0] for one in devices]  # a look at all of them
-        with sitting(args.model, devices) as sat:
+        with sitting((args.model, args.weights), devices) as sat:
             frame = study(
                 sat, policies, decoders, families, args.problems, args.seed, batch=args.batch,
                 shots=args.shots, block_length=args.block_length,
@@ -128,9 +130,10 @@ def main(argv=None) -> int:
             print(f"\n[{line.family}, {line.policy}, {line.decoder}] {problem.prompt}")
             print(f"wanted: {problem.answer}\ngot:    {text}")
     blocks = f", blocks of {args.block_length}" if args.block_length else ""
+    kind = f", weights in {args.weights}" if args.weights else ""
     prior = "" if args.sigma is None else f", sigma {args.sigma}"
     print(f"\n{args.problems} held-out problems a family, seed {args.seed}, {device.type}, "
-          f"{str(default_dtype(device))[6:]}{blocks}{prior}")  # fmt: skip
+          f"{str(default_dtype(device))[6:]}{kind}{blocks}{prior}")  # fmt: skip
     frame["accuracy"] *= 100
     method = frame["policy"] + " " + frame["decoder"]
     for value, title in (("accuracy", "accuracy in percent"), ("steps", "steps a problem")):
@@ -141,7 +144,8 @@ def main(argv=None) -> int:
         frame["accuracy"] /= 100
         records = frame.drop(columns="failures").to_dict("records")
         knobs = {decoder.key: decoder.settings() for decoder in decoders}
-        print(json.dumps({"seed": args.seed, "decoders": knobs, "results": records}))
+        ran = {"seed": args.seed, "weights": args.weights, "decoders": knobs}
+        print(json.dumps(ran | {"results": records}))
     return 0
 
 

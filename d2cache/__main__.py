@@ -75,6 +75,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument(
             "--dtype", choices=["float32", "bfloat16"], help="default float32, bfloat16 on a GPU"
         )
+        sub.add_argument("--weights", choices=["fp8"], help="in 8 bits; default: of the dtype")
         sub.add_argument("--json", action="store_true", help="end with JSON, a line a run")
         for cls in _everything():
             _knob_flags(sub, cls)
@@ -164,6 +165,7 @@ def _load(args):
             device=args.device,
             dtype=getattr(torch, args.dtype or "", None),
             progress=None if args.model == "tiny" else progress,
+            weights=args.weights,
         )
 
 
@@ -205,7 +207,7 @@ def _summary(model, trace) -> dict:
     return {
         "text": model.decode(trace.tokens[-1, trace.prompt_length :]).strip(),
         **{k: totals[k] for k in keys},
-        **{k: run[k] for k in ("model", "policy", "decoder", "device")},
+        **{k: run[k] for k in ("model", "policy", "decoder", "device", "weights") if k in run},
     }  # fmt: skip
 
 

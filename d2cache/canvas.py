@@ -64,6 +64,7 @@ class Run:
     shape: dict  # the ModelConfig
     tokenizer: object = None  # gives a trace its token texts; not part of the configuration
     edits: tuple[Edit, ...] = ()  # by hand, in the order of their steps
+    weights: str | None = None  # "fp8" where they are in 8 bits, else of the dtype
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -71,10 +72,11 @@ class Run:
 
     def settings(self) -> dict:
         """The configuration as plain values, for a trace's header."""
-        own = ("tokenizer", "edits")
+        own = ("tokenizer", "edits", "weights")
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         edits = {"edits": [edit.plain() for edit in self.edits]} if self.edits else {}
-        return plain | {"seeds": list(self.seeds)} | edits
+        kind = {"weights": self.weights} if self.weights else {}
+        return plain | {"seeds": list(self.seeds)} | edits | kind
 
     def knobs(self, step: int) -> tuple[dict, dict]:
         """The knobs of policy and decoder in force at a step."""

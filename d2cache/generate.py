@@ -65,7 +65,7 @@ def generate(
         block_length=canvas.block_length, seeds=seeds, stop_at_eos=stop_at_eos,
         device=model.device.type, dtype=str(model.dtype).removeprefix("torch."),
         shape=asdict(model.config), tokenizer=model.tokenizer,
-        edits=checked(edits, canvas, model.config, policy, decoder),
+        edits=checked(edits, canvas, model.config, policy, decoder), weights=model.weights,
     )  # fmt: skip
     eager = os.environ.get("D2CACHE_EAGER") == "1" if eager is None else eager
     return _steps(model, canvas, policy, decoder, run, eager)

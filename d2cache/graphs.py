@@ -29,6 +29,7 @@ from d2cache.decoders import Decoder
 from d2cache.generate import Work, masks_of, nothing_left, rows_of
 from d2cache.model import Block, Model
 from d2cache.policies import CachePolicy
+from d2cache.quantize import Narrow
 
 try:
     from d2cache import kernels
@@ -298,13 +299,14 @@ class Rules:
         self.qkv = torch.empty(layers, batch, count, wide, dtype=dtype, device=device)
         self.lse = torch.empty(layers, batch, c.heads, count, device=device)
         self.table = dict(choose_tokens=self.choose_tokens, temper=self.temper)
+        self.table |= dict(quantize_rows=kernels.quantize_rows)
         if few:
             self.table |= dict(attention_map=self.attention_map, rollout_mass=self.rollout_mass)
 
     def room(self, model: Model) -> kernels.Room | None:
         """Room for `kernels.chain` where it serves this model and so many rows."""
         c, rows = model.config, self.rows.index.numel()
-        if model.dtype != torch.bfloat16:
+        if model.dtype != torch.bfloat16 or model.weights is not None:
             return None
         size = c.width, c.mlp, self.qkv.shape[-1], c.qkv_bias
         form = kernels.served(*size, rows, self.rows.index.device)
@@ -317,7 +319,9 @@ class Rules:
         """linear(y) in the place of this layer."""
         out = self.slot(self.qkv)
         flat, y = out.flatten(0, 1), y.flatten(0, 1)
-        if linear.bias is None:
+        if isinstance(linear, Narrow):
+            linear.part(y, slice(None), flat)
+        elif linear.bias is None:
             torch.mm(y, linear.weight.T, out=flat)
         else:
             torch.addmm(linear.bias, y, linear.weight.T, out=flat)

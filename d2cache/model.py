@@ -122,6 +122,15 @@ CONFIGS = {
 }  # fmt: skip
 
 
+class Linear(nn.Linear):
+    """A Linear of which some rows of the weight can be used alone."""
+
+    def part(self, x: Tensor, rows: slice) -> Tensor:
+        """(..,K) -> (..,n) by n rows of the weight."""
+        bias = None if self.bias is None else self.bias[rows]
+        return F.linear(x, self.weight[rows], bias)
+
+
 class Block(nn.Module):
     """One layer as three pure pieces; a cache policy decides how they are put together."""
 
@@ -130,7 +139,7 @@ class Block(nn.Module):
         d, kv = config.width, config.kv_heads * config.head_width
         self.config = config
         self.attn_norm = nn.RMSNorm(d, eps=config.norm_eps)
-        self.qkv_proj = nn.Linear(d, d + 2 * kv, bias=config.qkv_bias)  # q, k, v in one product
+        self.qkv_proj = Linear(d, d + 2 * kv, bias=config.qkv_bias)  # q, k, v in one product
         self.out_proj = nn.Linear(d, d, bias=False)
         self.mlp_norm = nn.RMSNorm(d, eps=config.norm_eps)
         self.gate_up_proj = nn.Linear(d, 2 * config.mlp, bias=False)
@@ -162,11 +171,7 @@ class Block(nn.Module):
     def _heads(self, x: Tensor, first: int, last: int) -> Tensor:
         """Heads first to last of q, k, v in a line, (B,last-first,R,D), not rotated."""
         width = self.config.head_width
-        part = slice(first * width, last * width)
-        bias = self.qkv_proj.bias
-        y = F.linear(
-            self.attn_norm(x), self.qkv_proj.weight[part], None if bias is None else bias[part]
-        )
+        y = self.qkv_proj.part(self.attn_norm(x), slice(first * width, last * width))
         return y.unflatten(-1, (-1, width)).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
@@ -193,7 +198,8 @@ class Model(nn.Module):
     """Embedding, blocks, norm and LM head.
 
     `d2cache.load` attaches `tokenizer` and `frequency`: share of each token id in a corpus, (V,)
-    float, or None where the folder has none.
+    float, or None where the folder has none. `weights` is "fp8" where the products' are in 8 bits
+    (`d2cache.quantize`), else None: they are of the model's dtype.
     """
 
     def __init__(self, config: ModelConfig):
@@ -201,6 +207,7 @@ class Model(nn.Module):
         self.config = config
         self.tokenizer = None
         self.frequency: Tensor | None = None
+        self.weights: str | None = None
         self.embed = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)

@@ -12,6 +12,7 @@ import torch
 
 from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
+from d2cache.quantize import narrow
 from d2cache.split import spread
 from d2cache.weights import (
     FREQUENCY,
@@ -52,7 +53,7 @@ CANVAS = 1024  # positions that the listed memory for K,V is for
 
 def load(
     name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, weights: str | None = None,
 ) -> Model:  # fmt: skip
     """A model ready to decode, with its tokenizer.
 
@@ -60,12 +61,16 @@ def load(
     hub id. device: "auto" takes a CUDA GPU where there is one; of several, as "cuda:0,cuda:1", each
     holds a part of the layers (see `d2cache.split`). dtype: default float32 on a CPU, bfloat16 on
     a GPU. progress: called as progress(what, done, total) with what "fetching" or
-    "reading", and bytes; without it the hub's own bars show a download.
+    "reading", and bytes; without it the hub's own bars show a download. weights: "fp8" brings those
+    of the layers' products and of the LM head to 8 bits as they are read, half of bfloat16's bytes
+    for an error that `d2cache.quantize` and `python -m analysis.bench --weights fp8` state.
 
     Raises ValueError with one sentence when something is missing, wrong or too large.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is {dtype!r}; it must be a floating torch.dtype or None")
+    if weights not in (None, "fp8"):
+        raise ValueError(f"weights is {weights!r}; it must be 'fp8' or None")
     devices = pick_devices(device)
     dtype = dtype or default_dtype(devices[0])
     folder = find(name, progress)
@@ -73,7 +78,9 @@ def load(
     tokenizer = read_tokenizer(folder, config)
     config = replace(config, eos_id=_end_id(config, tokenizer))
     model, homes = spread_over(config, devices)
-    model.load_state_dict(read_weights(folder, config, homes, dtype, progress), assign=True)
+    short = narrow(model) if weights == "fp8" else ()
+    state = read_weights(folder, config, homes, dtype, progress, short)
+    model.load_state_dict(state, assign=True)
     model.requires_grad_(False).eval()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
     return model

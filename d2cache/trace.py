@@ -393,11 +393,13 @@ def _checked(arrays: dict[str, np.ndarray], header) -> Trace:
 def _checked_run(run) -> dict:
     if not isinstance(run, dict):
         raise ValueError("its run configuration is not an object")
-    for name in sorted(set(RUN_TYPES) ^ (set(run) - {"edits"})):
+    for name in sorted(set(RUN_TYPES) ^ (set(run) - {"edits", "weights"})):
         raise ValueError(f"it {'lacks' if name in RUN_TYPES else 'has an unknown'} {name[:40]!r}")
     for name, kind in RUN_TYPES.items():
         if type(run[name]) is not kind or (kind is str and len(run[name]) > 200):
             raise ValueError(f"{name} is {str(run[name])[:40]!r}, not a short {kind.__name__}")
+    if run.get("weights", "fp8") != "fp8":
+        raise ValueError(f"weights is {str(run['weights'])[:40]!r}, not 'fp8'")
     for name in ("prompt_length", "gen_length"):
         if run[name] < 1:
             raise ValueError(f"{name} is {run[name]}, it must be at least 1")

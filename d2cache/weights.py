@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d2cache.families import FAMILIES, Family
 from d2cache.model import Model, ModelConfig
+from d2cache.ops import quantize_rows
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
@@ -141,20 +142,23 @@ def _read_json(path: Path) -> dict:
 
 def read_weights(
     folder: Path, config: ModelConfig, homes: dict[str, torch.device], dtype: torch.dtype,
-    progress: Progress | None = None,
+    progress: Progress | None = None, narrow: Collection[str] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
     """Our state dict from the folder's safetensors, sharded or not.
 
-    homes: the device of each parameter, by our names. Room there, names, shapes and types are
-    checked before a weight is read; then each goes to its device by itself, so that the host
-    never holds the model beside its copy.
+    homes: the device of each parameter, by our names. narrow: those that are kept in 8 bits, a
+    `.scale` beside each `.weight` (see `d2cache.quantize`). Room there, names, shapes and types are
+    checked before a weight is read; then each goes to its device by itself and is brought to 8 bits
+    there, so that the host never holds the model beside its copy, nor a device more than one
+    weight beside what it keeps.
     """
     names = parameter_names(config)
     with torch.device("meta"):
         expected = {ours: tensor.shape for ours, tensor in Model(config).state_dict().items()}
     totals = dict.fromkeys(homes.values(), 0)
     for ours, shape in expected.items():
-        totals[homes[ours]] += shape.numel() * dtype.itemsize
+        each = shape.numel() * (1 if ours in narrow else dtype.itemsize)
+        totals[homes[ours]] += each + 4 * shape[0] * (ours in narrow)
     free, done = {device: free_memory(device) for device in totals}, 0
     for device, total in totals.items():
         if free[device] is not None and total > free[device]:
@@ -173,11 +177,19 @@ def read_weights(
         parts = whole.split(_rows(config, whole.shape, len(theirs)))
         for name, part in zip(theirs, parts, strict=True):
             part.copy_(source(name).get_tensor(name))
-        state[ours] = whole
-        done += whole.nbytes
+        kept = {ours: whole}
+        if ours in narrow:
+            kept = dict(zip((ours, scale_of(ours)), quantize_rows(whole), strict=True))
+        state |= kept
+        done += sum(tensor.nbytes for tensor in kept.values())
         if progress is not None:
             progress("reading", done, sum(totals.values()))
     return state
+
+
+def scale_of(weight: str) -> str:
+    """The name of the scales of a weight in 8 bits."""
+    return weight.removesuffix("weight") + "scale"
 
 
 def _rows(config: ModelConfig, shape: torch.Size, parts: int) -> list[int]:
@@ -327,9 +339,16 @@ def read_frequency(folder: Path, config: ModelConfig) -> Tensor | None:
 
 
 def save(model: Model, folder: Path, dtype: torch.dtype, shard_bytes: int = 9_000_000) -> None:
-    """Write config.json and safetensors in the family's layout, shards of at most `shard_bytes`."""
+    """Write config.json and safetensors in the family's layout, shards of at most `shard_bytes`.
+
+    ValueError for a model whose weights are in 8 bits, which the layout has no place for.
+    """
     from safetensors.torch import save_file
 
+    if model.weights is not None:
+        raise ValueError(
+            f"the weights of {model.config.name} are {model.weights}; load it without them to save"
+        )
     c = model.config
     folder.mkdir(parents=True, exist_ok=True)
     state, theirs = model.state_dict(), {}

@@ -76,6 +76,18 @@ def test_run_without_json_ends_with_a_sentence(cli):
     assert "0.0 % of rows reused" in lines[-1] and "1.00 of the FLOPs" in lines[-1]
 
 
+def test_8_bit_weights_show_in_json_and_trace(cli, tmp_path):
+    file = str(tmp_path / "run.safetensors")
+    code, lines, err = cli("run", "--weights", "fp8", "--json", "--trace", file)
+    got = json.loads(lines[-1])
+    assert (code, err) == (0, "") and set(got) == KEYS | {"weights"} and got["weights"] == "fp8"
+    assert d2cache.Trace.load(file).run["weights"] == "fp8"
+    code, lines, _ = cli("compare", "--weights", "fp8", "--policies", "none,d2", "--json")
+    assert code == 0 and [json.loads(line)["weights"] for line in lines] == ["fp8", "fp8"]
+    code, _, _ = cli("run", "--trace", file)
+    assert code == 0 and "weights" not in d2cache.Trace.load(file).run
+
+
 def test_compare_gives_a_line_a_policy(cli):
     code, lines, err = cli("compare", "--policies", "none, d2", "--current-k", "2", "--json")
     got = [json.loads(line) for line in lines]
@@ -169,6 +181,7 @@ BAD = {
     "too long": (["run", "--gen-length", "9999"], "small has room for 256: shorten one of them"),
     "seed below 0": (["run", "--seed", "-1"], "seed is -1; it must be a whole number"),
     "device": (["run", "--device", "tpu"], "unknown device 'tpu'; use auto, cpu or cuda"),
+    "weights": (["run", "--weights", "int4"], "--weights: invalid choice: 'int4'"),
     "trace nowhere": (["run", "--trace", "/nowhere/x/y"], "cannot write the trace to '/nowhere"),
     "trace a folder": (["run", "--trace", "/"], "cannot write the trace to '/'"),
     "no policies": (["compare", "--policies", ","], "--policies"),

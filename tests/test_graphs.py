@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from lab import DECODER_KNOBS, DECODERS, POLICIES, random_prompt, small_model
+from lab import DECODER_KNOBS, DECODERS, POLICIES, full_pass, random_prompt, small_model
 
 import d2cache
 from d2cache import graphs
+from d2cache.quantize import narrow
 
 loop = sys.modules["d2cache.generate"]  # the package's name of it is the function
 
@@ -86,6 +87,15 @@ def test_every_decoder(traced, decoder, temperature):
     policy = ("d2", dict(current_k=4, sigma=3.0))
     settings = dict(gen_length=24, block_length=12, seed=(3, 4), stop_at_eos=True)
     same(*both(small_model(), PROMPTS, policy, (decoder, knobs), **settings))
+
+
+@pytest.mark.parametrize("policy", ["none", "d2", "dllm", "dual"])
+def test_weights_in_8_bits(traced, policy):
+    model = small_model(vocab=64, mask_id=63, qkv_bias=True)
+    narrow(model)
+    settings = dict(gen_length=24, block_length=8)
+    same(*both(model, PROMPTS[0], (policy, {}), ("confidence", {}), **settings))
+    assert traced
 
 
 def test_what_runs_by_graphs(traced):
@@ -187,3 +197,32 @@ def test_decoders_captured_on_a_gpu(decoder, temperature):
     policy = ("d2", dict(current_k=4, sigma=3.0))
     settings = dict(gen_length=24, block_length=12, seed=(3, 4), stop_at_eos=True)
     thrice(policy, (decoder, knobs), [PROMPTS] * 3, **settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [None, "fp8"])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_kernels_captured_on_a_gpu(kind, qkv_bias):
+    """bfloat16, where the kernels are used: each replayed full pass has the logits of a plain one
+    over the canvas that it saw."""
+    graphs.ARENAS.clear()
+    graphs.PLAIN.clear()
+    model = small_model(dtype=torch.bfloat16, width=64, vocab=64, mask_id=63, qkv_bias=qkv_bias)
+    for name, weight in model.named_parameters():
+        if "proj.weight" in name:
+            weight.data *= 0.25  # or the layers magnify what 8 bits round to a third of the logits
+    model = model.to("cuda")
+    if kind:
+        narrow(model)
+    for seed in (1, 2):
+        steps = d2cache.generate(model, random_prompt(9, seed), "none", gen_length=24, eager=False)
+        for step in steps:
+            with torch.inference_mode(), torch.device("cuda"):
+                wanted = full_pass(model, step.before.tokens)
+            at = step.rows.target[..., None].expand_as(step.logits)
+            finite = torch.arange(64, device="cuda") != 63
+            wanted, got = (t.float()[..., finite] for t in (wanted.gather(1, at), step.logits))
+            assert (got - wanted).norm() < 0.12 * wanted.norm(), step.index
+    assert not graphs.PLAIN
+    found = [e for a in graphs.ARENAS[model] for known in a.entries.values() for e in known]
+    assert any(e.graph is not None for e in found)

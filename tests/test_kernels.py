@@ -58,6 +58,24 @@ def test_swiglu():
     assert off(kernels.swiglu(x), torch.nn.functional.silu(gate) * up) < NEAR
 
 
+@pytest.mark.parametrize("width", [48, 700, 4096, 18944])
+def test_rows_in_8_bits(width):
+    """To the last bit. The interpreter cuts off where a GPU rounds: there, numbers that fit."""
+    x = rand(2, 3, width) * torch.exp2(torch.arange(-3.0, 3, device=DEVICE)).view(2, 3, 1)
+    if INTERPRETED:
+        x = (100 * x).to(torch.float8_e4m3fn).float()
+        x[x.abs() < 1] = 0
+        x[..., 5] = 448
+        x[0, 1] *= -(2.0**-30)
+    x[1, 1] = 0
+    x = x.to(DTYPE)
+    for one in (x, x.mT.contiguous().mT, x[:, 1:]):
+        values, scales = kernels.quantize_rows(one)
+        wanted, sizes = ops.quantize_rows(one)
+        assert values.dtype == torch.float8_e4m3fn and values.is_contiguous()
+        assert torch.equal(values.float(), wanted.float()) and torch.equal(scales, sizes)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 def test_rotate_write(heads, kv_heads):
     from d2cache.model import rotate

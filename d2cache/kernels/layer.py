@@ -1,4 +1,5 @@
-"""What lies between a layer's matrix products, a kernel each: norm, rotation with K,V, SwiGLU."""
+"""What lies between a layer's matrix products, a kernel each: norm, rotation with K,V, SwiGLU; and
+rows in 8 bits, for products with 8-bit weights."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from d2cache import ops
 
 
 @triton.jit
@@ -114,3 +117,28 @@ def swiglu(x: Tensor) -> Tensor:
     lines = out.numel() // width
     _swiglu[(lines, triton.cdiv(width, 4096))](x, out, width, BLOCK=4096, num_warps=8)
     return out
+
+
+@triton.jit
+def _quantize_rows(x, out, scale, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    value = tl.load(x + row * width + at, inside, 0.0).to(tl.float32)
+    most = tl.maximum(tl.max(tl.abs(value), 0), 1e-30)
+    value *= tl.div_rn(1.0, most) * LARGEST
+    tl.store(out + row * width + at, value.to(out.dtype.element_ty), inside)
+    tl.store(scale + row, most * (1 / LARGEST))
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows x (..,d) -> values (..,d) float8_e4m3fn and scales (..,1) float32, as in `ops`."""
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scale = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    block = triton.next_power_of_2(x.shape[-1])
+    _quantize_rows[(scale.numel(),)](
+        x, out, scale, x.shape[-1], LARGEST=ops.LARGEST, BLOCK=block,
+        num_warps=min(16, max(4, block // 1024))
+    )  # fmt: skip
+    return out, scale

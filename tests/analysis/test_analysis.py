@@ -376,13 +376,54 @@ def test_bench_prints_limits_and_ratios(capsys):
     assert d2["ratio"] == pytest.approx(d2["steps_per_second"] / none["steps_per_second"])
 
 
-def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys):
+def test_bench_states_the_error_of_8_bit_weights(capsys):
+    few = "--policies none --gen-length 8 --weights fp8 --json".split()
+    for arguments in ("--prompt-length 24 --repeats 1", "--shape tiny --device cpu --lengths 24"):
+        assert bench.main([*few, *arguments.split()]) == 0
+        *lines, last = capsys.readouterr().out.strip().splitlines()
+        found = json.loads(last)
+        c = d2cache.CONFIGS["tiny"]
+        products = c.layers * (4 * c.width**2 + 3 * c.width * c.mlp)
+        rows = c.layers * (5 * c.width + 2 * c.mlp) + c.vocab
+        norms = 4 * c.width * (2 * c.layers + 1)
+        embed = 0 if "shape" in found else 4 * c.vocab * c.width
+        assert found["weights"] == "fp8"
+        assert found["weights_bytes"] == products + c.vocab * c.width + 4 * rows + norms + embed
+        low, high = (0.03, 0.3) if "shape" in found else (0.003, 0.03)
+        assert low < found["logits_error"] < high
+        said = f"off by {100 * found['logits_error']:.2f} % of their norm"
+        assert sum(said in line for line in lines) == 1
+    assert bench.main(few[:4] + "--prompt-length 24 --repeats 1 --json".split()) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["weights"] is None and found["logits_error"] is None
+
+
+def test_the_error_is_that_of_the_logits_before_and_after():
+    model = d2cache.load("tiny", "cpu")
+    ids = model.encode("Compute 3 + 4 * 5.")
+    first = lambda m: next(d2cache.generate(m, ids, "none", gen_length=64)).logits[..., :-1]
+    before = first(model)
+    error = bench.narrowed(model, ids, 64)
+    after = first(d2cache.load("tiny", "cpu", weights="fp8"))
+    assert torch.equal(after, first(model))
+    assert error == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
+
+
+def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypatch):
     arguments = ["--problems", "2", "--families", "lists", "--policies", "none,d2", "--json"]
     assert study.main(arguments) == 0
     out = capsys.readouterr().out
     results = json.loads(out.strip().splitlines()[-1])["results"]
     assert {r["policy"] for r in results} == {"none", "d2"}
     assert all(0 <= r["accuracy"] <= 1 and r["problems"] == 2 for r in results)
+    sat, exam = [], study.exam
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "exam", lambda m, *a, **s: sat.append(m.weights) or exam(m, *a, **s))
+        assert study.main([*arguments, "--weights", "fp8"]) == 0
+    assert sat == ["fp8", "fp8"]
+    out = capsys.readouterr().out
+    assert json.loads(out.strip().splitlines()[-1])["weights"] == "fp8"
+    assert "float32, weights in fp8" in out
     for bad, said in (
         (["--families", "poems"], "poems"), (["--policies", ","], "at least one policy"),
         (["--problems", "0"], "--problems is 0"), (["--shots", "99"], "--shots is 99"),

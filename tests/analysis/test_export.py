@@ -195,6 +195,17 @@ def test_the_notebook_cell_makes_the_run_again(model, monkeypatch, capsys, with_
     assert model.decode(trace.answer) in capsys.readouterr().out
 
 
+def test_the_notebook_cell_loads_the_weights_that_the_run_had():
+    short = d2cache.load("tiny", device="cpu", weights="fp8")
+    trace = d2cache.Trace.record(d2cache.generate(short, [3, 4, 5], "prefix", gen_length=8))
+    source = export.notebook(trace)
+    assert "d2cache.load('tiny', weights='fp8')" in source and "import torch" not in source
+    space = {}
+    exec(source, space)
+    if space["model"].device.type == "cpu":
+        same_run(space["trace"], trace)
+
+
 def test_the_notebook_cell_makes_the_edits_again(model, monkeypatch):
     edits = [
         d2cache.Edit(2, tokens={9: 77}, decoder={"sigma": 2.5}),
