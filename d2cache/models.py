@@ -74,7 +74,7 @@ def load(
     config = replace(config, eos_id=_end_id(config, tokenizer))
     model, homes = spread_over(config, devices)
     model.load_state_dict(read_weights(folder, config, homes, dtype, progress), assign=True)
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval().lay_out()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
     return model
 
