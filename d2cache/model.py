@@ -137,11 +137,21 @@ class Linear(nn.Linear):
             w.data = w.detach().t().contiguous().t()
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.weight
-        by_columns = w.is_cpu and w.dtype == torch.float32 and not w.is_contiguous()
-        if by_columns and torch.is_inference_mode_enabled():  # oneDNN's product has no gradient
-            return torch.ops.mkldnn._linear_pointwise(x, w, self.bias, "none", [], "")
-        return super().forward(x)
+        return _product(x, self.weight, self.bias)
+
+    def part(self, x: Tensor, some: slice) -> Tensor:
+        """Some of the outputs alone, the same bits as among all."""
+        w, bias = self.weight[some], self.bias
+        if not self.weight.is_contiguous():
+            w = w.t().contiguous().t()  # oneDNN is far slower over columns with gaps
+        return _product(x, w, None if bias is None else bias[some])
+
+
+def _product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    by_columns = w.is_cpu and w.dtype == torch.float32 and not w.is_contiguous()
+    if by_columns and torch.is_inference_mode_enabled():  # oneDNN's product has no gradient
+        return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
+    return F.linear(x, w, bias)
 
 
 class Block(nn.Module):
@@ -185,10 +195,7 @@ class Block(nn.Module):
         """Heads first to last of q, k, v in a line, (B,last-first,R,D), not rotated."""
         width = self.config.head_width
         part = slice(first * width, last * width)
-        bias = self.qkv_proj.bias
-        y = F.linear(
-            self.attn_norm(x), self.qkv_proj.weight[part], None if bias is None else bias[part]
-        )
+        y = self.qkv_proj.part(self.attn_norm(x), part)
         return y.unflatten(-1, (-1, width)).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:

@@ -317,8 +317,7 @@ def test_weights_laid_out_for_a_cpu_give_the_same_logits(changes):
         want = full_pass(plain, tokens)
         assert products.asked == 0
         logits = full_pass(laid, tokens)
-    # layer 0 makes q apart from k and v: slices of a weight, which oneDNN would have to copy
-    assert products.asked == 4 * SMALL.layers
+    assert products.asked == 4 * SMALL.layers + 2  # layer 0 makes q apart from k and v; LM head
     torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-4)
     for (name, ours), theirs in zip(
         laid.state_dict().items(), plain.state_dict().values(), strict=True
@@ -326,6 +325,16 @@ def test_weights_laid_out_for_a_cpu_give_the_same_logits(changes):
         assert torch.equal(ours, theirs)
         by_columns = ours.dim() == 2 and not name.startswith("embed")
         assert ours.is_contiguous() != by_columns
+
+
+@needs_onednn
+def test_a_part_made_alone_has_the_bits_it_has_among_all():
+    """What a cache compares with what it kept must not differ by how it was made."""
+    layer = Linear(256, 768)
+    layer.lay_out()
+    with torch.inference_mode():
+        x = torch.randn(1, 40, 256)
+        assert torch.equal(layer.part(x[:, 5:25], slice(512, 768)), layer(x)[:, 5:25, 512:])
 
 
 @needs_onednn
