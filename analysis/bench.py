@@ -27,20 +27,23 @@ import torch
 import d2cache
 from d2cache import models
 from d2cache.generate import open_canvas
-from d2cache.model import CONFIGS, Model
+from d2cache.model import CONFIGS, Linear, Model
 from d2cache.quantize import narrow
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
 
 def limits(device: torch.device, dtype: torch.dtype) -> dict:
-    """Copy bandwidth in GB/s (read + written) and matrix rate in GFLOP/s, best of five."""
+    """Copy bandwidth in GB/s (read + written) and matrix rate in GFLOP/s, best of five; the
+    products are computed as a model's are."""
     size = 1 << (28 if device.type == "cuda" else 24)
     source, n = torch.rand(size, device=device), 8192 if device.type == "cuda" else 1024
     target = torch.empty_like(source)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    layer, x = Linear(n, n, False, device, dtype), torch.randn(n, n, device=device, dtype=dtype)
+    layer.lay_out()
     copy = min(_timed(lambda: target.copy_(source), device) for _ in range(5))
-    product = min(_timed(lambda: a @ b, device) for _ in range(5))
+    with torch.inference_mode():
+        product = min(_timed(lambda: layer(x), device) for _ in range(5))
     return {"copy_gb_s": 2 * source.nbytes / copy / 1e9, "matrix_gflop_s": 2 * n**3 / product / 1e9}
 
 
@@ -105,7 +108,7 @@ def random_model(shape: str, devices: list[torch.device], dtype: torch.dtype) ->
         if not name.endswith("norm.weight"):
             weight.normal_(0, 0.02, generator=rngs[home])
     model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().lay_out()
 
 
 def narrowed(model: Model, prompt: torch.Tensor, masks: int) -> float:

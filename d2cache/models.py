@@ -81,7 +81,7 @@ def load(
     short = narrow(model) if weights == "fp8" else ()
     state = read_weights(folder, config, homes, dtype, progress, short)
     model.load_state_dict(state, assign=True)
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval().lay_out()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
     return model
 

@@ -43,8 +43,10 @@ class Narrow(nn.Module):
             return y if out is None else out.copy_(y)
         short, size = ops.quantize_rows(x.flatten(0, -2))
         y = torch._scaled_mm(
-            short, weight.T, size, scale.T, bias, out_dtype=x.dtype, use_fast_accum=True, out=out
+            short, weight.T, size, scale.T, out_dtype=x.dtype, use_fast_accum=True, out=out
         )
+        if bias is not None:  # with scales by rows there is no product that adds one
+            y += bias
         return y.unflatten(0, x.shape[:-1])
 
 

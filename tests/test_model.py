@@ -18,10 +18,11 @@ from lab import (
     run,
     small_model,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import d2cache
 from d2cache.families import FAMILIES
-from d2cache.model import CONFIGS, Model, ModelConfig
+from d2cache.model import CONFIGS, Linear, Model, ModelConfig
 from d2cache.weights import parameter_names
 
 RUNS = [
@@ -289,3 +290,79 @@ def test_ids_that_the_vocabulary_lacks_are_not_decoded(ids):
     says = rf"^ids go from {min(ids)} to {max(ids)}; the vocabulary has ids 0 to 1023$"
     with pytest.raises(ValueError, match=says):
         d2cache.load("tiny", device="cpu").decode(ids)
+
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN"
+)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products that oneDNN is asked for."""
+
+    asked = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.asked += op is torch.ops.mkldnn._linear_pointwise.default
+        return op(*args, **kwargs or {})
+
+
+@needs_onednn
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2, "qkv_bias": True}])
+def test_weights_laid_out_for_a_cpu_give_the_same_logits(changes):
+    plain, laid = (small_model(7, torch.float32, **changes) for _ in range(2))
+    assert laid.lay_out() is laid
+    tokens = torch.stack([random_prompt(9, seed) for seed in (1, 2)])
+    with torch.inference_mode(), Products() as products:
+        want = full_pass(plain, tokens)
+        assert products.asked == 0
+        logits = full_pass(laid, tokens)
+    assert products.asked == 4 * SMALL.layers + 2  # layer 0 makes q apart from k and v; LM head
+    torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-4)
+    for (name, ours), theirs in zip(
+        laid.state_dict().items(), plain.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        by_columns = ours.dim() == 2 and not name.startswith("embed")
+        assert ours.is_contiguous() != by_columns
+
+
+@needs_onednn
+def test_a_part_made_alone_has_the_bits_it_has_among_all():
+    """What a cache compares with what it kept must not differ by how it was made."""
+    layer = Linear(256, 768)
+    layer.lay_out()
+    with torch.inference_mode():
+        x = torch.randn(1, 40, 256)
+        assert torch.equal(layer.part(x[:, 5:25], slice(512, 768)), layer(x)[:, 5:25, 512:])
+
+
+@needs_onednn
+def test_a_layer_laid_out_for_a_cpu_still_has_gradients():
+    layer, x = Linear(6, 4), torch.randn(3, 6)
+    layer(x).square().sum().backward()
+    want, layer.weight.grad = layer.weight.grad, None
+    layer.lay_out()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_other_types_stay_as_they_are(dtype):
+    model = small_model(7, dtype).lay_out()
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+@needs_onednn
+def test_a_laid_out_model_can_be_made_wider():
+    model = small_model(7, torch.float32).lay_out().double()
+    want = small_model(7, torch.float32).double()
+    tokens = random_prompt(9)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(full_pass(model, tokens), full_pass(want, tokens))
+
+
+@needs_onednn
+def test_a_model_is_laid_out_when_it_is_loaded():
+    model = d2cache.load("tiny", device="cpu")
+    assert not any(m.weight.is_contiguous() for m in model.modules() if isinstance(m, Linear))

@@ -11,6 +11,7 @@ from lab import DECODER_KNOBS, DECODERS, POLICIES, random_prompt, small_model
 
 import d2cache
 from analysis import bench, figures, metrics, probes, stage, study
+from d2cache.model import Linear
 from d2cache.trace import Recorder
 
 
@@ -499,3 +500,13 @@ def test_a_study_of_decoders_counts_the_steps_of_each_problem(capsys):
     for bad, said in ((["--decoders", "d9"], "d9"), (["--block-length", "0"], "--block-length is")):
         assert study.main(bad) == 2
         assert said in capsys.readouterr().err
+
+
+def test_bench_measures_products_as_a_model_computes_them(monkeypatch):
+    cpu, asked = torch.device("cpu"), []
+    monkeypatch.setattr(Linear, "forward", lambda self, x: asked.append(self.weight.stride()) or x)
+    bench.limits(cpu, torch.float32)
+    by_columns = torch.backends.mkldnn.is_available()
+    assert set(asked) == {(1, 1024) if by_columns else (1024, 1)}
+    model = bench.random_model("tiny", [cpu], torch.float32)
+    assert model.head.weight.stride() == ((1, 1024) if by_columns else (256, 1))
