@@ -4,7 +4,7 @@ Prints the limits first (measured here, now), then one line a policy: median mil
 steps a second with the recording of a trace included, and the ratio to the first policy.
 
 With --shape llada-8b or dream-7b a model of that shape with random weights is measured, one line
-a policy, canvas length and batch size: the median over whole generations with everything a user
+a policy, canvas length and batch size (larger batches at one length, if none are named): the median over whole generations with everything a user
 gets, with and without the recording of a trace, and the share of the floor, the time in which this
 device reads the weights of the layers and the LM head once.
 
@@ -31,6 +31,9 @@ from d2cache.model import CONFIGS, Linear, Model
 from d2cache.quantize import narrow
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
+
+
+WIDE = 1024  # the length at which larger batches are measured
 
 
 def limits(device: torch.device, dtype: torch.dtype) -> dict:
@@ -195,7 +198,7 @@ def shape_table(args) -> int:
     )
     results = []
     for length in args.lengths:
-        for batch in args.batches:
+        for batch in args.batches or ([1, 4, 16] if length == WIDE else [1]):
             rng = torch.Generator().manual_seed(length)
             size = (batch, length - args.gen_length)
             prompt = torch.randint(0, model.config.eos_id, size, generator=rng)
@@ -246,7 +249,9 @@ def main(argv=None) -> int:
     parser.add_argument("--policies", default=",".join(p["name"] for p in d2cache.policies()))
     parser.add_argument("--shape", choices=["llada-8b", "dream-7b", "tiny"], help="random weights")
     parser.add_argument("--lengths", type=numbers, default=[512, 1024, 2048, 4096], metavar="T,..")
-    parser.add_argument("--batches", type=numbers, default=[1], metavar="B,..")
+    parser.add_argument(
+        "--batches", type=numbers, metavar="B,..", help=f"default: 1, at T = {WIDE} 4 and 16 too"
+    )
     parser.add_argument("--steps", type=int, default=None, help="with --shape: stop after so many")
     parser.add_argument("--rollout-p", type=float, default=0.1, help="with --shape: d2's knob")
     parser.add_argument("--eager", action="store_true", default=None, help="no graphs on a GPU")
@@ -271,7 +276,7 @@ def main(argv=None) -> int:
             if getattr(args, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is {getattr(args, name)}; it must be at least 1")
-        if args.shape and min(*args.lengths, *args.batches) < 1:
+        if args.shape and min(args.lengths + (args.batches or [])) < 1:
             raise ValueError("--lengths and --batches are whole numbers of at least 1")
         if args.shape and min(args.lengths) <= args.gen_length:
             raise ValueError(

@@ -15,8 +15,9 @@ import gc
 import logging
 import operator
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
@@ -58,6 +59,18 @@ def bucket(count: int, most: int) -> int:
     return min(most, -(-count // 256) * 256)
 
 
+def on_its_device(method):
+    """With the model's device as the current one: kernels and graphs go to no other."""
+
+    @wraps(method)
+    def there(self, *args):
+        device = self.model.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return method(self, *args)
+
+    return there
+
+
 class Graphs(Work):
     """`Work` by graphs from the second step on; the first is a full pass and runs plainly.
 
@@ -77,6 +90,7 @@ class Graphs(Work):
         if self.arena is not None:
             self.arena.busy = False
 
+    @on_its_device
     def plan(self, canvas):
         if self.plain or canvas.step == 0:
             return super().plan(canvas)
@@ -102,6 +116,7 @@ class Graphs(Work):
         self.ahead = self.attempt("plan", (), self.plan_ahead, canvas.step) is not None
         return self.ahead
 
+    @on_its_device
     def step(self, canvas, plan, rows, start):
         if isinstance(rows, Rows):
             return super().step(canvas, plan, rows, start)

@@ -70,7 +70,7 @@ class ElasticCache(CachePolicy, key="elastic"):
         """Test the watched position's attention in live rows, and choose what to watch next."""
         top = mass.masked_fill(~self.canvas.known, -1).argmax(1)
         both = torch.stack((self.watched[i], top), dim=1)
-        rope = [ops.rows_at(t[:, 0], both)[:, None] for t in self.rope]
+        rope = tuple(ops.rows_at(t[:, 0], both)[:, None] for t in self.rope)
         q = block.query(ops.rows_at(self.hidden[i], both), rope)
         _, now = ops.attention_map(q, k, v, keys)
         if self.canvas.step:
