@@ -4,9 +4,10 @@ Prints the limits first (measured here, now), then one line a policy: median mil
 steps a second with the recording of a trace included, and the ratio to the first policy.
 
 With --shape llada-8b or dream-7b a model of that shape with random weights is measured, one line
-a policy, canvas length and batch size (larger batches at one length, if none are named): the median over whole generations with everything a user
-gets, with and without the recording of a trace, and the share of the floor, the time in which this
-device reads the weights of the layers and the LM head once.
+a policy, canvas length and batch size (larger batches at one length, if none are named): the median
+over whole generations with everything a user gets, with and without the recording of a trace, and
+the share of the floor, the time in which this device reads the weights of the layers and the LM
+head once.
 
 With --weights fp8 the products' weights are in 8 bits, and the error is stated: how far that moves
 the logits of one full pass, relative to their norm, from those of the same weights before.
@@ -31,7 +32,6 @@ from d2cache.model import CONFIGS, Linear, Model
 from d2cache.quantize import narrow
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
-
 
 WIDE = 1024  # the length at which larger batches are measured
 

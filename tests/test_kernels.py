@@ -296,7 +296,7 @@ def test_a_form_gives_every_block_its_columns():
     from d2cache.kernels.chain import SHARED, form_of
 
     for rows in (1, 64, 65, 128):
-        for size in [(4096, 12288, 12288, False), (3584, 18944, 4608, True)]:
+        for size in [(4096, 12288, 12288, False), (3584, 9472, 4608, True)]:
             form = form_of(*size, rows, 132)
             assert form.shared <= SHARED and max(rows, form.groups * 64) <= form.blocks <= 132
             assert form.w_stages >= 4 and form.groups * 64 >= rows
@@ -308,3 +308,4 @@ def test_a_form_gives_every_block_its_columns():
     assert form_of(4096, 12288, 12288, False, 128, 114) is None  # a block norms one row
     assert form_of(4096, 12288, 12288, False, 129, 132) is None
     assert form_of(256, 704, 768, False, 38, 0) is None
+    assert form_of(3584, 18944, 4608, True, 128, 132) is None  # too wide for the registers

@@ -79,6 +79,7 @@ def form_of(width: int, mlp: int, qkv: int, bias: bool, rows: int, chip: int) ->
         1 if rows <= 64 else 2, int(bias),
     )  # fmt: skip
     fits = not (width % DEEP or mlp % DEEP or qkv % 8) and form.most_cols <= 256
+    fits = fits and form.gate_cols <= 128  # sums of gate and up fill the registers: spilled, slower
     return form if fits and 0 < rows <= MOST_ROWS and form.blocks <= chip else None
 
 
