@@ -21,7 +21,7 @@ LOG = logging.getLogger(__name__)
 MOST_ROWS = 128
 SHARED = 227 * 1024  # bytes that a block can have
 DEEP = 64  # of depth at a time
-X_STAGES = 6
+X_STAGES = 6  # rows come from L2 in the time of about four turns
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def form_of(width: int, mlp: int, qkv: int, bias: bool, rows: int, chip: int) ->
     """The form for these sizes on a chip of so many multiprocessors; None where there is none."""
     if not chip:
         return None
-    parts = 2
+    parts = 2  # one leaves each block few columns for all rows, three make more sums to add
     each = lambda cols: -(-cols // (8 * chip)) * 8
     form = Form(
         width, mlp, qkv, each(width * parts), each(mlp), each(qkv), parts,
