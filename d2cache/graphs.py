@@ -190,7 +190,11 @@ class Graphs(Work):
             for i, block in enumerate(model.blocks):
                 x = policy.block(i, block, x, rows)
             return model.head(model.norm(ops.rows_at(x, rows.head)))
-        if own and type(policy).project is CachePolicy.project and (room := rules.room(model)):
+        if (
+            own
+            and type(policy).project is CachePolicy.project
+            and (room := rules.room(model, policy))
+        ):
             return self.chained(x, rows, rules, room)
         delta = None
         for i, block in enumerate(model.blocks):
@@ -211,20 +215,30 @@ class Graphs(Work):
         return model.head(kernels.add_norm(x, None, model.norm.weight, model.config.norm_eps)[1])
 
     def chained(self, x, rows, rules, room):
-        """All layers, what lies between one attention and the next as one kernel."""
-        model, eps = self.model, self.model.config.norm_eps
-        flat, heads, before = x.flatten(0, 1), None, None
-        for i, block in enumerate(model.blocks):
-            rules.layer = i
-            qkv = rules.slot(rules.qkv)
-            norm, out = block.attn_norm.weight, qkv.flatten(0, 1)
-            kernels.chain(room, i, flat, eps, heads, before, norm, block.qkv_proj, out)
-            k, v = self.policy.kv.at(i)
-            q = kernels.rotate_write(qkv, rows.rope, rows.index, k, v, model.config.heads)
-            heads = self.policy.attend(i, Bare(block), q, k, v, rows).heads.flatten(0, 1)
-            before = block
-        last = len(model.blocks)
-        kernels.chain(room, last, flat, eps, heads, before, model.norm.weight, None, None)
+        """All layers by one kernel, or one for each link where attention is the policy's own."""
+        model, kv, eps = self.model, self.policy.kv, self.model.config.norm_eps
+        flat, blocks, last = x.flatten(0, 1), list(model.blocks), len(model.blocks)
+        rope = tuple(t.flatten(0, 2) for t in rows.rope)
+
+        def link(first, last, slots, heads=None):
+            norm = model.norm.weight
+            kernels.chain(
+                room, blocks, first, last, flat, eps, norm, rope, rows.index, slots, heads
+            )
+
+        if room.form.layers == last:
+            link(0, last, kernels.Slots(rules.q, kv.k, kv.v, rules.lse))
+            rules.begin_rollout()
+        else:
+            heads = None
+            for i, block in enumerate(blocks):
+                rules.layer = i
+                k, v = kv.at(i)
+                q, lse = (rules.slot(t) for t in (rules.q, rules.lse))
+                link(i, i, kernels.Slots(q[None], k[None], v[None], lse[None]), heads)
+                attended = self.policy.attend(i, Bare(block), rules.query(), k, v, rows)
+                heads = attended.heads.flatten(0, 1)
+            link(last, last, kernels.Slots(rules.q, kv.k, kv.v, rules.lse), heads)
         return model.head(ops.rows_at(room.normed.view_as(x), rows.head))
 
     # Three turns, and the way back.
@@ -297,35 +311,68 @@ class Rules:
     """What stands in for the rules of `ops` on the layers of `count` rows."""
 
     def __init__(self, work: Graphs, canvas: Canvas, rows: Rows):
-        c, dtype = work.model.config, work.model.dtype
+        c = work.model.config
         (batch, count), device = rows.index.shape, canvas.tokens.device
         self.fused, self.layer, self.top, self.table = fused(work.model), 0, None, {}
         self.mass = self.aside = self.done = None
         self.last = c.layers - 1
         if not self.fused:
             return
-        self.rows, self.length = rows, canvas.tokens.shape[1]
+        self.rows, self.length, self.kv = rows, canvas.tokens.shape[1], work.policy.kv
         self.main, self.aside = torch.cuda.current_stream(), work.arena.aside
         self.raw = not (work.tempered() or reads_logits(type(work.decoder)))
         few, self.weights = count <= kernels.MOST_ROWS, []
         keeps = few and type(work.policy).attend is not CachePolicy.attend
-        layers = c.layers if keeps else 1  # a sweep over the layers needs every q
-        wide = (c.heads + 2 * c.kv_heads) * c.head_width
-        self.qkv = torch.empty(layers, batch, count, wide, dtype=dtype, device=device)
-        self.lse = torch.empty(layers, batch, c.heads, count, device=device)
+        self.kept = c.layers if keeps else 1  # a sweep over the layers needs every q
+        self.heads, self.width = c.heads, c.width
+        self.wide = (c.heads + 2 * c.kv_heads) * c.head_width
+        self.make = lambda *size, dtype=work.model.dtype: torch.empty(
+            self.kept, batch, *size, dtype=dtype, device=device
+        )
+        self.lse = self.make(c.heads, count, dtype=torch.float32)
         self.table = dict(choose_tokens=self.choose_tokens, temper=self.temper)
         self.table |= dict(quantize_rows=kernels.quantize_rows)
         if few:
             self.table |= dict(attention_map=self.attention_map, rollout_mass=self.rollout_mass)
 
-    def room(self, model: Model) -> kernels.Room | None:
+    @cached_property
+    def qkv(self) -> Tensor:
+        return self.make(self.rows.index.shape[1], self.wide)
+
+    @cached_property
+    def q(self) -> Tensor:
+        return self.make(self.rows.index.shape[1], self.width)
+
+    def query(self) -> Tensor:
+        """This layer's q (B,H,R,D)."""
+        return self.slot(self.q).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def room(self, model: Model, policy: CachePolicy) -> kernels.Room | None:
         """Room for `kernels.chain` where it serves this model and so many rows."""
-        c, rows = model.config, self.rows.index.numel()
+        c, rows, device = model.config, self.rows.index.numel(), self.rows.index.device
         if model.dtype != torch.bfloat16 or model.weights is not None:
             return None
-        size = c.width, c.mlp, self.qkv.shape[-1], c.qkv_bias
-        form = kernels.served(*size, rows, self.rows.index.device)
-        return form and kernels.Room.made(form, rows, c.layers + 1, self.rows.index.device)
+        form = kernels.served(c, 2, rows, device)
+        if form and self.defers(model, policy):
+            form = kernels.served(c, c.layers, rows, device) or form
+        return form and kernels.Room.made(form, rows, c.layers + 1, device)
+
+    def defers(self, model: Model, policy: CachePolicy) -> bool:
+        """Whether the policy's attention is the plain one: it hands on what it is given, unseen."""
+        if len(self.rows.index) > 1 or self.rows.keys is not None:
+            return False
+        try:
+            for self.layer, block in enumerate(model.blocks):
+                later = Later()
+                out = policy.attend(self.layer, Bare(block), later, later, later, self.rows)
+                if not isinstance(out, Joined) or out.heads is not later:
+                    break
+            else:
+                return True
+        except (AttributeError, TypeError):  # there is nothing to be seen
+            pass
+        self.weights = []
+        return False
 
     def slot(self, store: Tensor) -> Tensor:
         return store[self.layer % len(store)]
@@ -343,15 +390,23 @@ class Rules:
         return out
 
     def attention_map(self, q, k, v, keys):
+        if isinstance(q, Later):
+            k, _ = self.kv.at(self.layer)
+            self.weights.append(kernels.Weights(self.query(), k, self.slot(self.lse), None))
+            return q, self.weights[-1]
         if keys is not None and keys.dim() == 3:
             return PLAINLY.attention_map(q, k, v, keys)
         out, weights = kernels.attention(q, k, v, keys, lse=self.slot(self.lse))
         self.weights.append(weights)
-        if self.layer == self.last and len(self.weights) == len(self.qkv):
-            # most likely a rollout is wanted: it runs while the LM head reads its weights
+        if self.layer == self.last:
+            self.begin_rollout()
+        return out, weights
+
+    def begin_rollout(self):
+        """Most likely it is wanted: it runs while the LM head reads its weights."""
+        if len(self.weights) == self.kept:
             made = self.weights, self.rows.index, self.rows.valid, self.length
             self.mass = self.beside(lambda: kernels.rollout(*made))
-        return out, weights
 
     def rollout_mass(self, maps, rows, valid, length):
         if not isinstance(maps[0], kernels.Weights):
@@ -417,14 +472,22 @@ class Joined:
     """The heads (B,R,d) of a layer before its output projection, and nothing else can be done
     with them."""
 
-    heads: Tensor
+    heads: Tensor | Later
+
+
+class Later:
+    """Stands for q, k, v and outputs of a layer that has not run: to be handed on, no more."""
 
 
 class Bare(Swift):
-    """A Block whose output projection is left to what comes next."""
+    """A Block whose output projection, and attention itself if that is asked, is left to what
+    comes next."""
+
+    def attend(self, q, k, v, keys):
+        return Joined(q) if isinstance(q, Later) else super().attend(q, k, v, keys)
 
     def project_out(self, y):
-        return Joined(y.transpose(1, 2).flatten(2))
+        return Joined(y) if isinstance(y, Later) else Joined(y.transpose(1, 2).flatten(2))
 
 
 class Facts(Canvas):

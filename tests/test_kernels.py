@@ -3,8 +3,10 @@
 Runs on a GPU, and without one through Triton's interpreter: TRITON_INTERPRET=1.
 """
 
+import math
 import os
-from types import SimpleNamespace
+from copy import deepcopy
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from d2cache import kernels  # noqa: E402  (imports triton)
+from d2cache.model import CONFIGS, Model, ModelConfig  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
@@ -233,83 +236,174 @@ def test_search_window(size):
         assert torch.equal(kernels.search_window(masked, inside, at, size, k), plain)
 
 
-def layer(width, mlp, qkv, bias):
-    """What `kernels.chain` needs of a Block: its products and norms, drawn at random."""
-    linear = lambda rows, cols, bias=False: torch.nn.Linear(cols, rows, bias, DEVICE, DTYPE)
-    norms = [SimpleNamespace(weight=rand(width)) for _ in range(2)]
-    return SimpleNamespace(
-        attn_norm=norms[0], mlp_norm=norms[1], out_proj=linear(width, width),
-        qkv_proj=linear(qkv, width, bias), gate_up_proj=linear(2 * mlp, width),
-        down_proj=linear(width, mlp),
-    )  # fmt: skip
+SIZES = {  # heads of 128 and 64, shared keys, biases, sizes that do not divide by the blocks
+    "plain": dict(width=512, heads=4, kv_heads=4, mlp=768),
+    "shared": dict(width=1792, heads=14, kv_heads=2, mlp=1472, qkv_bias=True),
+    "narrow": dict(width=256, heads=4, kv_heads=4, mlp=704),
+}
 
 
-def by_torch(x, heads, block, after):
-    """x and the next q, k, v, in float32."""
-    product = lambda y, linear: torch.nn.functional.linear(
-        y, linear.weight.float(), None if linear.bias is None else linear.bias.float()
+def drawn(size: str, layers=3):
+    """A model of random weights, gains among them."""
+    config = ModelConfig(
+        layers=layers, vocab=64, rope_theta=1e4, norm_eps=1e-5, mask_id=63, eos_id=62, **SIZES[size]
     )
-    norm = lambda y, one: torch.nn.functional.rms_norm(y, y.shape[-1:], one.weight.float(), 1e-5)
-    x = x.float()
-    if block is not None:
-        x = x + product(heads.float(), block.out_proj)
-        gate, up = product(norm(x, block.mlp_norm), block.gate_up_proj).chunk(2, -1)
-        x = x + product(torch.nn.functional.silu(gate) * up, block.down_proj)
-    normed = norm(x, after.attn_norm)
-    return x, normed, product(normed, after.qkv_proj)
+    model = Model(config).to(DEVICE, DTYPE).requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.copy_(rand(len(weight)))
+    return model
+
+
+def cache_of(config, batch, length):
+    """Keys and values that the layers find."""
+    shape = config.layers, batch, config.kv_heads, length, config.head_width
+    return rand(*shape), rand(*shape)
+
+
+def link_by_torch(model, i, x, heads):
+    """x before the attention of layer i, and its norm, from x before the last layer's output."""
+    if i:
+        x = x + model.blocks[i - 1].out_proj(heads)
+        x = x + model.blocks[i - 1].mlp(x)
+    norm = model.blocks[i].attn_norm if i < len(model.blocks) else model.norm
+    return x, norm(x)
+
+
+def write(keys, index, new):
+    keys.scatter_(2, index[:, None, :, None].expand_as(new), new)
+
+
+def needs_the_chip(device):
+    from d2cache.kernels.chain import MOST_ROWS, chip_of
+
+    if chip_of(device) < MOST_ROWS:  # a kernel that does not compile is no reason
+        pytest.skip("needs a chip of compute capability 9.0 with 128 multiprocessors")
+
+
+def room_for(form, rows, layers):
+    """Room that reads as NaN until it is written."""
+    room = kernels.Room.made(form, rows, layers + 1, DEVICE)
+    for field in fields(room):
+        part = getattr(room, field.name)
+        if field.name not in ("form", "met"):
+            part.fill_(torch.nan)
+    return room
+
+
+def unset(*shape, dtype=DTYPE):
+    return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETED, reason="CUDA is not interpreted")
-@pytest.mark.parametrize("size", [(512, 768, 1536, False), (1792, 1472, 2304, True)])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("rows", [1, 16, 50, 64, 65, 122, 128])
-def test_chain(size, rows):
-    from d2cache.kernels.chain import MOST_ROWS, chip_of
-
-    device = torch.device("cuda", 0)
-    if chip_of(device) < MOST_ROWS:  # a kernel that does not compile is no reason
-        pytest.skip("needs a chip of compute capability 9.0 with 128 multiprocessors")
-    form = kernels.served(*size, rows, device)
-    assert form is not None
-    width, _, qkv, _ = size
-    with torch.no_grad():
-        block, after = layer(*size), layer(*size)
-        first, heads = rand(rows, width), rand(rows, width)
-        for before in (block, None):
-            wanted = by_torch(first, heads, before, after)
-            runs = []
-            for repeat in range(5):  # the blocks of a kernel meet in another order each time
-                room = kernels.Room.made(form, rows, 2, DEVICE)
-                for part in (room.normed, room.hidden, room.sums):
-                    part.fill_(torch.nan)
-                x, out = first.clone(), torch.full((rows + 1, qkv), torch.nan, device=DEVICE)
-                out = out.to(DTYPE)
-                given = (None, None) if before is None else (heads, before)
-                kernels.chain(
-                    room, repeat % 2, x, 1e-5, *given, after.attn_norm.weight, after.qkv_proj,
-                    out[:rows],
-                )  # fmt: skip
-                found = x, room.normed, out[:rows]
+@torch.no_grad()
+def test_one_link(size, rows):
+    needs_the_chip(device := torch.device("cuda", 0))
+    model, batch, length = drawn(size), 2 if rows % 2 == 0 else 1, 150
+    c, wide, per = model.config, deepcopy(model).float(), rows // batch
+    form = kernels.served(c, 2, rows, device)
+    index = torch.stack([torch.randperm(length, device=DEVICE)[:per] for _ in range(batch)])
+    rope = [t.flatten(0, 2) for t in model.rotary(index)]
+    first, heads = rand(rows, c.width), rand(rows, c.width)
+    for i in (0, 1, c.layers):
+        x, normed = link_by_torch(wide, i, first.float(), heads.float())
+        k, v = (t[:1] for t in cache_of(c, batch, length))
+        if i < c.layers:
+            block, y = wide.blocks[i], x.view(batch, per, -1)
+            q, *new = block.qkv(y, wide.rotary(index))
+            wanted = [t[0].float() for t in (k, v)]
+            for old, one in zip(wanted, new, strict=True):
+                write(old, index, one)
+            wanted += [q.transpose(1, 2).flatten(2)]
+        runs = []
+        for _ in range(5):  # the blocks of a kernel meet in another order each time
+            room, mine = room_for(form, rows, c.layers), first.clone()
+            slots = kernels.Slots(
+                unset(1, batch, per, c.width), k.clone(), v.clone(),
+                unset(1, batch, c.heads, per, dtype=torch.float32),
+            )  # fmt: skip
+            kernels.chain(
+                room, list(model.blocks), i, i, mine, 1e-5, model.norm.weight, rope, index, slots,
+                heads if i else None,
+            )  # fmt: skip
+            assert off(mine, x) < NEAR
+            assert off(room.normed, normed) < NEAR
+            if i < c.layers:
+                found = slots.k[0], slots.v[0], slots.q[0]
                 assert all(off(*pair) < NEAR for pair in zip(found, wanted, strict=True))
-                assert out[rows:].isnan().all()
-                runs.append(out[:rows])
-                assert torch.equal(runs[0], runs[-1])
+                runs.append(found)
+                assert all(map(torch.equal, runs[0], runs[-1]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="CUDA is not interpreted")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("rows, length", [(1, 1), (16, 63), (50, 700), (65, 130), (128, 1024)])
+@torch.no_grad()
+def test_all_layers(size, rows, length):
+    needs_the_chip(device := torch.device("cuda", 0))
+    model = drawn(size)
+    c, wide = model.config, deepcopy(model).float()
+    form = kernels.served(c, c.layers, rows, device)
+    index = torch.randperm(length, device=DEVICE)[None, :rows]
+    first, cache = rand(1, rows, c.width), cache_of(c, 1, length)
+
+    def plainly(model):
+        """What all layers leave: x normed, k, v, q and the log of each row's sum."""
+        x, dtype, kept = first.to(model.dtype), model.dtype, []
+        keys, values = (t.to(dtype).clone() for t in cache)
+        rope = model.rotary(index)
+        for i, block in enumerate(model.blocks):
+            q, *new = block.qkv(x, rope)
+            write(keys[i], index, new[0])
+            write(values[i], index, new[1])
+            x = x + block.attend(q, keys[i], values[i], None)
+            x = x + block.mlp(x)
+            shared = keys[i].repeat_interleave(c.heads // c.kv_heads, 1).float()
+            score = q.float() @ shared.transpose(2, 3) * c.head_width**-0.5
+            kept.append((q.transpose(1, 2).flatten(2), score.logsumexp(-1) / math.log(2)))
+        return model.norm(x)[0], keys, values, *map(torch.stack, zip(*kept, strict=True))
+
+    wanted, narrow = plainly(wide), plainly(model)
+    for every in (True, False, True):
+        room, mine = room_for(form, rows, c.layers), first[0].clone()
+        many = c.layers if every else 1
+        slots = kernels.Slots(
+            unset(many, 1, rows, c.width), *(t.clone() for t in cache),
+            unset(many, 1, c.heads, rows, dtype=torch.float32),
+        )  # fmt: skip
+        rope = [t.flatten(0, 2) for t in model.rotary(index)]
+        kernels.chain(
+            room, list(model.blocks), 0, c.layers, mine, 1e-5, model.norm.weight, rope, index, slots
+        )
+        found = room.normed, slots.k, slots.v, slots.q, slots.lse
+        for mine, one, other in zip(found, wanted, narrow, strict=True):
+            one, other = one[-len(mine) :], other[-len(mine) :]
+            assert off(mine, one) < max(NEAR, 1.2 * off(other, one))
 
 
 def test_a_form_gives_every_block_its_columns():
-    from d2cache.kernels.chain import SHARED, form_of
+    from d2cache.kernels.chain import MOST_LAYERS, SHARED, form_of
 
+    llada, dream, tiny = (CONFIGS[name] for name in ("llada-8b", "dream-7b", "tiny"))
     for rows in (1, 64, 65, 128):
-        for size in [(4096, 12288, 12288, False), (3584, 9472, 4608, True)]:
-            form = form_of(*size, rows, 132)
+        for c in (llada, tiny, replace(dream, mlp=9472)):
+            form = form_of(c, c.layers, rows, 132)
             assert form.shared <= SHARED and max(rows, form.groups * 64) <= form.blocks <= 132
             assert form.w_stages >= 4 and form.groups * 64 >= rows
-            for cols, each in zip(
-                size, (form.out_cols, form.gate_cols, form.qkv_cols), strict=False
-            ):
+            assert form.x_stages >= 2 * c.head_width // 64  # all of a turn's keys or values
+            sizes = c.width, c.mlp, (c.heads + 2 * c.kv_heads) * c.head_width
+            taken = form.out_cols, form.gate_cols, form.qkv_cols
+            for cols, each in zip(sizes, taken, strict=True):
                 assert each % 8 == 0 and each <= 256 and form.blocks * each >= cols
-            assert form.out_cols * (form.blocks // form.parts) >= size[0]
-    assert form_of(4096, 12288, 12288, False, 128, 114) is None  # a block norms one row
-    assert form_of(4096, 12288, 12288, False, 129, 132) is None
-    assert form_of(256, 704, 768, False, 38, 0) is None
-    assert form_of(3584, 18944, 4608, True, 128, 132) is None  # too wide for the registers
+            assert form.out_cols * (form.blocks // form.parts) >= c.width
+            assert c.heads * form.key_parts <= form.blocks
+    assert form_of(llada, 32, 128, 114) is None  # a block norms one row
+    assert form_of(llada, 32, 129, 132) is None
+    assert form_of(llada, MOST_LAYERS + 1, 128, 132) is None
+    assert form_of(tiny, 8, 38, 0) is None
+    assert form_of(dream, 28, 128, 132) is None  # too wide for the registers
+    assert form_of(replace(llada, heads=128, kv_heads=128), 32, 128, 132) is None  # heads of 32

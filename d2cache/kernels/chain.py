@@ -1,5 +1,5 @@
-"""From a layer's attention to that of the next in one kernel, compiled from chain.cu when it is
-first asked for.
+"""The layers of a model, or what lies between two attentions, in one kernel, compiled from chain.cu
+when it is first asked for.
 
 Made for chips with wgmma and TMA (compute capability 9.0), bfloat16 and up to 128 rows. NVRTC,
 which compiles, comes with torch.
@@ -15,10 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 128
+MOST_LAYERS = 48  # in one kernel, whose parameters have 32 KB
+MOST_KEY_PARTS = 8
+PAIRS = 16  # columns of q, k, v that turn together with as many others
+LOG2E = 1.4426950408889634
 SHARED = 227 * 1024  # bytes that a block can have
 DEEP = 64  # of depth at a time
 X_STAGES = 6  # rows come from L2 in the time of about four turns
@@ -28,15 +32,23 @@ X_STAGES = 6  # rows come from L2 in the time of about four turns
 class Form:
     """How the products of a layer are cut into blocks; the names are those of chain.cu."""
 
+    layers: int
     width: int
     mlp: int
-    qkv: int
+    heads: int
+    kv_heads: int
+    head: int
     out_cols: int
     gate_cols: int
     qkv_cols: int
     parts: int
+    key_parts: int
     groups: int
     bias: int
+
+    @property
+    def qkv(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head
 
     @property
     def most_cols(self) -> int:
@@ -64,21 +76,25 @@ class Form:
             tiles(self.width, self.out_cols) * self.parts,
             tiles(self.mlp, self.gate_cols),
             tiles(self.qkv, self.qkv_cols),
+            self.heads * self.key_parts,
             64 * self.groups,  # a block norms a row
         )
 
 
-def form_of(width: int, mlp: int, qkv: int, bias: bool, rows: int, chip: int) -> Form | None:
-    """The form for these sizes on a chip of so many multiprocessors; None where there is none."""
-    if not chip:
+def form_of(config, layers: int, rows: int, chip: int) -> Form | None:
+    """The form for the sizes of a ModelConfig, so many of its layers in one kernel, on a chip of so
+    many multiprocessors; None where there is none."""
+    c, head = config, config.head_width
+    if not chip or head not in (64, 128) or c.heads > chip or layers > MOST_LAYERS:
         return None
     parts = 2  # one leaves each block few columns for all rows, three make more sums to add
-    each = lambda cols: -(-cols // (8 * chip)) * 8
+    each = lambda cols, least=8: -(-cols // (least * chip)) * least
     form = Form(
-        width, mlp, qkv, each(width * parts), each(mlp), each(qkv), parts,
-        1 if rows <= 64 else 2, int(bias),
+        layers, c.width, c.mlp, c.heads, c.kv_heads, head, each(c.width * parts), each(c.mlp),
+        each((c.heads + 2 * c.kv_heads) * head, 2 * PAIRS), parts,
+        min(MOST_KEY_PARTS, chip // c.heads), 1 if rows <= 64 else 2, int(c.qkv_bias),
     )  # fmt: skip
-    fits = not (width % DEEP or mlp % DEEP or qkv % 8) and form.most_cols <= 256
+    fits = not (c.width % DEEP or c.mlp % DEEP) and form.most_cols <= 256
     fits = fits and form.gate_cols <= 128  # sums of gate and up fill the registers: spilled, slower
     return form if fits and 0 < rows <= MOST_ROWS and form.blocks <= chip else None
 
@@ -93,9 +109,9 @@ def chip_of(device: torch.device) -> int:
 
 
 @lru_cache
-def served(width: int, mlp: int, qkv: int, bias: bool, rows: int, device: torch.device):
+def served(config, layers: int, rows: int, device: torch.device) -> Form | None:
     """The form for these sizes, its kernel compiled; None where torch must do the products."""
-    form = form_of(width, mlp, qkv, bias, rows, chip_of(device))
+    form = form_of(config, layers, rows, chip_of(device))
     if form is not None:
         try:
             with torch.cuda.device(device):
@@ -120,8 +136,19 @@ class Attribute(ctypes.Structure):  # CUlaunchAttribute
 class Places(ctypes.Structure):
     _fields_ = [
         (name, c_void_p)
-        for name in ("x", "normed", "hidden", "qkv", "sums", "norm", "next_norm", "bias", "met")
-    ]
+        for name in (
+            "x", "normed", "hidden", "heads", "sums", "parts", "logs", "q", "k", "v", "lse", "cos",
+            "sin", "index", "last_norm", "met", "q_layer", "kv_layer", "kv_batch", "kv_head",
+            "lse_layer",
+        )
+    ]  # fmt: skip
+
+
+class Task(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int) for name in ("rows", "per", "length", "layers", "first", "last")),
+        ("eps", c_float), ("scale", c_float),
+    ]  # fmt: skip
 
 
 # CU_LAUNCH_ATTRIBUTE_COOPERATIVE, for blocks that meet must all be there; and
@@ -140,25 +167,35 @@ def _driver():
     return ctypes.CDLL("libcuda.so.1")
 
 
-def _multiply(wide: int) -> str:
-    """`mma` of chain.cu for so many columns: one wgmma."""
-    count = wide // 2
-    names = ", ".join(f"%{i}" for i in range(count))
+def _multiply(wide: int, name: str = "mma") -> str:
+    """A product of chain.cu for so many columns: one wgmma."""
+    held = name != "mma"  # the first factor in registers
+    count, rows = wide // 2, 4 if held else 1
+    names = lambda first, many: ", ".join(f"%{i}" for i in range(first, first + many))
     sums = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    first = f"{{{names(count, 4)}}}" if held else names(count, 1)
+    given = ", ".join(f'"r"(a[{i}])' for i in range(4)) if held else '"l"(a)'
+    turned = "1, 1, 0, 0" if not held else f"1, 1, {int(name == 'mma_across')}"
     return (
-        f"template <> __device__ __forceinline__ void mma<{wide}>(float* d, unsigned long long a, "
+        f"template <> __device__ __forceinline__ void {name}<{wide}>(float* d, "
+        f"{'const unsigned int*' if held else 'unsigned long long'} a, "
         "unsigned long long b, int add) { asm volatile("
-        f'"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{count + 2}, 0;\\n'
-        f"wgmma.mma_async.sync.aligned.m64n{wide}k16.f32.bf16.bf16 {{{names}}}, "
-        f'%{count}, %{count + 1}, p, 1, 1, 0, 0;\\n}}" : {sums} : "l"(a), "l"(b), "r"(add)); }}\n'
+        f'"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{count + rows + 1}, 0;\\n'
+        f"wgmma.mma_async.sync.aligned.m64n{wide}k16.f32.bf16.bf16 {{{names(0, count)}}}, "
+        f'{first}, %{count + rows}, p, {turned};\\n}}" : {sums} : {given}, "l"(b), "r"(add)); }}\n'
     )
 
 
 def source(form: Form) -> tuple[str, dict[str, int]]:
     """What is compiled, and its macros."""
-    widths = sorted({form.out_cols, form.gate_cols, form.qkv_cols})
-    text = "template <int N> __device__ void mma(float*, unsigned long long, "
-    text += "unsigned long long, int);\n" + "".join(map(_multiply, widths))
+    made = [("mma", wide) for wide in sorted({form.out_cols, form.gate_cols, form.qkv_cols})]
+    made += [("mma_held", 64 * form.groups), ("mma_across", DEEP)]
+    text = "".join(
+        f"template <int N> __device__ void {name}(float*, {first}, unsigned long long, int);\n"
+        for name, first in [("mma", "unsigned long long"), ("mma_held", "const unsigned int*"),
+                            ("mma_across", "const unsigned int*")]
+    )  # fmt: skip
+    text += "".join(_multiply(wide, name) for name, wide in made)
     text += Path(__file__).with_name("chain.cu").read_text("utf-8")
     derived = ("most_cols", "x_stages", "w_stages")
     macros = asdict(form) | {name: getattr(form, name) for name in derived}
@@ -194,78 +231,130 @@ def compiled(form: Form, device: int) -> c_void_p:
     return kernel
 
 
-def tiles(matrix: Tensor, lines: int) -> bytes:
-    """CUtensorMap of a bfloat16 matrix in tiles of `lines` x 64, in the order wgmma reads."""
+def _map(place: int, size: list[int], strides: list[int], box: list[int]) -> bytes:
+    """CUtensorMap of bfloat16s, in tiles whose lines of 128 bytes are in the order wgmma reads."""
     room = (ctypes.c_char * 192)()
     aligned = (ctypes.c_char * 128).from_buffer(room, -ctypes.addressof(room) % 64)
-    size, stride = (c_uint64 * 2)(*matrix.shape[::-1]), (c_uint64 * 1)(2 * matrix.stride(0))
-    box, steps = (c_uint * 2)(DEEP, lines), (c_uint * 2)(1, 1)
+    many, steps = len(size), [1] * len(size)
     bfloat16, swizzle_128, promotion_256 = 9, 3, 3
     made = _driver().cuTensorMapEncodeTiled(
-        aligned, bfloat16, 2, c_void_p(matrix.data_ptr()), size, stride, box, steps, 0,
-        swizzle_128, promotion_256, 0,
+        aligned, bfloat16, many, c_void_p(place), (c_uint64 * many)(*size),
+        (c_uint64 * (many - 1))(*(2 * stride for stride in strides)), (c_uint * many)(*box),
+        (c_uint * many)(*steps), 0, swizzle_128, promotion_256, 0,
     )  # fmt: skip
     _check(made, "cuTensorMapEncodeTiled")
     return bytes(aligned)
 
 
+def tiles(matrix: Tensor, lines: int) -> bytes:
+    """A matrix in tiles of `lines` x 64."""
+    size, stride = [*matrix.shape[::-1]], matrix.stride(0)
+    return _map(matrix.data_ptr(), size, [stride], [DEEP, lines])
+
+
+def pairs(weight: Tensor, head: int) -> bytes:
+    """The weight of q, k, v in tiles of PAIRS lines of a head's first half and as many of its
+    second, which they turn with."""
+    rows, width = weight.shape
+    stride, half = weight.stride(0), head // 2
+    return _map(
+        weight.data_ptr(), [width, PAIRS, half // PAIRS, 2, rows // head],
+        [stride, PAIRS * stride, half * stride, head * stride], [DEEP, PAIRS, 1, 2, 1],
+    )  # fmt: skip
+
+
 @dataclass
 class Room:
-    """What the blocks of a chain pass on: normed (R,d), hidden (R,MLP), sums (parts,R,d) float32,
-    and for each launch how many have come to each meeting, (launches,8) int32, zero at first."""
+    """What the blocks of a chain pass on: normed and heads (R,d), hidden (R,MLP); float32 sums
+    (parts,R,d), outputs (key_parts,R,d) and logs (key_parts,H,R) of chunks of keys; and for each
+    link how many have come to each meeting, (L+1,8+H) int32, zero at first."""
 
     form: Form
     normed: Tensor
+    heads: Tensor
     hidden: Tensor
     sums: Tensor
+    parts: Tensor
+    logs: Tensor
     met: Tensor
 
     @classmethod
-    def made(cls, form: Form, rows: int, launches: int, device) -> Room:
+    def made(cls, form: Form, rows: int, links: int, device) -> Room:
         make = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device=device)
+        wide = lambda *shape: make(*shape, dtype=torch.float32)
         return cls(
-            form, make(rows, form.width), make(rows, form.mlp),
-            make(form.parts, rows, form.width, dtype=torch.float32),
-            torch.zeros(launches, 8, dtype=torch.int32, device=device),
+            form, make(rows, form.width), make(rows, form.width), make(rows, form.mlp),
+            wide(form.parts, rows, form.width), wide(form.key_parts, rows, form.width),
+            wide(form.key_parts, form.heads, rows),
+            torch.zeros(links, 8 + form.heads, dtype=torch.int32, device=device),
         )  # fmt: skip
 
 
-def chain(
-    room: Room, turn: int, x: Tensor, eps: float, heads: Tensor | None, block, norm: Tensor,
-    qkv: nn.Linear | None, out: Tensor | None,
-) -> None:  # fmt: skip
-    """x (R,d), changed in place, goes through what a layer does after its attention, and normed
-    by `norm` through the next layer's q, k, v into out (R,QKV).
+@dataclass
+class Slots:
+    """What layers write for their attention: q (S,R,d), k, v (S,B,Hkv,T,D), lse (S,B,H,R) float32.
+    S is the number of layers, or 1: then each writes over the last one's."""
 
-    heads (R,d): what `block` attended to; None: there is no layer before. qkv None: none after,
-    and room.normed holds x normed. turn: which launch of the room this is.
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lse: Tensor
+
+
+def chain(
+    room: Room, blocks: list, first: int, last: int, x: Tensor, eps: float, norm: Tensor,
+    rope: tuple[Tensor, Tensor], index: Tensor, slots: Slots, heads: Tensor | None = None,
+) -> None:  # fmt: skip
+    """x (R,d), changed in place, goes through links `first` to `last` of `blocks`.
+
+    Link i is what lies between the attention of block i - 1 and that of block i, up to q, k, v,
+    rotated and put into the slots. Of several links the attention in between is done too, where
+    the batch has one row, without a mask. Of one link, heads (R,d) is what the block before
+    attended to. After the last block there is only its norm, and room.normed holds x normed.
+
+    rope: cos, sin of the rows, (R,D/2) each. index (B,R/B) int64: their positions.
     """
     form, rows = room.form, len(x)
     kernel = compiled(form, x.device.index)
-    assert x.is_contiguous() and (heads is None or heads.stride(-1) == 1)
+    base = max(first - 1, 0)
+    given = blocks[base : last + 1]
+    batch, kv_heads, length, _ = slots.k.shape[1:]
+    assert x.is_contiguous() and len(given) <= form.layers and index.is_contiguous()
+    assert all(t.is_contiguous() for t in (*rope, slots.q, slots.k, slots.v, slots.lse))
+    assert first == last or (batch == 1 and heads is None)
     lines = 64 * form.groups
-    any_map = tiles(room.normed, lines)
-    if block is None:
-        matrices = any_map * 3
-    else:
-        matrices = (
+    place = lambda t: None if t is None else t.data_ptr()
+    model = b""
+    for block in given:
+        model += (
             tiles(block.out_proj.weight, form.out_cols)
             + tiles(block.gate_up_proj.weight, form.gate_cols)
             + tiles(block.down_proj.weight, form.out_cols)
-        )
-    matrices += any_map if qkv is None else tiles(qkv.weight, form.qkv_cols)
-    inputs = (any_map if heads is None else tiles(heads, lines)) + any_map
-    inputs += tiles(room.hidden, lines)
-    place = lambda t: None if t is None else t.data_ptr()
+            + pairs(block.qkv_proj.weight, form.head)
+            + bytes((c_uint64 * 8)(  # to a multiple of 64
+                block.attn_norm.weight.data_ptr(), block.mlp_norm.weight.data_ptr(),
+                place(block.qkv_proj.bias) or 0,
+            ))
+        )  # fmt: skip
+    inputs = b"".join(
+        tiles(t.flatten(0, -2), lines)
+        for t in (room.heads if heads is None else heads, room.normed, room.hidden, slots.q,
+                  slots.k, slots.v)
+    )  # fmt: skip
+    step = lambda t: t.stride(0) if len(t) > 1 else 0
+    met = room.met.data_ptr() + base * room.met.stride(0) * room.met.element_size()
     places = Places(
-        *map(place, (x, room.normed, room.hidden, out, room.sums)),
-        place(None if block is None else block.mlp_norm.weight), place(norm),
-        place(None if qkv is None else qkv.bias),
-        place(room.met[turn]),
+        *map(place, (x, room.normed, room.hidden, room.heads, room.sums, room.parts, room.logs)),
+        *map(place, (slots.q, slots.k, slots.v, slots.lse, *rope, index, norm)), met,
+        step(slots.q), step(slots.k), slots.k.stride(1), slots.k.stride(2), step(slots.lse),
+    )  # fmt: skip
+    task = Task(
+        rows, rows // batch, length, len(given), first - base, last - base, eps,
+        form.head**-0.5 * LOG2E,
     )  # fmt: skip
     values = [
-        ctypes.create_string_buffer(matrices, 512), ctypes.create_string_buffer(inputs, 384),
-        places, c_int(rows), c_float(eps), c_int(block is not None), c_int(qkv is not None),
+        ctypes.create_string_buffer(model, form.layers * (4 * 128 + 64)),
+        ctypes.create_string_buffer(inputs, 6 * 128), places, task,
     ]  # fmt: skip
     pointers = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
     asked = (Attribute * len(ASKED))()
