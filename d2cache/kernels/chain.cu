@@ -277,40 +277,66 @@ __device__ __forceinline__ void add_norm(const Places& to, const bf16* gain, boo
   });
 }
 
-// A block's pairs of q, k, v: turned, q put with the queries, K and V into the cache.
-__device__ __forceinline__ void turn_and_put(const float* sum, const Places& to, const Task& task,
-                                             int layer, const bf16* bias) {
-  const int me = thread(), lane = me % 32, top = me / 32 * 16 + lane / 4;
-  bf16* q = to.q + layer * to.q_layer;
-  bf16* kv[2] = {to.k + layer * to.kv_layer, to.v + layer * to.kv_layer};
+// What a thread needs to turn and put its part of q, k, v, asked for before they are multiplied.
+struct Turn {
+  static constexpr int NUMBERS = QKV_COLS / (2 * PAIRS);
+  u32 cos[NUMBERS * 4], sin[NUMBERS * 4];  // of each number: eight columns further, eight rows
+  u64 place[2];                            // of both rows in a layer's cache
+
+  __device__ __forceinline__ Turn(const Places& to, const Task& task) {
+    const int me = thread(), lane = me % 32;
 #pragma unroll
-  for (int i = 0; i < QKV_COLS / 2; i += 2) {  // two neighbours at i, what they turn with at i + 8
-    if (i / 8 % 2) continue;
-    const int number = blockIdx.x * (QKV_COLS / (2 * PAIRS)) + i / 16;
-    const int head = number / (HALF / PAIRS), row = top + i % 4 * 4;
-    const int at = number % (HALF / PAIRS) * PAIRS + i / 4 % 2 * 8 + lane % 4 * 2;
-    if (head >= HEADS + 2 * KV_HEADS || row >= task.rows) continue;
-    float a[2] = {sum[i], sum[i + 1]}, b[2] = {sum[i + 8], sum[i + 9]};
-    if (BIAS) {
-      const u32 one = *(const u32*)(bias + head * HEAD + at);
-      const u32 two = *(const u32*)(bias + head * HEAD + HALF + at);
-      a[0] += low(one), a[1] += high(one), b[0] += low(two), b[1] += high(two);
+    for (int r = 0; r < 2; r++) {
+      const int row = min(me / 32 * 16 + lane / 4 + 8 * r, task.rows - 1);
+      place[r] = row / task.per * to.kv_batch + __ldg(to.index + row) * HEAD + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < NUMBERS * 2; n++) {
+        const int number = blockIdx.x * NUMBERS + n / 2;
+        const int at = number % (HALF / PAIRS) * PAIRS + n % 2 * 8 + lane % 4 * 2;
+        cos[n * 2 + r] = __ldg((const u32*)(to.cos + row * HALF + at));
+        sin[n * 2 + r] = __ldg((const u32*)(to.sin + row * HALF + at));
+      }
     }
-    u32 first = narrow(a[0], a[1]), second = narrow(b[0], b[1]);
-    if (head < HEADS + KV_HEADS) {  // rounded as if q and k had been in memory
-      const u32 c = *(const u32*)(to.cos + (u64)row * HALF + at);
-      const u32 s = *(const u32*)(to.sin + (u64)row * HALF + at);
-      const u32 x = first, y = second;
-      first = narrow(low(x) * low(c) - low(y) * low(s), high(x) * high(c) - high(y) * high(s));
-      second = narrow(low(y) * low(c) + low(x) * low(s), high(y) * high(c) + high(x) * high(s));
+  }
+};
+
+// A block's pairs of q, k, v: turned, q put with the queries, K and V into the cache.
+__device__ __forceinline__ void turn_and_put(const float* sum, const Turn& turn, const Places& to,
+                                             int rows, int layer, const bf16* bias) {
+  const int me = thread(), lane = me % 32;
+#pragma unroll
+  for (int n = 0; n < Turn::NUMBERS; n++) {
+    const int number = blockIdx.x * Turn::NUMBERS + n, head = number / (HALF / PAIRS);
+    const int first = number % (HALF / PAIRS) * PAIRS;
+    if (head >= HEADS + 2 * KV_HEADS) break;
+    const int which = head - HEADS;
+    bf16* base = to.q + layer * to.q_layer + head * HEAD;
+    if (which >= 0)
+      base = (which < KV_HEADS ? to.k : to.v) + layer * to.kv_layer + which % KV_HEADS * to.kv_head;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int row = me / 32 * 16 + lane / 4 + 8 * r;
+      if (row >= rows) continue;
+      bf16* place = base + first + (which < 0 ? row * WIDTH + lane % 4 * 2 : turn.place[r]);
+#pragma unroll
+      for (int eight = 0; eight < 2; eight++) {
+        const float* x = sum + n * 16 + eight * 4 + r * 2;  // turns with what is at x + 8
+        float a[2] = {x[0], x[1]}, b[2] = {x[8], x[9]};
+        if (BIAS) {
+          const bf16* add = bias + head * HEAD + first + eight * 8 + lane % 4 * 2;
+          const u32 one = __ldg((const u32*)add), two = __ldg((const u32*)(add + HALF));
+          a[0] += low(one), a[1] += high(one), b[0] += low(two), b[1] += high(two);
+        }
+        u32 y = narrow(a[0], a[1]), z = narrow(b[0], b[1]);  // rounded as if they had been in memory
+        if (which < KV_HEADS) {
+          const u32 c = turn.cos[(n * 2 + eight) * 2 + r], s = turn.sin[(n * 2 + eight) * 2 + r];
+          const u32 u = y, v = z;
+          y = narrow(low(u) * low(c) - low(v) * low(s), high(u) * high(c) - high(v) * high(s));
+          z = narrow(low(v) * low(c) + low(u) * low(s), high(v) * high(c) + high(u) * high(s));
+        }
+        *(u32*)(place + eight * 8) = y, *(u32*)(place + HALF + eight * 8) = z;
+      }
     }
-    bf16* place = q + (u64)row * WIDTH + head * HEAD + at;
-    if (head >= HEADS) {
-      const int which = head - HEADS;
-      place = kv[which / KV_HEADS] + row / task.per * to.kv_batch + which % KV_HEADS * to.kv_head;
-      place += to.index[row] * HEAD + at;
-    }
-    *(u32*)place = first, *(u32*)(place + HALF) = second;
   }
 }
 
@@ -418,40 +444,52 @@ __device__ __forceinline__ void attend(Rows& x, const Places& to, const Task& ta
     const int row = top + 8 * r;
     if (row >= rows) continue;
     float* line = to.parts + ((u64)part * rows + row) * WIDTH + head * HEAD + lane % 4 * 2;
+    const float share = __fdividef(1.f, all);
 #pragma unroll
     for (int i = 2 * r; i < HEAD / 2; i += 4)
-      *(float2*)(line + i / 4 * 8) = make_float2(sum[i] / all, sum[i + 1] / all);
+      *(float2*)(line + i / 4 * 8) = make_float2(sum[i] * share, sum[i + 1] * share);
     if (lane % 4 == 0)
       to.logs[(part * HEADS + head) * rows + row] = highest[r] * task.scale + log2f(all);
   }
   tell(met + 8 + head);
   if (threadIdx.x == 0) all_there(met + 8 + head, parts);
   workers_meet();
-  constexpr int LANES = HEAD / 4;
+  constexpr int LANES = HEAD / 4, ROWS = WORKERS / LANES, BATCH = 4;
   const int end = rows * (part + 1) / parts, four = me % LANES * 4;
-  for (int row = rows * part / parts + me / LANES; row < end; row += WORKERS / LANES) {
-    float log[KEY_PARTS], high = nothing(), mass = 0.f;
-    float4 some[KEY_PARTS], all = make_float4(0.f, 0.f, 0.f, 0.f);
+  for (int first = rows * part / parts + me / LANES; first < end; first += ROWS * BATCH) {
+    float log[BATCH][KEY_PARTS];
+    float4 some[BATCH][KEY_PARTS];
 #pragma unroll
-    for (int i = 0; i < KEY_PARTS; i++) {
-      log[i] = nothing();
-      if (i >= parts) continue;
-      log[i] = __ldcg(to.logs + (i * HEADS + head) * rows + row);
-      some[i] = __ldcg((const float4*)(to.parts + ((u64)i * rows + row) * WIDTH + head * HEAD + four));
+    for (int b = 0; b < BATCH; b++)
+#pragma unroll
+      for (int i = 0; i < KEY_PARTS; i++) {
+        const int row = min(first + b * ROWS, end - 1);
+        log[b][i] = nothing(), some[b][i] = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (i >= parts) continue;
+        log[b][i] = __ldcg(to.logs + (i * HEADS + head) * rows + row);
+        const float* from = to.parts + ((u64)i * rows + row) * WIDTH + head * HEAD + four;
+        some[b][i] = __ldcg((const float4*)from);
+      }
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+      const int row = first + b * ROWS;
+      if (row >= end) break;
+      float high = nothing(), mass = 0.f;
+      float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+      for (int i = 0; i < KEY_PARTS; i++) high = fmaxf(high, log[b][i]);
+#pragma unroll
+      for (int i = 0; i < KEY_PARTS; i++) {
+        const float share = power_of_2(log[b][i] - high);
+        mass += share, all.x += share * some[b][i].x, all.y += share * some[b][i].y;
+        all.z += share * some[b][i].z, all.w += share * some[b][i].w;
+      }
+      const float share = __fdividef(1.f, mass);
+      uint2 both;
+      both.x = narrow(all.x * share, all.y * share), both.y = narrow(all.z * share, all.w * share);
+      *(uint2*)(to.heads + (u64)row * WIDTH + head * HEAD + four) = both;
+      if (four == 0) to.lse[layer * to.lse_layer + head * rows + row] = high + log2f(mass);
     }
-#pragma unroll
-    for (int i = 0; i < KEY_PARTS; i++) high = fmaxf(high, log[i]);
-#pragma unroll
-    for (int i = 0; i < KEY_PARTS; i++) {
-      if (i >= parts) continue;
-      const float share = power_of_2(log[i] - high);
-      mass += share, all.x += share * some[i].x, all.y += share * some[i].y;
-      all.z += share * some[i].z, all.w += share * some[i].w;
-    }
-    uint2 both;
-    both.x = narrow(all.x / mass, all.y / mass), both.y = narrow(all.z / mass, all.w / mass);
-    *(uint2*)(to.heads + (u64)row * WIDTH + head * HEAD + four) = both;
-    if (four == 0) to.lse[layer * to.lse_layer + head * rows + row] = high + log2f(mass);
   }
 }
 
@@ -589,7 +627,7 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
 #pragma unroll
               for (int j = 0; j < 2; j++) {  // rounded as if gate and up had been in memory
                 const float gate = rounded(sum[i + j]), up = rounded(sum[i + j + GATE_COLS / 2]);
-                y[j] = rounded(gate / (1.f + __expf(-gate))) * up;
+                y[j] = rounded(__fdividef(gate, 1.f + __expf(-gate))) * up;
               }
               *(u32*)(to.hidden + (u64)row * MLP + col) = narrow(y[0], y[1]);
             });
@@ -603,9 +641,10 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
       }
       if (link < task.layers) {
         tell(met + 4);
+        const Turn turn(to, task);
         float sum[QKV_COLS / 2];
         multiply<QKV_COLS, 1>(ws, xs, sum, qkv_turns);
-        if (heads) turn_and_put(sum, to, task, link, model.layers[link].bias);
+        if (heads) turn_and_put(sum, turn, to, task.rows, link, model.layers[link].bias);
       }
       if (link < task.last) {
         tell(met + 5);
