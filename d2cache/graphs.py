@@ -221,10 +221,7 @@ class Graphs(Work):
         rope = tuple(t.flatten(0, 2) for t in rows.rope)
 
         def link(first, last, slots, heads=None):
-            norm = model.norm.weight
-            kernels.chain(
-                room, blocks, first, last, flat, eps, norm, rope, rows.index, slots, heads
-            )
+            kernels.chain(room, blocks, first, last, flat, eps, rope, rows.index, slots, heads)
 
         if room.form.layers == last:
             link(0, last, kernels.Slots(rules.q, kv.k, kv.v, rules.lse))
@@ -239,7 +236,8 @@ class Graphs(Work):
                 attended = self.policy.attend(i, Bare(block), rules.query(), k, v, rows)
                 heads = attended.heads.flatten(0, 1)
             link(last, last, kernels.Slots(rules.q, kv.k, kv.v, rules.lse), heads)
-        return model.head(ops.rows_at(room.normed.view_as(x), rows.head))
+        x = ops.rows_at(flat.view_as(x), rows.head)
+        return model.head(kernels.add_norm(x, None, model.norm.weight, eps)[1])
 
     # Three turns, and the way back.
 

@@ -8,14 +8,16 @@
 // rings of tiles in shared memory (TMA); GROUPS groups of four warps multiply 64 rows each (wgmma).
 // Weights wait for nobody: while the blocks wait for each other between two products, or attend,
 // their ring fills with tiles of the next, so that memory is always being read. What one block
-// writes and others read goes through the L2 cache.
+// writes and others read goes through the L2 cache. Two blocks are a cluster: of a product with d
+// columns each sums one half of the depth, and of attention each has one half of the keys; they
+// read each other's shared memory. A norm needs no meeting of its own: what is multiplied is x times
+// the gain, and the product is divided by the root of the mean square, which two more warps find.
 //
 // Macros: LAYERS, as many as are given; WIDTH d, MLP, HEADS, KV_HEADS, HEAD their width; for each
 // product the columns that a block takes, OUT_COLS of d, GATE_COLS of MLP, QKV_COLS, MOST_COLS the
-// largest; PARTS pieces of depth that d columns are summed in; KEY_PARTS chunks, at most, that the
-// keys of a head are cut into; GROUPS; W_STAGES and X_STAGES of the rings; BIAS. Given as text:
-// products of 64 x 16 by 16 x N, `mma<N>` with both in shared memory, `mma_held<N>` with the first
-// in registers, `mma_across<N>` with the second stored along N.
+// largest; GROUPS; W_STAGES and X_STAGES of the rings; BIAS. Given as text: products of 64 x 16 by
+// 16 x N, `mma<N>` with both in shared memory, `mma_held<N>` with the first in registers,
+// `mma_across<N>` so too, with the second stored along N.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -28,18 +30,18 @@ struct Layer {
   const bf16 *norm, *mlp_norm, *bias;
 };
 struct Model { Layer layers[LAYERS]; };
-struct Inputs { Map heads, normed, hidden, q, k, v; };  // in tiles of GROUPS x 64 rows or keys
+struct Inputs { Map heads, gained, hidden, k, v, q; };  // tiles of GROUPS x 64 rows, q of 64
 struct Places {
-  bf16 *x, *normed, *hidden, *heads;  // (R,d), (R,d), (R,MLP), (R,d)
-  float *sums, *parts, *logs;         // (PARTS,R,d), (KEY_PARTS,R,d), (KEY_PARTS,HEADS,R)
+  bf16 *x, *gained, *hidden, *heads;  // (R,d), (R,d), (R,MLP), (R,d)
+  float* squares;                     // (2,blocks,GROUPS * 64)
   bf16 *q, *k, *v;                    // of each layer: (R,d), (B,KV_HEADS,T,HEAD)
   float* lse;                         // of each layer: (HEADS,R)
   const bf16 *cos, *sin;              // (R,HEAD/2)
   const long long* index;             // (R,) positions
-  const bf16* last_norm;              // after the last layer
-  int* met;  // for each link (8 + HEADS,): blocks that have come to each meeting, zero at first
+  int* met;  // for each link (MEETINGS,): blocks that have come to each meeting, zero at first
   u64 q_layer, kv_layer, kv_batch, kv_head, lse_layer;  // elements from one to the next
 };
+enum Meeting { AFTER_OUT, AFTER_GATE, AFTER_DOWN, AFTER_QKV, AFTER_HEADS, MEETINGS = 8 };
 struct Task {
   int rows, per;      // in all, of each row of the batch
   int length;         // T
@@ -52,6 +54,7 @@ constexpr int X_BYTES = GROUPS * 64 * LINE, W_BYTES = MOST_COLS * LINE;
 constexpr int WORKERS = GROUPS * 128;
 constexpr int HALF = HEAD / 2, QKV = (HEADS + 2 * KV_HEADS) * HEAD;
 constexpr int KEYS = GROUPS * 64, PIECES = HEAD / DEEP;  // of a tile of keys; tiles of a head
+constexpr int SPAN = 64;  // keys, and rows, that a group meets at a time
 constexpr int PAIRS = 16;  // of lanes that turn together, in each tile of q, k, v
 constexpr u64 STREAM = 0x12F0000000000000ull, KEEP = 0x14F0000000000000ull;  // L2: evict first, last
 
@@ -122,6 +125,32 @@ __device__ __forceinline__ void workers_meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory");
 }
 
+// The two blocks of a cluster, and where the other's shared memory is.
+struct Pair {
+  u32 bar, rank;
+  int turn;
+
+  static __device__ u32 there(u32 at, u32 rank) {
+    u32 place;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(place) : "r"(at), "r"(rank));
+    return place;
+  }
+
+  // All workers of both: what each wrote to its shared memory can be read by the other.
+  __device__ void meet() {
+    workers_meet();
+    if (threadIdx.x < 2)
+      asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                       there(bar, threadIdx.x))
+                   : "memory");
+    asm volatile(
+        "{\n.reg .pred done;\nAGAIN:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra AGAIN;\n}" ::"r"(bar), "r"(turn & 1) : "memory");
+    turn++;
+  }
+};
+
 __device__ __forceinline__ void tell(int* met) {  // all workers: this block has come
   workers_meet();
   if (threadIdx.x == 0)
@@ -132,7 +161,8 @@ __device__ __forceinline__ void all_there(const int* met, int wanted) {  // one 
   int seen;
   do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(met) : "memory");
   while (seen < wanted);
-  asm volatile("fence.proxy.async;" ::: "memory");  // threads wrote it, TMA may read it
+  // threads wrote it and TMA may read it, threads had shared memory that TMA may write
+  asm volatile("fence.proxy.async;" ::: "memory");
 }
 
 template <int STAGES, int BYTES>
@@ -204,77 +234,105 @@ __device__ __forceinline__ void multiply(Weights& w, Rows& x, float (&sum)[TILES
     for (int n = 0; n <= TILES; n++) free_tile(used[n]);
 }
 
-// What a thread holds of a product: for each eight columns two neighbours in two rows.
-template <int COLS, typename Put>
-__device__ __forceinline__ void spread(int rows, int first, int cols, Put put) {
-  const int me = thread(), lane = me % 32, row = me / 32 * 16 + lane / 4;
+// A product in halves of its depth, added to x, and x times the gain (if there is one) with a part
+// of each row's sum of squares. Of its OUT_COLS columns a block ends up with half. What a thread
+// holds of a product is, for each eight columns, two neighbours in two rows.
+template <bool ADD>
+__device__ __forceinline__ void finish(const float* sum, Pair& pair, u32 space, const Places& to,
+                                       int rows, int which, const bf16* gain) {
+  constexpr int MINE = OUT_COLS / 4;
+  const int me = thread(), lane = me % 32, top = me / 32 * 16 + lane / 4;
+  const int first = blockIdx.x * (OUT_COLS / 2) + lane % 4 * 2;
+  u32 x[MINE / 2], g[MINE / 4];
+  float square[2] = {0.f, 0.f};
 #pragma unroll
-  for (int i = 0; i < COLS / 2; i += 2) {
-    const int col = first + i / 4 * 8 + lane % 4 * 2, at = row + i % 4 * 4;
-    if (at < rows && col < cols) put(i, at, col);
+  for (int i = 0; i < MINE / 2; i++) {
+    const int row = top + i % 2 * 8, col = first + i / 2 * 8;
+    const bool there = row < rows && col < WIDTH;
+    x[i] = there ? *(const u32*)(to.x + row * WIDTH + col) : 0;
+    if (i % 2 == 0) g[i / 2] = gain && col < WIDTH ? __ldg((const u32*)(gain + col)) : 0;
+  }
+  if (ADD) {
+    float mine[MINE];
+    workers_meet();  // none multiplies any more: the space of the tiles is free
+#pragma unroll
+    for (int i = 0; i < MINE; i += 2) {
+      float theirs[2];
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const float a = sum[i + j], b = sum[MINE + i + j];
+        mine[i + j] = pair.rank ? b : a, theirs[j] = pair.rank ? a : b;
+      }
+      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(space + (i / 2 * WORKERS + me) * 8),
+                   "f"(theirs[0]), "f"(theirs[1]) : "memory");
+    }
+    pair.meet();
+    const u32 other = Pair::there(space, pair.rank ^ 1);
+    float more[MINE];
+#pragma unroll
+    for (int i = 0; i < MINE; i += 2)
+      asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(more[i]), "=f"(more[i + 1])
+                   : "r"(other + (i / 2 * WORKERS + me) * 8));
+#pragma unroll
+    for (int i = 0; i < MINE / 2; i++)
+      x[i] = narrow(low(x[i]) + rounded(mine[2 * i] + more[2 * i]),
+                    high(x[i]) + rounded(mine[2 * i + 1] + more[2 * i + 1]));
+  }
+#pragma unroll
+  for (int i = 0; i < MINE / 2; i++) {
+    const int row = top + i % 2 * 8, col = first + i / 2 * 8;
+    square[i % 2] += low(x[i]) * low(x[i]) + high(x[i]) * high(x[i]);
+    if (row >= rows || col >= WIDTH) continue;
+    if (ADD) *(u32*)(to.x + row * WIDTH + col) = x[i];
+    if (gain)
+      *(u32*)(to.gained + row * WIDTH + col) =
+          narrow(low(x[i]) * low(g[i / 2]), high(x[i]) * high(g[i / 2]));
+  }
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    square[r] += __shfl_xor_sync(~0u, square[r], 1);
+    square[r] += __shfl_xor_sync(~0u, square[r], 2);
+    if (lane % 4 == 0)
+      to.squares[(which * gridDim.x + blockIdx.x) * (GROUPS * 64) + top + 8 * r] = square[r];
   }
 }
 
-// x + the sums of the last product, and its RMS norm; a block takes whole rows.
-template <typename Ready>
-__device__ __forceinline__ void add_norm(const Places& to, const bf16* gain, bool add,
-                                         const Task& task, float* scratch, Ready ready) {
-  constexpr int EACH = (WIDTH / 4 + WORKERS - 1) / WORKERS;  // of four elements
-  const int row = blockIdx.x, rows = task.rows, me = thread();
-  if (row >= rows) return;
-  uint2* line = (uint2*)(to.x + (u64)row * WIDTH);
-  uint2 x[EACH], g[EACH];
-  float4 sum[EACH][PARTS];
-  auto each = [&](auto act) {
+// 64 threads: what each row of a product is to be multiplied with for the norm of its factor.
+__device__ __forceinline__ void find_scales(const Places& to, int which, int parts, float eps,
+                                            float* scales) {
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const int at = i * WORKERS + me;
-      if (WIDTH / 4 % WORKERS == 0 || at < WIDTH / 4) act(i, at);
-    }
-  };
-  each([&](int i, int at) { x[i] = line[at], g[i] = ((const uint2*)gain)[at]; });
-  ready();
-  if (add) {
-    each([&](int i, int at) {
-#pragma unroll
-      for (int part = 0; part < PARTS; part++) {  // past the L1 cache: others wrote this
-        const float* from = to.sums + ((u64)part * rows + row) * WIDTH + 4 * at;
-        float4& one = sum[i][part];
-        asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-                     : "=f"(one.x), "=f"(one.y), "=f"(one.z), "=f"(one.w) : "l"(from));
-      }
-    });
-    each([&](int i, int at) {
-      float4 all = sum[i][0];
-#pragma unroll
-      for (int part = 1; part < PARTS; part++) {
-        const float4 one = sum[i][part];
-        all.x += one.x, all.y += one.y, all.z += one.z, all.w += one.w;
-      }
-      x[i].x = narrow(low(x[i].x) + rounded(all.x), high(x[i].x) + rounded(all.y));
-      x[i].y = narrow(low(x[i].y) + rounded(all.z), high(x[i].y) + rounded(all.w));
-      line[at] = x[i];
-    });
+  for (int r = 0; r < GROUPS; r++) {
+    const int row = threadIdx.x % 64 + 64 * r;
+    const float* from = to.squares + which * gridDim.x * (GROUPS * 64) + row;
+    float all = 0.f;
+#pragma unroll 8
+    for (int part = 0; part < parts; part++) all += __ldcg(from + part * (GROUPS * 64));
+    scales[row] = rsqrtf(all / WIDTH + eps);
   }
-  float square = 0.f;
-  each([&](int i, int at) {
-    square += low(x[i].x) * low(x[i].x) + high(x[i].x) * high(x[i].x);
-    square += low(x[i].y) * low(x[i].y) + high(x[i].y) * high(x[i].y);
-  });
+  asm volatile("bar.arrive %0, %1;" ::"r"(2 + which), "n"(WORKERS + 64) : "memory");
+}
+
+// The workers: wait for what they find; of both rows of a thread.
+__device__ __forceinline__ float2 scales_of(const float* scales, int which) {
+  asm volatile("bar.sync %0, %1;" ::"r"(2 + which), "n"(WORKERS + 64) : "memory");
+  const int row = thread() / 32 * 16 + thread() % 32 / 4;
+  return make_float2(scales[row], scales[row + 8]);
+}
+
+// silu(gate) * up, rounded as if gate and up had been in memory.
+__device__ __forceinline__ void put_hidden(const float* sum, float2 scale, const Places& to,
+                                           int rows, int first) {
+  const int me = thread(), lane = me % 32, top = me / 32 * 16 + lane / 4;
 #pragma unroll
-  for (int step = 16; step; step /= 2) square += __shfl_xor_sync(~0u, square, step);
-  if (me % 32 == 0) scratch[me / 32] = square;
-  workers_meet();
-  square = 0.f;
-#pragma unroll
-  for (int warp = 0; warp < WORKERS / 32; warp++) square += scratch[warp];
-  const float scale = rsqrtf(square / WIDTH + task.eps);
-  each([&](int i, int at) {
-    uint2 y;
-    y.x = narrow(low(x[i].x) * scale * low(g[i].x), high(x[i].x) * scale * high(g[i].x));
-    y.y = narrow(low(x[i].y) * scale * low(g[i].y), high(x[i].y) * scale * high(g[i].y));
-    ((uint2*)(to.normed + (u64)row * WIDTH))[at] = y;
-  });
+  for (int i = 0; i < GATE_COLS / 2; i += 2) {
+    const float by = i % 4 ? scale.y : scale.x, *up = sum + GATE_COLS / 2;
+    const u32 gate = narrow(sum[i] * by, sum[i + 1] * by), ups = narrow(up[i] * by, up[i + 1] * by);
+    const float a = low(gate), b = high(gate);
+    u32 y = narrow(__fdividef(a, 1.f + __expf(-a)), __fdividef(b, 1.f + __expf(-b)));
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(y), "r"(ups));
+    const int row = top + i % 4 * 4, col = first + i / 4 * 8 + lane % 4 * 2;
+    if (row < rows && col < MLP) *(u32*)(to.hidden + row * MLP + col) = y;
+  }
 }
 
 // What a thread needs to turn and put its part of q, k, v, asked for before they are multiplied.
@@ -301,8 +359,9 @@ struct Turn {
 };
 
 // A block's pairs of q, k, v: turned, q put with the queries, K and V into the cache.
-__device__ __forceinline__ void turn_and_put(const float* sum, const Turn& turn, const Places& to,
-                                             int rows, int layer, const bf16* bias) {
+__device__ __forceinline__ void turn_and_put(const float* sum, const Turn& turn, float2 scale,
+                                             const Places& to, int rows, int layer,
+                                             const bf16* bias) {
   const int me = thread(), lane = me % 32;
 #pragma unroll
   for (int n = 0; n < Turn::NUMBERS; n++) {
@@ -321,7 +380,8 @@ __device__ __forceinline__ void turn_and_put(const float* sum, const Turn& turn,
 #pragma unroll
       for (int eight = 0; eight < 2; eight++) {
         const float* x = sum + n * 16 + eight * 4 + r * 2;  // turns with what is at x + 8
-        float a[2] = {x[0], x[1]}, b[2] = {x[8], x[9]};
+        const float by = r ? scale.y : scale.x;
+        float a[2] = {x[0] * by, x[1] * by}, b[2] = {x[8] * by, x[9] * by};
         if (BIAS) {
           const bf16* add = bias + head * HEAD + first + eight * 8 + lane % 4 * 2;
           const u32 one = __ldg((const u32*)add), two = __ldg((const u32*)(add + HALF));
@@ -353,10 +413,11 @@ __device__ __forceinline__ void settle(u32 (&x)[N][4]) {
   for (int i = 0; i < N * 4; i++) asm volatile("" : "+r"(x[i / 4][i % 4])::"memory");
 }
 
-// All rows of one head over one chunk of its keys; then, with the other chunks' blocks, joined.
-__device__ __forceinline__ void attend(Rows& x, const Places& to, const Task& task, int layer,
-                                       int head, int part, int parts, int from, int until, int* met) {
-  const int me = thread(), lane = me % 32, top = me / 32 * 16 + lane / 4, rows = task.rows;
+// 64 rows of one head over a block's keys, each group over its 64 of a tile; then joined with what
+// the other group and the other block found.
+__device__ __forceinline__ void attend(Rows& x, Pair& pair, const Places& to, const Task& task,
+                                       int layer, int head, int row_group, int from, int until) {
+  const int me = thread(), lane = me % 32, group = me / 128, top = me % 128 / 32 * 16 + lane / 4;
   u32 q[HEAD / 16][4];
 #pragma unroll
   for (int piece = 0; piece < PIECES; piece++, x.turn++) {
@@ -373,14 +434,15 @@ __device__ __forceinline__ void attend(Rows& x, const Places& to, const Task& ta
   float sum[HEAD / 2], highest[2] = {nothing(), nothing()}, total[2] = {0.f, 0.f};
 #pragma unroll
   for (int i = 0; i < HEAD / 2; i++) sum[i] = 0.f;
+#pragma unroll 1
   for (int key = from; key < until; key += KEYS) {
-    float score[KEYS / 2];
+    float score[SPAN / 2];
     u64 tiles[PIECES];
     u32 used[PIECES];
     auto take = [&] {
 #pragma unroll
       for (int piece = 0; piece < PIECES; piece++, x.turn++)
-        tiles[piece] = x.take(), used[piece] = x.freed();
+        tiles[piece] = x.take() + group * (SPAN * LINE / 16), used[piece] = x.freed();
       asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
     };
     auto done = [&] {
@@ -397,24 +459,26 @@ __device__ __forceinline__ void attend(Rows& x, const Places& to, const Task& ta
     take();
 #pragma unroll
     for (int k = 0; k < HEAD / 16; k++)
-      mma_held<KEYS>(score, query[k], tiles[k / 4] + 2 * (k % 4), k);
+      mma_held<SPAN>(score, query[k], tiles[k / 4] + 2 * (k % 4), k);
     done();
     settle(score);
-    if (key + KEYS > until)
+    const int left = until - key - group * SPAN;
+    if (left < SPAN)
 #pragma unroll
-      for (int i = 0; i < KEYS / 2; i++)
-        if (key + i / 4 * 8 + lane % 4 * 2 + i % 2 >= until) score[i] = nothing();
+      for (int i = 0; i < SPAN / 2; i++)
+        if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= left) score[i] = nothing();
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       float high = highest[r], mass = 0.f;
 #pragma unroll
-      for (int i = 2 * r; i < KEYS / 2; i += 4) high = fmaxf(high, fmaxf(score[i], score[i + 1]));
+      for (int i = 2 * r; i < SPAN / 2; i += 4) high = fmaxf(high, fmaxf(score[i], score[i + 1]));
       high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
       high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
-      const float shrink = power_of_2((highest[r] - high) * task.scale);
-      const float shift = high * task.scale;
+      const float safe = high == nothing() ? 0.f : high;  // a group may have no key at all
+      const float shrink = power_of_2((highest[r] - safe) * task.scale);
+      const float shift = safe * task.scale;
 #pragma unroll
-      for (int i = 2 * r; i < KEYS / 2; i += 4)
+      for (int i = 2 * r; i < SPAN / 2; i += 4)
 #pragma unroll
         for (int j = i; j < i + 2; j++)
           score[j] = power_of_2(score[j] * task.scale - shift), mass += score[j];
@@ -422,114 +486,120 @@ __device__ __forceinline__ void attend(Rows& x, const Places& to, const Task& ta
 #pragma unroll
       for (int i = 2 * r; i < HEAD / 2; i += 4) sum[i] *= shrink, sum[i + 1] *= shrink;
     }
-    u32 weight[KEYS / 16][4];
+    u32 weight[SPAN / 16][4];
 #pragma unroll
-    for (int i = 0; i < KEYS / 4; i++)
+    for (int i = 0; i < SPAN / 4; i++)
       weight[i / 4][i % 4] = narrow(score[2 * i], score[2 * i + 1]);
     settle(weight), settle(sum);
     take();
 #pragma unroll
-    for (int k = 0; k < KEYS / 16; k++)  // 16 lines further
+    for (int k = 0; k < SPAN / 16; k++)  // 16 lines further
 #pragma unroll
       for (int piece = 0; piece < PIECES; piece++)
         mma_across<DEEP>(sum + piece * (DEEP / 2), weight[k], tiles[piece] + k * LINE, 1);
     done();
     settle(sum);
   }
+
+  // into the space of the tiles, once both groups have done with them: outputs, then logs of sums
+  constexpr int WIDE = (HEAD + 8) * 4, LOGS = 64 * WIDE, SPACE = LOGS + 64 * 4;  // bytes of a group
+  workers_meet();
+  const u32 space = x.base + group * SPACE;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     float all = total[r];
     all += __shfl_xor_sync(~0u, all, 1);
     all += __shfl_xor_sync(~0u, all, 2);
-    const int row = top + 8 * r;
-    if (row >= rows) continue;
-    float* line = to.parts + ((u64)part * rows + row) * WIDTH + head * HEAD + lane % 4 * 2;
-    const float share = __fdividef(1.f, all);
+    const float share = all > 0.f ? __fdividef(1.f, all) : 0.f;
+    const u32 line = space + (top + 8 * r) * WIDE + lane % 4 * 8;
 #pragma unroll
     for (int i = 2 * r; i < HEAD / 2; i += 4)
-      *(float2*)(line + i / 4 * 8) = make_float2(sum[i] * share, sum[i + 1] * share);
+      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(line + i / 4 * 32), "f"(sum[i] * share),
+                   "f"(sum[i + 1] * share) : "memory");
+    const float log = all > 0.f ? highest[r] * task.scale + log2f(all) : nothing();
     if (lane % 4 == 0)
-      to.logs[(part * HEADS + head) * rows + row] = highest[r] * task.scale + log2f(all);
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(space + LOGS + (top + 8 * r) * 4), "f"(log)
+                   : "memory");
   }
-  tell(met + 8 + head);
-  if (threadIdx.x == 0) all_there(met + 8 + head, parts);
-  workers_meet();
-  constexpr int LANES = HEAD / 4, ROWS = WORKERS / LANES, BATCH = 4;
-  const int end = rows * (part + 1) / parts, four = me % LANES * 4;
-  for (int first = rows * part / parts + me / LANES; first < end; first += ROWS * BATCH) {
-    float log[BATCH][KEY_PARTS];
-    float4 some[BATCH][KEY_PARTS];
+  pair.meet();
+  constexpr int PARTS = 2 * GROUPS, LANES = HEAD / 4, ROWS = 128 / LANES, TURNS = 64 / PARTS / ROWS;
+  const int own = (pair.rank * GROUPS + group) * (64 / PARTS) + me % 128 / LANES;
+  const int four = me % LANES * 4;
+  float log[TURNS][PARTS];
+  float4 some[TURNS][PARTS];
 #pragma unroll
-    for (int b = 0; b < BATCH; b++)
+  for (int part = 0; part < PARTS; part++) {
+    const u32 there = Pair::there(x.base + part % GROUPS * SPACE, part / GROUPS);
 #pragma unroll
-      for (int i = 0; i < KEY_PARTS; i++) {
-        const int row = min(first + b * ROWS, end - 1);
-        log[b][i] = nothing(), some[b][i] = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (i >= parts) continue;
-        log[b][i] = __ldcg(to.logs + (i * HEADS + head) * rows + row);
-        const float* from = to.parts + ((u64)i * rows + row) * WIDTH + head * HEAD + four;
-        some[b][i] = __ldcg((const float4*)from);
-      }
-#pragma unroll
-    for (int b = 0; b < BATCH; b++) {
-      const int row = first + b * ROWS;
-      if (row >= end) break;
-      float high = nothing(), mass = 0.f;
-      float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-      for (int i = 0; i < KEY_PARTS; i++) high = fmaxf(high, log[b][i]);
-#pragma unroll
-      for (int i = 0; i < KEY_PARTS; i++) {
-        const float share = power_of_2(log[b][i] - high);
-        mass += share, all.x += share * some[b][i].x, all.y += share * some[b][i].y;
-        all.z += share * some[b][i].z, all.w += share * some[b][i].w;
-      }
-      const float share = __fdividef(1.f, mass);
-      uint2 both;
-      both.x = narrow(all.x * share, all.y * share), both.y = narrow(all.z * share, all.w * share);
-      *(uint2*)(to.heads + (u64)row * WIDTH + head * HEAD + four) = both;
-      if (four == 0) to.lse[layer * to.lse_layer + head * rows + row] = high + log2f(mass);
+    for (int i = 0; i < TURNS; i++) {
+      const int row = own + i * ROWS;
+      float4& one = some[i][part];
+      asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(log[i][part])
+                   : "r"(there + LOGS + row * 4));
+      asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(one.x), "=f"(one.y), "=f"(one.z), "=f"(one.w)
+                   : "r"(there + row * WIDE + four * 4));
     }
+  }
+#pragma unroll
+  for (int i = 0; i < TURNS; i++) {
+    const int row = row_group * 64 + own + i * ROWS;
+    if (row >= task.rows) break;
+    float high = nothing(), mass = 0.f;
+    float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) high = fmaxf(high, log[i][part]);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+      const float share = power_of_2(log[i][part] - high);
+      mass += share, all.x += share * some[i][part].x, all.y += share * some[i][part].y;
+      all.z += share * some[i][part].z, all.w += share * some[i][part].w;
+    }
+    const float share = __fdividef(1.f, mass);
+    uint2 both;
+    both.x = narrow(all.x * share, all.y * share), both.y = narrow(all.z * share, all.w * share);
+    *(uint2*)(to.heads + row * WIDTH + head * HEAD + four) = both;
+    if (four == 0) to.lse[layer * to.lse_layer + head * task.rows + row] = high + log2f(mass);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(WORKERS + 128, 1)
+extern "C" __global__ void __launch_bounds__(WORKERS + 128, 1) __cluster_dims__(2, 1, 1)
 chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
       const __grid_constant__ Places to, const __grid_constant__ Task task) {
   extern __shared__ __align__(1024) char memory[];
-  __shared__ alignas(8) u64 bars[2 * (W_STAGES + X_STAGES)];
-  __shared__ float scratch[WORKERS / 32];
+  __shared__ alignas(8) u64 bars[2 * (W_STAGES + X_STAGES) + 1];
+  __shared__ float scales[2][GROUPS * 64];
   const u32 base = (shared(memory) + 1023) & ~1023u, bar = shared(bars);
   Weights ws{base, bar, bar + 8 * W_STAGES, 0};
   Rows xs{base + W_STAGES * W_BYTES, bar + 16 * W_STAGES, bar + 8 * (2 * W_STAGES + X_STAGES), 0};
+  Pair pair{bar + 16 * (W_STAGES + X_STAGES), blockIdx.x % 2, 0};
   if (threadIdx.x == 0) {
     for (int s = 0; s < W_STAGES; s++) init(ws.full + 8 * s, 1), init(ws.empty + 8 * s, GROUPS * 4);
     for (int s = 0; s < X_STAGES; s++) init(xs.full + 8 * s, 1), init(xs.empty + 8 * s, GROUPS * 4);
+    init(pair.bar, 2);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  __syncthreads();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;");
 
-  // which columns, and for products in parts which pieces of depth
+  // which columns, and for products in halves of depth which half
   constexpr int OUT_TILES = (WIDTH + OUT_COLS - 1) / OUT_COLS;
   constexpr int GATE_TILES = (MLP + GATE_COLS - 1) / GATE_COLS;
   constexpr int QKV_TILES = (QKV + QKV_COLS - 1) / QKV_COLS;
   constexpr int DEPTH = WIDTH / DEEP, MLP_DEPTH = MLP / DEEP;
-  const int block = blockIdx.x, blocks = gridDim.x, part = block / OUT_TILES;
-  const int out_first = block % OUT_TILES * OUT_COLS, gate_first = block * GATE_COLS;
-  const bool sums = part < PARTS, gates = block < GATE_TILES, heads = block < QKV_TILES;
-  const int out_from = DEPTH * part / PARTS, out_to = sums ? DEPTH * (part + 1) / PARTS : out_from;
-  const int down_from = MLP_DEPTH * part / PARTS;
-  const int down_to = sums ? MLP_DEPTH * (part + 1) / PARTS : down_from;
+  const int block = blockIdx.x, blocks = gridDim.x, cluster = block / 2, half = block % 2;
+  const int out_first = cluster * OUT_COLS, gate_first = block * GATE_COLS;
+  const bool sums = cluster < OUT_TILES, gates = block < GATE_TILES, heads = block < QKV_TILES;
+  const int out_from = DEPTH * half / 2, out_to = sums ? DEPTH * (half + 1) / 2 : out_from;
+  const int down_from = MLP_DEPTH * half / 2;
+  const int down_to = sums ? MLP_DEPTH * (half + 1) / 2 : down_from;
   const int gate_turns = gates ? DEPTH : 0, qkv_turns = heads ? DEPTH : 0;
-  // which head, and which of its keys
-  const int tiles = (task.length + KEYS - 1) / KEYS;
-  const int chunk = (tiles + KEY_PARTS - 1) / KEY_PARTS * KEYS;
-  const int key_parts = (task.length + chunk - 1) / chunk;
-  const int head = block / KEY_PARTS, key_part = block % KEY_PARTS;
-  const bool attends = head < HEADS && key_part < key_parts;
-  const int key_from = key_part * chunk, key_to = min(key_from + chunk, task.length);
-  constexpr int MEETINGS = 8 + HEADS;
+  // which head, which of its rows, and which keys
+  const int head = cluster / GROUPS, row_group = cluster % GROUPS;
+  const int chunk = (task.length + 2 * KEYS - 1) / (2 * KEYS) * KEYS;
+  const int key_from = half * chunk, key_to = min(key_from + chunk, task.length);
+  const bool attends = head < HEADS;
 
   if (threadIdx.x >= WORKERS) {
     if (GROUPS == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
@@ -566,30 +636,45 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
       for (int link = task.first; link <= task.last; link++) {
         int* met = to.met + link * MEETINGS;
         if (link > 0) {
-          if (link > task.first) all_there(met - MEETINGS + 6, blocks);
+          if (link > task.first) all_there(met - MEETINGS + AFTER_HEADS, blocks);
           stream(in.heads, out_from, out_to);
-          all_there(met + 1, blocks);
-          stream(in.normed, 0, gate_turns);
-          all_there(met + 2, blocks);
+          all_there(met + AFTER_OUT, blocks);
+          stream(in.gained, 0, gate_turns);
+          all_there(met + AFTER_GATE, blocks);
           stream(in.hidden, down_from, down_to);
         }
         if (link < task.layers) {
-          all_there(met + 4, blocks);
-          stream(in.normed, 0, qkv_turns);
+          all_there(met + AFTER_DOWN, blocks);
+          stream(in.gained, 0, qkv_turns);
         }
         if (link < task.last && attends) {
-          all_there(met + 5, blocks);
-          const int q_row = to.q_layer ? link * task.rows : 0;
+          all_there(met + AFTER_QKV, blocks);
+          const int q_row = (to.q_layer ? link * task.rows : 0) + row_group * 64;
           const int line = (link * KV_HEADS + head / (HEADS / KV_HEADS)) * task.length;
-          auto pieces = [&](const Map& map, int k, int row, u64 keep) {
+          auto pieces = [&](const Map& map, int k, int row, u32 bytes, u64 keep) {
 #pragma unroll
             for (int piece = 0; piece < PIECES; piece++)
-              xs.fill(map, k + piece * DEEP, row, X_BYTES, keep);
+              xs.fill(map, k + piece * DEEP, row, bytes, keep);
           };
-          pieces(in.q, head * HEAD, q_row, KEEP);
-          for (int key = key_from; key < key_to; key += KEYS)
-            pieces(in.k, 0, line + key, STREAM), pieces(in.v, 0, line + key, STREAM);
+          pieces(in.q, head * HEAD, q_row, 64 * LINE, KEEP);
+          for (int key = key_from; key < key_to; key += KEYS) {
+            pieces(in.k, 0, line + key, X_BYTES, STREAM);
+            pieces(in.v, 0, line + key, X_BYTES, STREAM);
+          }
         }
+      }
+    }
+    if (threadIdx.x >= WORKERS + 64) {  // norms
+      asm volatile("griddepcontrol.wait;" ::: "memory");
+      auto find = [&](const int* met, int which) {
+        if (threadIdx.x % 32 == 0) all_there(met, blocks);
+        __syncwarp();
+        find_scales(to, which, 2 * OUT_TILES, task.eps, scales[which]);
+      };
+      for (int link = task.first; link <= task.last; link++) {
+        const int* met = to.met + link * MEETINGS;
+        if (link > 0) find(met + AFTER_OUT, 0);
+        if (link < task.layers) find(met + AFTER_DOWN, 1);
       }
     }
   } else {
@@ -597,60 +682,42 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
     asm volatile("griddepcontrol.wait;" ::: "memory");
     for (int link = task.first; link <= task.last; link++) {
       int* met = to.met + link * MEETINGS;
-      auto await = [&](int meeting) {
-        return [&, meeting]() {
-          if (threadIdx.x == 0) all_there(met + meeting, blocks);
-          workers_meet();
-        };
-      };
-      auto add_part = [&](int turns) {
-        float sum[OUT_COLS / 2];
-        multiply<OUT_COLS, 1>(ws, xs, sum, turns);
-        if (sums)
-          spread<OUT_COLS>(task.rows, out_first, WIDTH, [&](int i, int row, int col) {
-            float2* at = (float2*)(to.sums + ((u64)part * task.rows + row) * WIDTH + col);
-            *at = make_float2(sum[i], sum[i + 1]);
-          });
-      };
-      const bf16* gain = link < task.layers ? model.layers[link].norm : to.last_norm;
+      const bf16* gain = link < task.layers ? model.layers[link].norm : nullptr;
+      const Turn turn(to, task);
       if (link > 0) {
-        add_part(out_to - out_from);
-        tell(met);
-        add_norm(to, model.layers[link - 1].mlp_norm, true, task, scratch, await(0));
-        tell(met + 1);
+        {
+          float sum[OUT_COLS / 2];
+          multiply<OUT_COLS, 1>(ws, xs, sum, out_to - out_from);
+          const bf16* mlp_gain = model.layers[link - 1].mlp_norm;
+          if (sums) finish<true>(sum, pair, xs.base, to, task.rows, 0, mlp_gain);
+        }
+        tell(met + AFTER_OUT);
         {
           float sum[GATE_COLS];
           multiply<GATE_COLS, 2>(ws, xs, sum, gate_turns);
-          if (gates)
-            spread<GATE_COLS>(task.rows, gate_first, MLP, [&](int i, int row, int col) {
-              float y[2];
-#pragma unroll
-              for (int j = 0; j < 2; j++) {  // rounded as if gate and up had been in memory
-                const float gate = rounded(sum[i + j]), up = rounded(sum[i + j + GATE_COLS / 2]);
-                y[j] = rounded(__fdividef(gate, 1.f + __expf(-gate))) * up;
-              }
-              *(u32*)(to.hidden + (u64)row * MLP + col) = narrow(y[0], y[1]);
-            });
+          const float2 scale = scales_of(scales[0], 0);
+          if (gates) put_hidden(sum, scale, to, task.rows, gate_first);
         }
-        tell(met + 2);
-        add_part(down_to - down_from);
-        tell(met + 3);
-        add_norm(to, gain, true, task, scratch, await(3));
-      } else {
-        add_norm(to, gain, false, task, scratch, [] {});
+        tell(met + AFTER_GATE);
+        float sum[OUT_COLS / 2];
+        multiply<OUT_COLS, 1>(ws, xs, sum, down_to - down_from);
+        if (sums) finish<true>(sum, pair, xs.base, to, task.rows, 1, gain);
+      } else if (sums) {
+        finish<false>(nullptr, pair, xs.base, to, task.rows, 1, gain);
       }
       if (link < task.layers) {
-        tell(met + 4);
-        const Turn turn(to, task);
+        tell(met + AFTER_DOWN);
         float sum[QKV_COLS / 2];
         multiply<QKV_COLS, 1>(ws, xs, sum, qkv_turns);
-        if (heads) turn_and_put(sum, turn, to, task.rows, link, model.layers[link].bias);
+        const float2 scale = scales_of(scales[1], 1);
+        if (heads) turn_and_put(sum, turn, scale, to, task.rows, link, model.layers[link].bias);
       }
       if (link < task.last) {
-        tell(met + 5);
-        if (attends) attend(xs, to, task, link, head, key_part, key_parts, key_from, key_to, met);
-        tell(met + 6);
+        tell(met + AFTER_QKV);
+        if (attends) attend(xs, pair, to, task, link, head, row_group, key_from, key_to);
+        tell(met + AFTER_HEADS);
       }
     }
+    pair.meet();  // the other may still be reading here
   }
 }

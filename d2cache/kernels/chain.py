@@ -20,7 +20,6 @@ from torch import Tensor
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 128
 MOST_LAYERS = 48  # in one kernel, whose parameters have 32 KB
-MOST_KEY_PARTS = 8
 PAIRS = 16  # columns of q, k, v that turn together with as many others
 LOG2E = 1.4426950408889634
 SHARED = 227 * 1024  # bytes that a block can have
@@ -41,8 +40,6 @@ class Form:
     out_cols: int
     gate_cols: int
     qkv_cols: int
-    parts: int
-    key_parts: int
     groups: int
     bias: int
 
@@ -71,28 +68,26 @@ class Form:
 
     @property
     def blocks(self) -> int:
+        """In pairs: each has half the depth of d columns, or half the keys of a head's 64 rows."""
         tiles = lambda cols, each: -(-cols // each)
-        return max(
-            tiles(self.width, self.out_cols) * self.parts,
-            tiles(self.mlp, self.gate_cols),
-            tiles(self.qkv, self.qkv_cols),
-            self.heads * self.key_parts,
-            64 * self.groups,  # a block norms a row
-        )
+        many = max(
+            2 * tiles(self.width, self.out_cols), tiles(self.mlp, self.gate_cols),
+            tiles(self.qkv, self.qkv_cols), 2 * self.heads * self.groups,
+        )  # fmt: skip
+        return many + many % 2
 
 
 def form_of(config, layers: int, rows: int, chip: int) -> Form | None:
     """The form for the sizes of a ModelConfig, so many of its layers in one kernel, on a chip of so
     many multiprocessors; None where there is none."""
     c, head = config, config.head_width
-    if not chip or head not in (64, 128) or c.heads > chip or layers > MOST_LAYERS:
+    if not chip or head not in (64, 128) or layers > MOST_LAYERS:
         return None
-    parts = 2  # one leaves each block few columns for all rows, three make more sums to add
     each = lambda cols, least=8: -(-cols // (least * chip)) * least
     form = Form(
-        layers, c.width, c.mlp, c.heads, c.kv_heads, head, each(c.width * parts), each(c.mlp),
-        each((c.heads + 2 * c.kv_heads) * head, 2 * PAIRS), parts,
-        min(MOST_KEY_PARTS, chip // c.heads), 1 if rows <= 64 else 2, int(c.qkv_bias),
+        layers, c.width, c.mlp, c.heads, c.kv_heads, head, each(2 * c.width, 16), each(c.mlp),
+        each((c.heads + 2 * c.kv_heads) * head, 2 * PAIRS), 1 if rows <= 64 else 2,
+        int(c.qkv_bias),
     )  # fmt: skip
     fits = not (c.width % DEEP or c.mlp % DEEP) and form.most_cols <= 256
     fits = fits and form.gate_cols <= 128  # sums of gate and up fill the registers: spilled, slower
@@ -137,9 +132,8 @@ class Places(ctypes.Structure):
     _fields_ = [
         (name, c_void_p)
         for name in (
-            "x", "normed", "hidden", "heads", "sums", "parts", "logs", "q", "k", "v", "lse", "cos",
-            "sin", "index", "last_norm", "met", "q_layer", "kv_layer", "kv_batch", "kv_head",
-            "lse_layer",
+            "x", "gained", "hidden", "heads", "squares", "q", "k", "v", "lse", "cos", "sin",
+            "index", "met", "q_layer", "kv_layer", "kv_batch", "kv_head", "lse_layer",
         )
     ]  # fmt: skip
 
@@ -189,7 +183,7 @@ def _multiply(wide: int, name: str = "mma") -> str:
 def source(form: Form) -> tuple[str, dict[str, int]]:
     """What is compiled, and its macros."""
     made = [("mma", wide) for wide in sorted({form.out_cols, form.gate_cols, form.qkv_cols})]
-    made += [("mma_held", 64 * form.groups), ("mma_across", DEEP)]
+    made += [("mma_held", 64), ("mma_across", DEEP)]
     text = "".join(
         f"template <int N> __device__ void {name}(float*, {first}, unsigned long long, int);\n"
         for name, first in [("mma", "unsigned long long"), ("mma_held", "const unsigned int*"),
@@ -265,28 +259,24 @@ def pairs(weight: Tensor, head: int) -> bytes:
 
 @dataclass
 class Room:
-    """What the blocks of a chain pass on: normed and heads (R,d), hidden (R,MLP); float32 sums
-    (parts,R,d), outputs (key_parts,R,d) and logs (key_parts,H,R) of chunks of keys; and for each
-    link how many have come to each meeting, (L+1,8+H) int32, zero at first."""
+    """What the blocks of a chain pass on: gained and heads (R,d), hidden (R,MLP), squares
+    (2,blocks,64 or 128) float32, parts of the rows' sums, and for each link how many have come to
+    each meeting, (L+1,8) int32, zero at first."""
 
     form: Form
-    normed: Tensor
+    gained: Tensor
     heads: Tensor
     hidden: Tensor
-    sums: Tensor
-    parts: Tensor
-    logs: Tensor
+    squares: Tensor
     met: Tensor
 
     @classmethod
     def made(cls, form: Form, rows: int, links: int, device) -> Room:
         make = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device=device)
-        wide = lambda *shape: make(*shape, dtype=torch.float32)
         return cls(
             form, make(rows, form.width), make(rows, form.width), make(rows, form.mlp),
-            wide(form.parts, rows, form.width), wide(form.key_parts, rows, form.width),
-            wide(form.key_parts, form.heads, rows),
-            torch.zeros(links, 8 + form.heads, dtype=torch.int32, device=device),
+            make(2, form.blocks, 64 * form.groups, dtype=torch.float32),
+            torch.zeros(links, 8, dtype=torch.int32, device=device),
         )  # fmt: skip
 
 
@@ -302,7 +292,7 @@ class Slots:
 
 
 def chain(
-    room: Room, blocks: list, first: int, last: int, x: Tensor, eps: float, norm: Tensor,
+    room: Room, blocks: list, first: int, last: int, x: Tensor, eps: float,
     rope: tuple[Tensor, Tensor], index: Tensor, slots: Slots, heads: Tensor | None = None,
 ) -> None:  # fmt: skip
     """x (R,d), changed in place, goes through links `first` to `last` of `blocks`.
@@ -310,7 +300,7 @@ def chain(
     Link i is what lies between the attention of block i - 1 and that of block i, up to q, k, v,
     rotated and put into the slots. Of several links the attention in between is done too, where
     the batch has one row, without a mask. Of one link, heads (R,d) is what the block before
-    attended to. After the last block there is only its norm, and room.normed holds x normed.
+    attended to. After the last block the norm that follows is left to others.
 
     rope: cos, sin of the rows, (R,D/2) each. index (B,R/B) int64: their positions.
     """
@@ -338,14 +328,19 @@ def chain(
         )  # fmt: skip
     inputs = b"".join(
         tiles(t.flatten(0, -2), lines)
-        for t in (room.heads if heads is None else heads, room.normed, room.hidden, slots.q,
-                  slots.k, slots.v)
-    )  # fmt: skip
+        for t in (
+            room.heads if heads is None else heads,
+            room.gained,
+            room.hidden,
+            slots.k,
+            slots.v,
+        )
+    ) + tiles(slots.q.flatten(0, -2), 64)
     step = lambda t: t.stride(0) if len(t) > 1 else 0
     met = room.met.data_ptr() + base * room.met.stride(0) * room.met.element_size()
     places = Places(
-        *map(place, (x, room.normed, room.hidden, room.heads, room.sums, room.parts, room.logs)),
-        *map(place, (slots.q, slots.k, slots.v, slots.lse, *rope, index, norm)), met,
+        *map(place, (x, room.gained, room.hidden, room.heads, room.squares)),
+        *map(place, (slots.q, slots.k, slots.v, slots.lse, *rope, index)), met,
         step(slots.q), step(slots.k), slots.k.stride(1), slots.k.stride(2), step(slots.lse),
     )  # fmt: skip
     task = Task(
