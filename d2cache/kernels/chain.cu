@@ -14,8 +14,8 @@
 // the gain, and the product is divided by the root of the mean square, which two more warps find.
 //
 // Macros: LAYERS, as many as are given; WIDTH d, MLP, HEADS, KV_HEADS, HEAD their width; for each
-// product the columns that a block takes, OUT_COLS of d, GATE_COLS of MLP, QKV_COLS, MOST_COLS the
-// largest; GROUPS; W_STAGES and X_STAGES of the rings; BIAS. Given as text: products of 64 x 16 by
+// product the columns that a block takes, OUT_COLS of d, GATE_COLS of MLP, QKV_COLS; MOST_COLS of
+// weights, gate's and up's both, that a place in their ring has room for; GROUPS; W_STAGES and X_STAGES of the rings; BIAS. Given as text: products of 64 x 16 by
 // 16 x N, `mma<N>` with both in shared memory, `mma_held<N>` with the first in registers,
 // `mma_across<N>` so too, with the second stored along N.
 
@@ -50,7 +50,7 @@ struct Task {
 };
 
 constexpr int DEEP = 64, LINE = 2 * DEEP;  // of K at a time: 128 bytes, a swizzled line
-constexpr int X_BYTES = GROUPS * 64 * LINE, W_BYTES = MOST_COLS * LINE;
+constexpr int X_BYTES = GROUPS * 64 * LINE, W_BYTES = MOST_COLS * LINE;  // of a place in a ring
 constexpr int WORKERS = GROUPS * 128;
 constexpr int HALF = HEAD / 2, QKV = (HEADS + 2 * KV_HEADS) * HEAD;
 constexpr int KEYS = GROUPS * 64, PIECES = HEAD / DEEP;  // of a tile of keys; tiles of a head
@@ -200,38 +200,39 @@ __device__ __forceinline__ void free_tile(u32 bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-// sum (64, TILES * COLS) of each group = x @ w^T over `turns` tiles of x and TILES times as many of w.
+// sum (64, TILES * COLS) of each group = x @ w^T over `turns` tiles of x and TILES times as many of
+// w, of which a place in their ring holds those of several turns.
 template <int COLS, int TILES>
 __device__ __forceinline__ void multiply(Weights& w, Rows& x, float (&sum)[TILES * COLS / 2],
                                          int turns) {
+  constexpr int EACH = TILES * COLS * LINE, FIT = W_BYTES / EACH;
 #pragma unroll
   for (int i = 0; i < TILES * COLS / 2; i++) sum[i] = 0.f;  // or they count as kept from before
-  u32 used[TILES + 1];
+  u64 cols = 0;
+  u32 x_used = 0, w_used = 0;
   for (int turn = 0; turn < turns; turn++) {
-    u32 now[TILES + 1];
-    u64 cols[TILES];
-#pragma unroll
-    for (int n = 0; n < TILES; n++, w.turn++) cols[n] = w.take(), now[n] = w.freed();
+    const bool fresh = turn % FIT == 0;
+    if (fresh) cols = w.take();
     const u64 rows = x.take() + threadIdx.x / 128 * (64 * LINE / 16);
-    now[TILES] = x.freed(), x.turn++;
+    const u32 x_now = x.freed(), w_now = w.freed();
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int k = 0; k < DEEP / 16; k++)  // 32 bytes further along the line
 #pragma unroll
       for (int n = 0; n < TILES; n++)
-        mma<COLS>(sum + n * (COLS / 2), rows + 2 * k, cols[n] + 2 * k, turn + k);
+        mma<COLS>(sum + n * (COLS / 2), rows + 2 * k, cols + n * (COLS * LINE / 16) + 2 * k,
+                  turn + k);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-#pragma unroll
-    for (int n = 0; n <= TILES; n++) {
-      if (turn) free_tile(used[n]);  // the turn before has been multiplied
-      used[n] = now[n];
+    if (turn) {  // the turn before has been multiplied
+      free_tile(x_used);
+      if (fresh) free_tile(w_used);
     }
+    x_used = x_now, w_used = w_now, cols += EACH / 16, x.turn++;
+    if (turn % FIT == FIT - 1 || turn == turns - 1) w.turn++;
   }
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  if (turns)
-#pragma unroll
-    for (int n = 0; n <= TILES; n++) free_tile(used[n]);
+  if (turns) free_tile(x_used), free_tile(w_used);
 }
 
 // A product in halves of its depth, added to x, and x times the gain (if there is one) with a part
@@ -604,28 +605,36 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
   if (threadIdx.x >= WORKERS) {
     if (GROUPS == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     if (threadIdx.x == WORKERS) {  // weights
-      auto stream = [&](const Map& map, int from, int to, int row, int bytes, int second) {
-        for (int turn = from; turn < to; turn++) {
-          ws.fill(map, turn * DEEP, row, bytes, STREAM);
-          if (second) ws.fill(map, turn * DEEP, second, bytes, STREAM);
+      // as many turns at once as a place has room for, `cols` columns each
+      auto stream = [&](int from, int to, int cols, auto load_turn) {
+        const int fit = MOST_COLS / cols;
+        for (int turn = from; turn < to; turn += fit, ws.turn++) {
+          const int many = min(fit, to - turn);
+          ws.make_room(many * cols * LINE);
+          for (int i = 0; i < many; i++) load_turn(ws.at() + i * cols * LINE, (turn + i) * DEEP);
         }
+      };
+      auto rows_of = [&](const Map& map, int row) {
+        return [&, row](u32 at, int k) { load(at, map, k, row, ws.filled(), STREAM); };
       };
       for (int link = task.first; link <= task.last; link++) {
         if (link > 0) {
           const Layer& w = model.layers[link - 1];
-          stream(w.out, out_from, out_to, out_first, OUT_COLS * LINE, 0);
-          stream(w.gate_up, 0, gate_turns, gate_first, GATE_COLS * LINE, MLP + gate_first);
-          stream(w.down, down_from, down_to, out_first, OUT_COLS * LINE, 0);
+          stream(out_from, out_to, OUT_COLS, rows_of(w.out, out_first));
+          stream(0, gate_turns, 2 * GATE_COLS, [&](u32 at, int k) {
+            load(at, w.gate_up, k, gate_first, ws.filled(), STREAM);
+            load(at + GATE_COLS * LINE, w.gate_up, k, MLP + gate_first, ws.filled(), STREAM);
+          });
+          stream(down_from, down_to, OUT_COLS, rows_of(w.down, out_first));
         }
         if (link < task.layers)
-          for (int turn = 0; turn < qkv_turns; turn++, ws.turn++) {
-            ws.make_room(QKV_COLS * LINE);
+          stream(0, qkv_turns, QKV_COLS, [&](u32 at, int k) {
             constexpr int EACH = QKV_COLS / (2 * PAIRS);
 #pragma unroll
             for (int i = 0; i < EACH; i++)
-              load_pairs(ws.at() + i * 2 * PAIRS * LINE, model.layers[link].qkv, turn * DEEP,
-                         block * EACH + i, ws.filled());
-          }
+              load_pairs(at + i * 2 * PAIRS * LINE, model.layers[link].qkv, k, block * EACH + i,
+                         ws.filled());
+          });
       }
     }
     if (threadIdx.x == WORKERS + 32) {  // rows, and what they attend to

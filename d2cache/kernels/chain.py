@@ -49,7 +49,7 @@ class Form:
 
     @property
     def most_cols(self) -> int:
-        return max(self.out_cols, self.gate_cols, self.qkv_cols)
+        return max(self.out_cols, 2 * self.gate_cols, self.qkv_cols)
 
     @property
     def x_stages(self) -> int:
@@ -89,7 +89,7 @@ def form_of(config, layers: int, rows: int, chip: int) -> Form | None:
         each((c.heads + 2 * c.kv_heads) * head, 2 * PAIRS), 1 if rows <= 64 else 2,
         int(c.qkv_bias),
     )  # fmt: skip
-    fits = not (c.width % DEEP or c.mlp % DEEP) and form.most_cols <= 256
+    fits = not (c.width % DEEP or c.mlp % DEEP) and max(form.out_cols, form.qkv_cols) <= 256
     fits = fits and form.gate_cols <= 128  # sums of gate and up fill the registers: spilled, slower
     return form if fits and 0 < rows <= MOST_ROWS and form.blocks <= chip else None
 
