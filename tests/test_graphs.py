@@ -12,6 +12,7 @@ from lab import DECODER_KNOBS, DECODERS, POLICIES, full_pass, random_prompt, sma
 
 import d2cache
 from d2cache import graphs
+from d2cache.policies import CachePolicy
 from d2cache.quantize import narrow
 
 loop = sys.modules["d2cache.generate"]  # the package's name of it is the function
@@ -199,24 +200,14 @@ def test_decoders_captured_on_a_gpu(decoder, temperature):
     thrice(policy, (decoder, knobs), [PROMPTS] * 3, **settings)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", [None, "fp8"])
-@pytest.mark.parametrize("qkv_bias", [False, True])
-def test_kernels_captured_on_a_gpu(kind, qkv_bias):
-    """bfloat16, where the kernels are used: each replayed full pass has the logits of a plain one
-    over the canvas that it saw."""
+def near_a_full_pass(model, policy, prompts) -> None:
+    """Each step of a policy that recomputes every row has the logits of a plain full pass over the
+    canvas that it saw; and graphs were replayed."""
     graphs.ARENAS.clear()
     graphs.PLAIN.clear()
-    model = small_model(dtype=torch.bfloat16, width=64, vocab=64, mask_id=63, qkv_bias=qkv_bias)
-    for name, weight in model.named_parameters():
-        if "proj.weight" in name:
-            weight.data *= 0.25  # or the layers magnify what 8 bits round to a third of the logits
-    model = model.to("cuda")
-    if kind:
-        narrow(model)
     for seed in (1, 2):
-        steps = d2cache.generate(model, random_prompt(9, seed), "none", gen_length=24, eager=False)
-        for step in steps:
+        prompt = torch.stack([random_prompt(9, seed + i) for i in range(prompts)])
+        for step in d2cache.generate(model, prompt, policy(), gen_length=24, eager=False):
             with torch.inference_mode(), torch.device("cuda"):
                 wanted = full_pass(model, step.before.tokens)
             at = step.rows.target[..., None].expand_as(step.logits)
@@ -226,3 +217,58 @@ def test_kernels_captured_on_a_gpu(kind, qkv_bias):
     assert not graphs.PLAIN
     found = [e for a in graphs.ARENAS[model] for known in a.entries.values() for e in known]
     assert any(e.graph is not None for e in found)
+
+
+def narrow_model(kind=None, **sizes):
+    """bfloat16, where the kernels are used."""
+    model = small_model(dtype=torch.bfloat16, vocab=64, mask_id=63, **sizes)
+    for name, weight in model.named_parameters():
+        if "proj.weight" in name:
+            weight.data *= 0.25  # or the layers magnify what 8 bits round to a third of the logits
+    model = model.to("cuda")
+    if kind:
+        narrow(model)
+    return model
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [None, "fp8"])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_kernels_captured_on_a_gpu(kind, qkv_bias):
+    model = narrow_model(kind, width=64, qkv_bias=qkv_bias)
+    near_a_full_pass(model, lambda: d2cache.make_policy("none"), 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("kind", ["none", "d2", "peeking"])
+def test_chained_on_a_gpu(monkeypatch, kind, prompts):
+    """What lies between two products in one kernel, all layers where attention can wait."""
+    from d2cache import kernels
+    from d2cache.kernels.chain import chip_of
+
+    if not chip_of(torch.device("cuda", 0)):
+        pytest.skip("needs a chip of compute capability 9.0")
+    links = set()
+    chain = kernels.chain
+
+    def noted(room, blocks, first, last, *rest):
+        links.add((first, last))
+        return chain(room, blocks, first, last, *rest)
+
+    monkeypatch.setattr(kernels, "chain", noted)
+    monkeypatch.setattr(CachePolicy, "registry", dict(CachePolicy.registry))
+
+    class Peeking(CachePolicy, key="peeking"):
+        """Looks at the queries before it hands them on."""
+
+        def attend(self, i, block, q, k, v, rows):
+            return block.attend(q.clone(), k, v, rows.keys)
+
+    model = narrow_model(width=256, heads=4, kv_heads=4, mlp=192)
+    knobs = dict(rollout_p=1.0) if kind == "d2" else {}  # all rows
+    policy = lambda: d2cache.make_policy(kind, **knobs)
+    near_a_full_pass(model, policy, prompts)
+    many = model.config.layers
+    alone = {(i, i) for i in range(many + 1)}
+    assert links == ({(0, many)} if prompts == 1 and kind != "peeking" else alone)

@@ -3,7 +3,6 @@
 Runs on a GPU, and without one through Triton's interpreter: TRITON_INTERPRET=1.
 """
 
-import math
 import os
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -240,6 +239,7 @@ SIZES = {  # heads of 128 and 64, shared keys, biases, sizes that do not divide 
     "plain": dict(width=512, heads=4, kv_heads=4, mlp=768),
     "shared": dict(width=1792, heads=14, kv_heads=2, mlp=1472, qkv_bias=True),
     "narrow": dict(width=256, heads=4, kv_heads=4, mlp=704),
+    "tall": dict(width=256, heads=2, kv_heads=1, mlp=18944),  # gate and up by two instructions
 }
 
 
@@ -350,7 +350,7 @@ def test_all_layers(size, rows, length):
     first, cache = rand(1, rows, c.width), cache_of(c, 1, length)
 
     def plainly(model):
-        """What all layers leave: x, k, v, q and the log of each row's sum."""
+        """What all layers leave: x, k, v, q and each row's sum of weights."""
         x, dtype, kept = first.to(model.dtype), model.dtype, []
         keys, values = (t.to(dtype).clone() for t in cache)
         rope = model.rotary(index)
@@ -362,7 +362,7 @@ def test_all_layers(size, rows, length):
             x = x + block.mlp(x)
             shared = keys[i].repeat_interleave(c.heads // c.kv_heads, 1).float()
             score = q.float() @ shared.transpose(2, 3) * c.head_width**-0.5
-            kept.append((q.transpose(1, 2).flatten(2), score.logsumexp(-1) / math.log(2)))
+            kept.append((q.transpose(1, 2).flatten(2), score.exp().sum(-1)))
         return x[0], keys, values, *map(torch.stack, zip(*kept, strict=True))
 
     wanted, narrow = plainly(wide), plainly(model)
@@ -375,7 +375,7 @@ def test_all_layers(size, rows, length):
         )  # fmt: skip
         rope = [t.flatten(0, 2) for t in model.rotary(index)]
         kernels.chain(room, list(model.blocks), 0, c.layers, mine, 1e-5, rope, index, slots)
-        found = mine, slots.k, slots.v, slots.q, slots.lse
+        found = mine, slots.k, slots.v, slots.q, slots.lse.exp2()
         for part, one, other in zip(found, wanted, narrow, strict=True):
             one, other = one[-len(part) :], other[-len(part) :]
             assert off(part, one) < max(NEAR, 1.2 * off(other, one))
@@ -386,10 +386,10 @@ def test_a_form_gives_every_block_its_columns():
 
     llada, dream, tiny = (CONFIGS[name] for name in ("llada-8b", "dream-7b", "tiny"))
     for rows in (1, 64, 65, 128):
-        for c in (llada, tiny, replace(dream, mlp=9472)):
+        for c in (llada, tiny, dream):
             form = form_of(c, c.layers, rows, 132)
             assert form.shared <= SHARED and form.blocks <= 132 and form.blocks % 2 == 0
-            assert form.w_stages >= 4 and form.groups * 64 >= rows
+            assert form.w_stages >= 3 and form.groups * 64 >= rows
             assert form.x_stages >= 2 * c.head_width // 64  # all of a turn's keys or values
             sizes = c.width, c.mlp, (c.heads + 2 * c.kv_heads) * c.head_width
             taken = form.out_cols, form.gate_cols, form.qkv_cols
@@ -404,5 +404,5 @@ def test_a_form_gives_every_block_its_columns():
     assert form_of(llada, 32, 129, 132) is None
     assert form_of(llada, MOST_LAYERS + 1, 128, 132) is None
     assert form_of(tiny, 8, 38, 0) is None
-    assert form_of(dream, 28, 128, 132) is None  # too wide for the registers
+    assert form_of(replace(llada, mlp=19456), 32, 128, 132) is None  # too wide for the registers
     assert form_of(replace(llada, heads=128, kv_heads=128), 32, 128, 132) is None  # heads of 32

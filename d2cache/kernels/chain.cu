@@ -200,14 +200,14 @@ __device__ __forceinline__ void free_tile(u32 bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-// sum (64, TILES * COLS) of each group = x @ w^T over `turns` tiles of x and TILES times as many of
-// w, of which a place in their ring holds those of several turns.
-template <int COLS, int TILES>
-__device__ __forceinline__ void multiply(Weights& w, Rows& x, float (&sum)[TILES * COLS / 2],
-                                         int turns) {
-  constexpr int EACH = TILES * COLS * LINE, FIT = W_BYTES / EACH;
+// sum (64, COLS) of each group = x @ w^T over `turns` tiles of x and of w, of which a place in their
+// ring holds several.
+template <int COLS>
+__device__ __forceinline__ void multiply(Weights& w, Rows& x, float (&sum)[COLS / 2], int turns) {
+  constexpr int EACH = COLS * LINE, FIT = W_BYTES / EACH;
+  constexpr int PARTS = COLS > 256 ? 2 : 1, PART = COLS / PARTS;  // of one instruction
 #pragma unroll
-  for (int i = 0; i < TILES * COLS / 2; i++) sum[i] = 0.f;  // or they count as kept from before
+  for (int i = 0; i < COLS / 2; i++) sum[i] = 0.f;  // or they count as kept from before
   u64 cols = 0;
   u32 x_used = 0, w_used = 0;
   for (int turn = 0; turn < turns; turn++) {
@@ -219,8 +219,8 @@ __device__ __forceinline__ void multiply(Weights& w, Rows& x, float (&sum)[TILES
 #pragma unroll
     for (int k = 0; k < DEEP / 16; k++)  // 32 bytes further along the line
 #pragma unroll
-      for (int n = 0; n < TILES; n++)
-        mma<COLS>(sum + n * (COLS / 2), rows + 2 * k, cols + n * (COLS * LINE / 16) + 2 * k,
+      for (int n = 0; n < PARTS; n++)
+        mma<PART>(sum + n * (PART / 2), rows + 2 * k, cols + n * (PART * LINE / 16) + 2 * k,
                   turn + k);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
@@ -692,24 +692,26 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
     for (int link = task.first; link <= task.last; link++) {
       int* met = to.met + link * MEETINGS;
       const bf16* gain = link < task.layers ? model.layers[link].norm : nullptr;
-      const Turn turn(to, task);
       if (link > 0) {
         {
           float sum[OUT_COLS / 2];
-          multiply<OUT_COLS, 1>(ws, xs, sum, out_to - out_from);
+          multiply<OUT_COLS>(ws, xs, sum, out_to - out_from);
           const bf16* mlp_gain = model.layers[link - 1].mlp_norm;
           if (sums) finish<true>(sum, pair, xs.base, to, task.rows, 0, mlp_gain);
         }
         tell(met + AFTER_OUT);
         {
           float sum[GATE_COLS];
-          multiply<GATE_COLS, 2>(ws, xs, sum, gate_turns);
+          multiply<2 * GATE_COLS>(ws, xs, sum, gate_turns);
           const float2 scale = scales_of(scales[0], 0);
           if (gates) put_hidden(sum, scale, to, task.rows, gate_first);
         }
         tell(met + AFTER_GATE);
+      }
+      const Turn turn(to, task);
+      if (link > 0) {
         float sum[OUT_COLS / 2];
-        multiply<OUT_COLS, 1>(ws, xs, sum, down_to - down_from);
+        multiply<OUT_COLS>(ws, xs, sum, down_to - down_from);
         if (sums) finish<true>(sum, pair, xs.base, to, task.rows, 1, gain);
       } else if (sums) {
         finish<false>(nullptr, pair, xs.base, to, task.rows, 1, gain);
@@ -717,7 +719,7 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
       if (link < task.layers) {
         tell(met + AFTER_DOWN);
         float sum[QKV_COLS / 2];
-        multiply<QKV_COLS, 1>(ws, xs, sum, qkv_turns);
+        multiply<QKV_COLS>(ws, xs, sum, qkv_turns);
         const float2 scale = scales_of(scales[1], 1);
         if (heads) turn_and_put(sum, turn, scale, to, task.rows, link, model.layers[link].bias);
       }

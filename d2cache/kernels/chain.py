@@ -90,7 +90,7 @@ def form_of(config, layers: int, rows: int, chip: int) -> Form | None:
         int(c.qkv_bias),
     )  # fmt: skip
     fits = not (c.width % DEEP or c.mlp % DEEP) and max(form.out_cols, form.qkv_cols) <= 256
-    fits = fits and form.gate_cols <= 128  # sums of gate and up fill the registers: spilled, slower
+    fits = fits and form.gate_cols <= 144  # sums of gate and up fill the registers
     return form if fits and 0 < rows <= MOST_ROWS and form.blocks <= chip else None
 
 
@@ -182,7 +182,8 @@ def _multiply(wide: int, name: str = "mma") -> str:
 
 def source(form: Form) -> tuple[str, dict[str, int]]:
     """What is compiled, and its macros."""
-    made = [("mma", wide) for wide in sorted({form.out_cols, form.gate_cols, form.qkv_cols})]
+    wide = 2 * form.gate_cols if form.gate_cols <= 128 else form.gate_cols  # 256 at once at most
+    made = [("mma", each) for each in sorted({form.out_cols, wide, form.qkv_cols})]
     made += [("mma_held", 64), ("mma_across", DEEP)]
     text = "".join(
         f"template <int N> __device__ void {name}(float*, {first}, unsigned long long, int);\n"
