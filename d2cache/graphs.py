@@ -30,7 +30,6 @@ from d2cache.decoders import Decoder
 from d2cache.generate import Work, masks_of, nothing_left, rows_of
 from d2cache.model import Block, Model
 from d2cache.policies import CachePolicy
-from d2cache.quantize import Narrow
 
 try:
     from d2cache import kernels
@@ -223,7 +222,7 @@ class Graphs(Work):
         def link(first, last, slots, heads=None):
             kernels.chain(room, blocks, first, last, flat, eps, rope, rows.index, slots, heads)
 
-        if room.form.layers == last:
+        if rules.whole:
             link(0, last, kernels.Slots(rules.q, kv.k, kv.v, rules.lse))
             rules.begin_rollout()
         else:
@@ -350,9 +349,11 @@ class Rules:
         c, rows, device = model.config, self.rows.index.numel(), self.rows.index.device
         if model.dtype != torch.bfloat16 or model.weights is not None:
             return None
-        form = kernels.served(c, 2, rows, device)
-        if form and self.defers(model, policy):
-            form = kernels.served(c, c.layers, rows, device) or form
+        form = kernels.served(c, c.layers, rows, device) if self.defers(model, policy) else None
+        self.whole = form is not None
+        if form is None:
+            self.weights = []  # of layers that shall not wait after all
+            form = kernels.served(c, 2, rows, device)
         return form and kernels.Room.made(form, rows, c.layers + 1, device)
 
     def defers(self, model: Model, policy: CachePolicy) -> bool:
@@ -360,17 +361,14 @@ class Rules:
         if len(self.rows.index) > 1 or self.rows.keys is not None:
             return False
         try:
-            for self.layer, block in enumerate(model.blocks):
-                later = Later()
-                out = policy.attend(self.layer, Bare(block), later, later, later, self.rows)
-                if not isinstance(out, Joined) or out.heads is not later:
-                    break
-            else:
-                return True
-        except (AttributeError, TypeError):  # there is nothing to be seen
-            pass
-        self.weights = []
-        return False
+            outs = []
+            for i, block in enumerate(model.blocks):
+                self.layer, later = i, Later()
+                outs.append(policy.attend(i, Bare(block), later, later, later, self.rows))
+        except (AttributeError, TypeError) as error:
+            LOG.debug("attention layer by layer: %s", error)  # there is nothing to be seen in them
+            return False
+        return all(isinstance(out, Joined) and isinstance(out.heads, Later) for out in outs)
 
     def slot(self, store: Tensor) -> Tensor:
         return store[self.layer % len(store)]
@@ -378,13 +376,7 @@ class Rules:
     def product(self, y: Tensor, linear) -> Tensor:
         """linear(y) in the place of this layer."""
         out = self.slot(self.qkv)
-        flat, y = out.flatten(0, 1), y.flatten(0, 1)
-        if isinstance(linear, Narrow):
-            linear.part(y, slice(None), flat)
-        elif linear.bias is None:
-            torch.mm(y, linear.weight.T, out=flat)
-        else:
-            torch.addmm(linear.bias, y, linear.weight.T, out=flat)
+        linear.part(y.flatten(0, 1), slice(None), out.flatten(0, 1))
         return out
 
     def attention_map(self, q, k, v, keys):

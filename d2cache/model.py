@@ -139,9 +139,14 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return _product(x, self.weight, self.bias)
 
-    def part(self, x: Tensor, some: slice) -> Tensor:
-        """Some of the outputs alone, the same bits as among all."""
+    def part(self, x: Tensor, some: slice, out: Tensor | None = None) -> Tensor:
+        """Some of the outputs alone, the same bits as among all; into `out` (R,outputs), if there
+        is a place for them, of rows x (R,d)."""
         w, bias = self.weight[some], self.bias
+        if out is not None:
+            if bias is None:
+                return torch.mm(x, w.t(), out=out)
+            return torch.addmm(bias[some], x, w.t(), out=out)
         if not self.weight.is_contiguous():
             w = w.t().contiguous().t()  # oneDNN is far slower over columns with gaps
         return _product(x, w, None if bias is None else bias[some])

@@ -5,6 +5,7 @@ addresses, with row counts rounded up, through the same functions.
 """
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -259,6 +260,7 @@ def test_chained_on_a_gpu(monkeypatch, kind, prompts):
     monkeypatch.setattr(kernels, "chain", noted)
     monkeypatch.setattr(CachePolicy, "registry", dict(CachePolicy.registry))
 
+    @dataclass
     class Peeking(CachePolicy, key="peeking"):
         """Looks at the queries before it hands them on."""
 
