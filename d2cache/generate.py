@@ -289,18 +289,19 @@ def nothing_left(canvas: Canvas, left: int, stalled: int) -> bool:
     return not left
 
 
-def rows_of(canvas, masks, shift: int, rows: int, heads: int, changed: int, full: bool) -> Rows:
-    """The masks of `masks_of` as indices: so many of each, those at hand repeated to fill up."""
-    wanted, source, fresh = masks
-    index, valid = ops.indices(wanted, rows)
-    at, _ = ops.indices(source, heads)
-    new, _ = ops.indices(fresh, changed)
-    rank = wanted.cumsum(1) - 1
+def rows_of(canvas, masks, shift: int, rows: int, heads: int, changed: int | None, full: bool):
+    """The masks of `masks_of` as `Rows`: so many of each, those at hand repeated to fill up; all
+    are fresh where their number is not known (changed None)."""
+    wanted, source, new = masks
+    index, valid, position, head, at = ops.list_rows(wanted, source, canvas.start, rows, heads)
+    if changed is None:
+        fresh = torch.arange(rows, device=index.device).expand_as(index)
+    else:
+        fresh, _ = ops.indices(new, changed)
+        fresh = (wanted.cumsum(1) - 1).gather(1, fresh).clamp_min(0)
     return Rows(
-        index=index, valid=valid, position=(index - canvas.start[:, None]).clamp_min(0),
-        head=rank.gather(1, at).clamp_min(0), target=at + shift,
-        keys=canvas.own if canvas.padded else None, full=full,
-        fresh=rank.gather(1, new).clamp_min(0), wanted=wanted, new=fresh,
+        index=index, valid=valid, position=position, head=head, target=at + shift,
+        keys=canvas.own if canvas.padded else None, full=full, fresh=fresh, wanted=wanted, new=new,
     )  # fmt: skip
 
 

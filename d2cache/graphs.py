@@ -98,6 +98,7 @@ class Graphs(Work):
         if not (self.ahead or self.look_ahead(canvas)):
             return super().plan(canvas)
         self.ahead = False
+        self.fill(canvas)  # while the device plans
         rows, _, heads, _, *rest = self.arena.read()
         if nothing_left(canvas, *rest):
             return None
@@ -120,7 +121,6 @@ class Graphs(Work):
         if isinstance(rows, Rows):
             return super().step(canvas, plan, rows, start)
         box = self.arena.box
-        self.fill(canvas)
         made = self.attempt("step", rows, lambda: self.compute(*rows), canvas.step)
         if made is None:  # as it was planned, plainly
             masks = tuple(m.clone() for m in box.masks)
@@ -159,9 +159,7 @@ class Graphs(Work):
         box, canvas, shift = self.arena.box, self.arena.canvas(), self.model.config.shift
         small = small_rules(self.model, canvas)
         with ops.using(small):
-            some = rows_of(canvas, box.masks, shift, rows, heads, 1, full=False)
-        every = torch.arange(rows, device=some.index.device).expand_as(some.index)
-        some = replace(some, fresh=every)  # layer 0 renews all: their number is not known here
+            some = rows_of(canvas, box.masks, shift, rows, heads, None, full=False)
         rules = Rules(self, canvas, some)
         with ops.using(small | rules.table):
             early = rules.beside(lambda: early_values(self.run, canvas, box.plan, some))
@@ -277,8 +275,8 @@ def small_rules(model: Model, canvas: Canvas) -> dict:
     if not fused(model) or canvas.tokens.shape[1] > kernels.LONGEST:
         return {}
     return dict(
-        indices=kernels.indices, top_k_mask=kernels.top_k_mask, nucleus=kernels.nucleus,
-        certainty_density=_density, moved_most=kernels.moved_most,
+        indices=kernels.indices, list_rows=kernels.list_rows, top_k_mask=kernels.top_k_mask,
+        nucleus=kernels.nucleus, certainty_density=_density, moved_most=kernels.moved_most,
         search_window=kernels.search_window,
     )  # fmt: skip
 

@@ -80,6 +80,16 @@ def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.where(valid, order, order[:, :1]), valid
 
 
+@replaceable
+def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: int) -> tuple:
+    """Of masks (B,T): the wanted positions (B,rows), which of them count, what each is counted from
+    its row's start (B,); which of them are sources (B,heads), and the sources' positions."""
+    index, valid = indices(wanted, rows)
+    at, _ = indices(source, heads)
+    head = (wanted.cumsum(1) - 1).gather(1, at).clamp_min(0)
+    return index, valid, (index - start[:, None]).clamp_min(0), head, at
+
+
 def rows_at(x: Tensor, at: Tensor) -> Tensor:
     """x (B,T,d), at (B,N) int64 -> its rows there, (B,N,d)."""
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))

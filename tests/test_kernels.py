@@ -181,6 +181,19 @@ def test_lists():
             assert torch.equal(ours, plain)
 
 
+def test_rows_in_a_list():
+    wanted = torch.rand(4, 50, device=DEVICE) < 0.4
+    wanted[3] = False
+    source = wanted & (torch.rand(4, 50, device=DEVICE) < 0.5)
+    source[2] = False
+    start = torch.tensor([0, 3, 20, 7], device=DEVICE)
+    most, heads = (int(m.sum(1).max()) for m in (wanted, source))
+    for more in (-2, 0, 9):  # to cut, to fill
+        size = most + more, heads + more
+        plain = ops.list_rows(wanted, source, start, *size)
+        assert all(map(torch.equal, plain, kernels.list_rows(wanted, source, start, *size)))
+
+
 @pytest.mark.parametrize("sigma", [0.3, 10.0])
 def test_density(sigma):
     known = torch.rand(3, 301, device=DEVICE) < 0.5

@@ -9,6 +9,7 @@ from d2cache.kernels.order import (
     certainty_density,
     facts,
     indices,
+    list_rows,
     masks,
     moved_most,
     nucleus,
@@ -18,6 +19,7 @@ from d2cache.kernels.order import (
 
 __all__ = [
     "LONGEST", "MOST_ROWS", "Room", "Slots", "Weights", "add_norm", "attention",
-    "certainty_density", "chain", "facts", "indices", "likeliest", "masks", "moved_most", "nucleus",
-    "quantize_rows", "rollout", "rotate_write", "search_window", "served", "swiglu", "top_k_mask",
+    "certainty_density", "chain", "facts", "indices", "likeliest", "list_rows", "masks",
+    "moved_most", "nucleus", "quantize_rows", "rollout", "rotate_write", "search_window", "served",
+    "swiglu", "top_k_mask",
 ]  # fmt: skip

@@ -101,6 +101,57 @@ def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
+def _rows(
+    wanted, source, start, index, valid, position, head, place, length, rows, heads,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    begin = tl.load(start + row)
+    wants = tl.load(wanted + row * length + at, at < length, 0).to(tl.int32)
+    leads = tl.load(source + row * length + at, at < length, 0).to(tl.int32)
+    rank, order = tl.cumsum(wants, 0) - 1, tl.cumsum(leads, 0) - 1
+    chosen, leading = (wants > 0) & (rank < rows), (leads > 0) & (order < heads)
+    line = row * rows + rank
+    tl.store(index + line, at.to(tl.int64), chosen)
+    tl.store(position + line, tl.maximum(at - begin, 0), chosen)
+    line = row * heads + order
+    tl.store(head + line, rank.to(tl.int64), leading)
+    tl.store(place + line, at.to(tl.int64), leading)
+    # the first of each once more, where there are too few; position 0 where there is none
+    many, first = tl.sum(wants, 0), tl.min(tl.where(wants > 0, at, length), 0)
+    first = tl.where(many > 0, first, 0).to(tl.int64)
+    slot = tl.arange(0, ROWS)
+    line, rest = row * rows + slot, (slot >= many) & (slot < rows)
+    tl.store(valid + line, (slot < many).to(tl.uint8), slot < rows)
+    tl.store(index + line, tl.zeros((ROWS,), tl.int64) + first, rest)
+    tl.store(position + line, tl.zeros((ROWS,), tl.int64) + tl.maximum(first - begin, 0), rest)
+    many, first = tl.sum(leads, 0), tl.min(tl.where(leads > 0, at, length), 0)
+    leader = tl.min(tl.where(leads > 0, rank, length), 0)
+    first = tl.where(many > 0, first, 0).to(tl.int64)
+    leader = tl.where(many > 0, leader, 0).to(tl.int64)
+    slot = tl.arange(0, HEADS)
+    line, rest = row * heads + slot, (slot >= many) & (slot < heads)
+    tl.store(head + line, tl.zeros((HEADS,), tl.int64) + leader, rest)
+    tl.store(place + line, tl.zeros((HEADS,), tl.int64) + first, rest)
+
+
+def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: int) -> tuple:
+    """`ops.list_rows`, for sources that are wanted, as one kernel."""
+    batch, length = wanted.shape
+    index, position = torch.empty(2, batch, rows, dtype=torch.int64, device=wanted.device)
+    head, place = torch.empty(2, batch, heads, dtype=torch.int64, device=wanted.device)
+    valid = torch.empty(batch, rows, dtype=torch.bool, device=wanted.device)
+    _rows[(batch,)](
+        *(t.contiguous().view(torch.uint8) for t in (wanted, source)), start, index,
+        valid.view(torch.uint8), position, head, place, length, rows, heads,
+        BLOCK=triton.next_power_of_2(length), ROWS=triton.next_power_of_2(rows),
+        HEADS=triton.next_power_of_2(heads), num_warps=4 if length <= 1024 else 8,
+    )  # fmt: skip
+    return index, valid, position, head, place
+
+
+@triton.jit
 def _density(known, window, out, length, radius, BLOCK: tl.constexpr, LAGS: tl.constexpr):
     base = tl.program_id(1) * length
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
