@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 
+import numpy as np
 import torch
 
 import d2cache
@@ -135,8 +136,8 @@ def in_words(weights: str, error: float) -> str:
 
 
 def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
-    """One generation, or its first `args.steps` steps; times in ms, the first step left out, as in
-    the mean of FLOPs a step, which is known of a recorded one."""
+    """One generation, or its first `args.steps` steps; medians of a step, the first left out, in ms
+    and, of a recorded one, in FLOPs."""
     knobs = dict(rollout_p=args.rollout_p) if policy == "d2" else {}
     policy = d2cache.make_policy(policy, **knobs)
     block = 32 if policy.for_blocks and args.block_length is None else args.block_length
@@ -158,8 +159,10 @@ def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
     whole, flops = time.perf_counter() - begin, None
     if record:
         trace = recorder.trace()
-        work = trace.work[1:].mean(0).reshape(-1, 5).sum(0)  # of all rows of a batch
-        flops = float(model.config.flops(*work, trace.predicted[1:].mean(0).sum()))
+        steps = len(marks)
+        work = trace.work.reshape(steps, -1, 5).sum(1)  # of all rows of a batch
+        predicted = trace.predicted.reshape(steps, -1).sum(1)
+        flops = float(np.median(model.config.flops(*work[1:].T, predicted[1:])))
     gaps = [1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
     written = (step.tokens != step.before.mask_id)[:, step.before.prompt_length :].sum()
     return {

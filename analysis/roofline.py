@@ -4,10 +4,10 @@ BENCH.json is what `python -m analysis.bench --shape ... --json` printed (its la
 Writes OUT.html, which opens without a network, and OUT.png; the PNG needs `pip install kaleido`
 and a Chromium.
 
-Each point is a step of one policy: across, floating-point operations for each byte of weights,
-keys and values that must be read; up, operations a second at the median time of a step. Under the
-slanted line the chip waits for memory, under the level one for its matrix units; both are limits
-measured in the same run as the points (Williams, Waterman and Patterson, CACM 52(4), 2009).
+Each point is the median step of one policy: across, floating-point operations for each byte of
+weights, keys and values that must be read; up, operations a second. Under the slanted line the chip
+waits for memory, under the level one for its matrix units; both are limits measured in the same run
+as the points (Williams, Waterman and Patterson, CACM 52(4), 2009).
 """
 
 from __future__ import annotations

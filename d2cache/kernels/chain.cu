@@ -10,14 +10,16 @@
 // their ring fills with tiles of the next, so that memory is always being read. What one block
 // writes and others read goes through the L2 cache. Two blocks are a cluster: of a product with d
 // columns each sums one half of the depth, and of attention each has one half of the keys; they
-// read each other's shared memory. A norm needs no meeting of its own: what is multiplied is x times
-// the gain, and the product is divided by the root of the mean square, which two more warps find.
+// read each other's shared memory. A norm needs no meeting of its own: what is multiplied is x
+// times the gain, and the product is divided by the root of the mean square, which two more warps
+// find.
 //
 // Macros: LAYERS, as many as are given; WIDTH d, MLP, HEADS, KV_HEADS, HEAD their width; for each
 // product the columns that a block takes, OUT_COLS of d, GATE_COLS of MLP, QKV_COLS; MOST_COLS of
-// weights, gate's and up's both, that a place in their ring has room for; GROUPS; W_STAGES and X_STAGES of the rings; BIAS. Given as text: products of 64 x 16 by
-// 16 x N, `mma<N>` with both in shared memory, `mma_held<N>` with the first in registers,
-// `mma_across<N>` so too, with the second stored along N.
+// weights, gate's and up's both, that a place in their ring has room for; GROUPS; W_STAGES and
+// X_STAGES of the rings; BIAS. Given as text: products of 64 x 16 by 16 x N, `mma<N>` with both in
+// shared memory, `mma_held<N>` with the first in registers, `mma_across<N>` so too, with the second
+// stored along N.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -30,7 +32,7 @@ struct Layer {
   const bf16 *norm, *mlp_norm, *bias;
 };
 struct Model { Layer layers[LAYERS]; };
-struct Inputs { Map heads, gained, hidden, k, v, q; };  // tiles of GROUPS x 64 rows, q of 64
+struct Inputs { Map heads, gained, hidden, k, v, q; };  // tiles of R rows, GROUPS x 64 keys, 64 q
 struct Places {
   bf16 *x, *gained, *hidden, *heads;  // (R,d), (R,d), (R,MLP), (R,d)
   float* squares;                     // (2,blocks,GROUPS * 64)
@@ -388,7 +390,7 @@ __device__ __forceinline__ void turn_and_put(const float* sum, const Turn& turn,
           const u32 one = __ldg((const u32*)add), two = __ldg((const u32*)(add + HALF));
           a[0] += low(one), a[1] += high(one), b[0] += low(two), b[1] += high(two);
         }
-        u32 y = narrow(a[0], a[1]), z = narrow(b[0], b[1]);  // rounded as if they had been in memory
+        u32 y = narrow(a[0], a[1]), z = narrow(b[0], b[1]);  // as if they had been in memory
         if (which < KV_HEADS) {
           const u32 c = turn.cos[(n * 2 + eight) * 2 + r], s = turn.sin[(n * 2 + eight) * 2 + r];
           const u32 u = y, v = z;
@@ -640,7 +642,8 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
     if (threadIdx.x == WORKERS + 32) {  // rows, and what they attend to
       asm volatile("griddepcontrol.wait;" ::: "memory");
       auto stream = [&](const Map& map, int from, int to) {
-        for (int turn = from; turn < to; turn++) xs.fill(map, turn * DEEP, 0, X_BYTES, KEEP);
+        for (int turn = from; turn < to; turn++)
+          xs.fill(map, turn * DEEP, 0, task.rows * LINE, KEEP);
       };
       for (int link = task.first; link <= task.last; link++) {
         int* met = to.met + link * MEETINGS;

@@ -313,7 +313,6 @@ def chain(
     assert x.is_contiguous() and len(given) <= form.layers and index.is_contiguous()
     assert all(t.is_contiguous() for t in (*rope, slots.q, slots.k, slots.v, slots.lse))
     assert first == last or (batch == 1 and heads is None)
-    lines = 64 * form.groups
     place = lambda t: None if t is None else t.data_ptr()
     model = b""
     for block in given:
@@ -327,16 +326,13 @@ def chain(
                 place(block.qkv_proj.bias) or 0,
             ))
         )  # fmt: skip
-    inputs = b"".join(
-        tiles(t.flatten(0, -2), lines)
-        for t in (
-            room.heads if heads is None else heads,
-            room.gained,
-            room.hidden,
-            slots.k,
-            slots.v,
-        )
-    ) + tiles(slots.q.flatten(0, -2), 64)
+    heads = room.heads if heads is None else heads
+    inputs = b"".join((
+        # no line beyond the last row: to fill those with zeros takes TMA longer than to read
+        *(tiles(t, rows) for t in (heads, room.gained, room.hidden)),
+        *(tiles(t.flatten(0, -2), 64 * form.groups) for t in (slots.k, slots.v)),
+        tiles(slots.q.flatten(0, -2), 64),
+    ))  # fmt: skip
     step = lambda t: t.stride(0) if len(t) > 1 else 0
     met = room.met.data_ptr() + base * room.met.stride(0) * room.met.element_size()
     places = Places(

@@ -1,10 +1,15 @@
 """The roofline of a table that is measured here and now, on the bundled shape."""
 
+from types import SimpleNamespace
+
 import browser
 import pytest
+import torch
 
-from analysis import bench, roofline
+import d2cache
+from analysis import bench, metrics, roofline
 from d2cache.model import CONFIGS
+from d2cache.trace import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,21 @@ def test_flops_and_bytes_of_a_step_are_those_of_the_model(measured):
         sum(r["flops"] for r in found["results"] if r["policy"] == p) for p in ("d2", "none")
     )
     assert d2 < none
+
+
+def test_a_policy_with_some_full_passes_is_judged_by_its_median_step():
+    """Time and FLOPs of the same step: the mean's FLOPs in the median's time would be a rate that
+    no chip has."""
+    model = bench.random_model("tiny", [torch.device("cpu")], torch.float32)
+    args = SimpleNamespace(steps=None, gen_length=16, block_length=None, eager=True, rollout_p=0.1)
+    prompt = torch.randint(0, 1000, (24,), generator=torch.Generator().manual_seed(0))
+    recorder = Recorder()
+    for step in d2cache.generate(model, prompt, "dllm", gen_length=16):
+        recorder.add(step)
+    steps = metrics.steps(recorder.trace())["gflops"][1:]
+    assert steps.mean() > 1.2 * steps.median()
+    found = bench.steps_of(model, "dllm", prompt, args, True)
+    assert found["flops"] == pytest.approx(1e9 * steps.median())
 
 
 def test_a_point_stands_where_its_time_says(measured):
