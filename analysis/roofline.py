@@ -81,8 +81,9 @@ def figure(found: dict) -> go.Figure:
                         if found.get(k)),
         legend={"orientation": "v", "x": 1.02, "y": 1}, font_color="#333",
     )  # fmt: skip
-    made.update_xaxes(type="log", title="FLOP for each byte of weights, keys and values read")
-    made.update_yaxes(type="log", title="TFLOP/s")
+    decades = {"type": "log", "dtick": 1, "minor": {"dtick": "D2", "showgrid": True}}
+    made.update_xaxes(title="FLOP for each byte of weights, keys and values read", **decades)
+    made.update_yaxes(title="TFLOP/s", **decades)
     return made
 
 

@@ -77,3 +77,10 @@ def test_the_lesson_and_the_lanes_that_it_shows_are_good_ones(tmp_path):
     assert added["title"] == "How far does one word reach?" and len(added["cards"]) == 2
     for lane in re.search(r"lanes=\[(.*?)\]", README)[1].split('"')[1::2]:
         assert str(Lane.parse(lane)) == lane
+
+
+def test_the_measured_table_is_the_one_whose_picture_is_shown():
+    stored = (ROOT / "assets/measured/llada-8b-h200.txt").read_text("utf-8").splitlines()
+    command = "analysis.bench --shape llada-8b --device cuda --steps 16 --json"
+    shown = README.split(command)[1].split("```")[0].strip().splitlines()
+    assert len(shown) > 30 and all(line in stored for line in shown)
