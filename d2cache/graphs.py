@@ -222,7 +222,7 @@ class Graphs(Work):
 
         if rules.whole:
             link(0, last, kernels.Slots(rules.q, kv.k, kv.v, rules.lse))
-            rules.begin_rollout()
+            rules.ask_later(model, self.policy)
         else:
             heads = None
             for i, block in enumerate(blocks):
@@ -268,6 +268,18 @@ def fused(model: Model) -> bool:
         kernels is not None and model.device.type == "cuda" and model.dtype.itemsize == 2
         and width >= 16 and width & (width - 1) == 0
     )  # fmt: skip
+
+
+def hands_on(policy: CachePolicy) -> bool:
+    """Whether the class whose `attend` a policy uses says that it hands on what it is given."""
+    own = next(cls for cls in type(policy).__mro__ if "attend" in vars(cls))
+    return vars(own).get("hands_on", False)
+
+
+def stored_by_rows(block: Block) -> bool:
+    """Whether `kernels.chain` can read a layer's weights: row by row, at multiples of 16 bytes."""
+    products = block.qkv_proj, block.out_proj, block.gate_up_proj, block.down_proj
+    return all(p.weight.is_contiguous() and p.weight.data_ptr() % 16 == 0 for p in products)
 
 
 def small_rules(model: Model, canvas: Canvas) -> dict:
@@ -347,26 +359,20 @@ class Rules:
         c, rows, device = model.config, self.rows.index.numel(), self.rows.index.device
         if model.dtype != torch.bfloat16 or model.weights is not None:
             return None
-        form = kernels.served(c, c.layers, rows, device) if self.defers(model, policy) else None
+        if not all(map(stored_by_rows, model.blocks)):
+            return None
+        alone = len(self.rows.index) == 1 and self.rows.keys is None
+        form = kernels.served(c, c.layers, rows, device) if alone and hands_on(policy) else None
         self.whole = form is not None
-        if form is None:
-            self.weights = []  # of layers that shall not wait after all
-            form = kernels.served(c, 2, rows, device)
+        form = form or kernels.served(c, 2, rows, device)
         return form and kernels.Room.made(form, rows, c.layers + 1, device)
 
-    def defers(self, model: Model, policy: CachePolicy) -> bool:
-        """Whether the policy's attention is the plain one: it hands on what it is given, unseen."""
-        if len(self.rows.index) > 1 or self.rows.keys is not None:
-            return False
-        try:
-            outs = []
-            for i, block in enumerate(model.blocks):
-                self.layer, later = i, Later()
-                outs.append(policy.attend(i, Bare(block), later, later, later, self.rows))
-        except (AttributeError, TypeError) as error:
-            LOG.debug("attention layer by layer: %s", error)  # there is nothing to be seen in them
-            return False
-        return all(isinstance(out, Joined) and isinstance(out.heads, Later) for out in outs)
+    def ask_later(self, model: Model, policy: CachePolicy) -> None:
+        """Attention of every layer by a policy that hands on what it is given, for all layers have
+        run by one kernel."""
+        for i, block in enumerate(model.blocks):
+            self.layer, later = i, Later()
+            policy.attend(i, Bare(block), later, later, later, self.rows)
 
     def slot(self, store: Tensor) -> Tensor:
         return store[self.layer % len(store)]
@@ -378,23 +384,19 @@ class Rules:
         return out
 
     def attention_map(self, q, k, v, keys):
-        if isinstance(q, Later):
-            k, _ = self.kv.at(self.layer)
-            self.weights.append(kernels.Weights(self.query(), k, self.slot(self.lse), None))
-            return q, self.weights[-1]
         if keys is not None and keys.dim() == 3:
             return PLAINLY.attention_map(q, k, v, keys)
-        out, weights = kernels.attention(q, k, v, keys, lse=self.slot(self.lse))
+        if isinstance(q, Later):
+            k, _ = self.kv.at(self.layer)
+            out, weights = q, kernels.Weights(self.query(), k, self.slot(self.lse), keys)
+        else:
+            out, weights = kernels.attention(q, k, v, keys, lse=self.slot(self.lse))
         self.weights.append(weights)
-        if self.layer == self.last:
-            self.begin_rollout()
-        return out, weights
-
-    def begin_rollout(self):
-        """Most likely it is wanted: it runs while the LM head reads its weights."""
-        if len(self.weights) == self.kept:
+        if self.layer == self.last and len(self.weights) == self.kept:
+            # most likely a rollout is wanted: it runs while the LM head reads its weights
             made = self.weights, self.rows.index, self.rows.valid, self.length
             self.mass = self.beside(lambda: kernels.rollout(*made))
+        return out, weights
 
     def rollout_mass(self, maps, rows, valid, length):
         if not isinstance(maps[0], kernels.Weights):
@@ -464,7 +466,8 @@ class Joined:
 
 
 class Later:
-    """Stands for q, k, v and outputs of a layer that has not run: to be handed on, no more."""
+    """Stands for q, k, v and outputs of a layer that the kernel of all layers attends to: to be
+    handed on, no more."""
 
 
 class Bare(Swift):

@@ -201,6 +201,29 @@ def test_decoders_captured_on_a_gpu(decoder, temperature):
     thrice(policy, (decoder, knobs), [PROMPTS] * 3, **settings)
 
 
+def test_who_hands_on_says_so_beside_its_attention(monkeypatch):
+    monkeypatch.setattr(CachePolicy, "registry", dict(CachePolicy.registry))
+
+    @dataclass
+    class Other(type(d2cache.make_policy("d2")), key="other"):
+        """Inherits d2's word, not its attention."""
+
+        def attend(self, i, block, q, k, v, rows):
+            return block.attend(q, v, k, rows.keys)
+
+    found = {p["name"]: graphs.hands_on(d2cache.make_policy(p["name"])) for p in d2cache.policies()}
+    assert found["none"] and found["dual"] and found["d2"]
+    assert not found["sparse"] and not found["other"]
+
+
+def test_weights_that_the_kernel_of_all_layers_can_read():
+    block = small_model(dtype=torch.float32).blocks[0]
+    assert graphs.stored_by_rows(block)
+    weight = block.down_proj.weight
+    weight.data = weight.data.t().contiguous().t()  # as a CPU's products like them
+    assert not graphs.stored_by_rows(block)
+
+
 def near_a_full_pass(model, policy, prompts) -> None:
     """Each step of a policy that recomputes every row has the logits of a plain full pass over the
     canvas that it saw; and graphs were replayed."""

@@ -14,7 +14,7 @@
 // times the gain, and the product is divided by the root of the mean square, which two more warps
 // find.
 //
-// Macros: LAYERS, as many as are given; WIDTH d, MLP, HEADS, KV_HEADS, HEAD their width; for each
+// Macros: LAYERS, as many as there is room for; WIDTH d, MLP, HEADS, KV_HEADS, HEAD their width; for each
 // product the columns that a block takes, OUT_COLS of d, GATE_COLS of MLP, QKV_COLS; MOST_COLS of
 // weights, gate's and up's both, that a place in their ring has room for; GROUPS; W_STAGES and
 // X_STAGES of the rings; BIAS. Given as text: products of 64 x 16 by 16 x N, `mma<N>` with both in

@@ -284,7 +284,8 @@ class Room:
 @dataclass
 class Slots:
     """What layers write for their attention: q (S,R,d), k, v (S,B,Hkv,T,D), lse (S,B,H,R) float32.
-    S is the number of layers, or 1: then each writes over the last one's."""
+    S is the number of layers, or 1: then each writes over the last one's (k, v: of one link alone).
+    """
 
     q: Tensor
     k: Tensor
@@ -299,9 +300,9 @@ def chain(
     """x (R,d), changed in place, goes through links `first` to `last` of `blocks`.
 
     Link i is what lies between the attention of block i - 1 and that of block i, up to q, k, v,
-    rotated and put into the slots. Of several links the attention in between is done too, where
-    the batch has one row, without a mask. Of one link, heads (R,d) is what the block before
-    attended to. After the last block the norm that follows is left to others.
+    rotated and put into the slots. Of several links, from 0 on, the attention in between is done
+    too, where the batch has one row, without a mask. Of one link, heads (R,d) is what the block
+    before attended to. After the last block the norm that follows is left to others.
 
     rope: cos, sin of the rows, (R,D/2) each. index (B,R/B) int64: their positions.
     """
@@ -312,7 +313,8 @@ def chain(
     batch, kv_heads, length, _ = slots.k.shape[1:]
     assert x.is_contiguous() and len(given) <= form.layers and index.is_contiguous()
     assert all(t.is_contiguous() for t in (*rope, slots.q, slots.k, slots.v, slots.lse))
-    assert first == last or (batch == 1 and heads is None)
+    assert first == last or (first == 0 and batch == 1 and heads is None)
+    assert first == last or len(slots.k) >= min(last, len(blocks))
     place = lambda t: None if t is None else t.data_ptr()
     model = b""
     for block in given:

@@ -33,6 +33,7 @@ class D2Cache(CachePolicy, key="d2"):
     sigma: float = knob(10.0, 0.1, 100.0, "width of certainty density, in positions")
     inflate_w: int = knob(0, 0, 64, "recompute gaps between chosen rows up to this far apart")
     as_shipped: bool = knob(False, None, None, "repeat the public code, faults included")
+    hands_on = True  # what `attend` below is given
 
     def begin(self, model, canvas):
         super().begin(model, canvas)
@@ -57,8 +58,7 @@ class D2Cache(CachePolicy, key="d2"):
         chosen = self.stage_one(canvas, step.before).roll(-shift, 1)
         taken = chosen | step.changed
         pick = ops.nucleus_within if self.as_shipped else ops.nucleus
-        dropped = canvas.prompt_length - 1 if shift else -1
-        last = canvas.position == dropped  # its mass counts, but it is never taken
+        last = canvas.position == (canvas.prompt_length - 1 if shift else -1)  # counts, not taken
         influential = ~last & pick(self.rollout, canvas.own & (~taken | last), self.rollout_p)
         filled = ops.fill_gaps(taken | influential, self.inflate_w) & canvas.own
         why = chosen * int(Why.CHOSEN) + step.changed * int(Why.WRITTEN)
