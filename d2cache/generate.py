@@ -297,8 +297,7 @@ def rows_of(canvas, masks, shift: int, rows: int, heads: int, changed: int | Non
     if changed is None:
         fresh = torch.arange(rows, device=index.device).expand_as(index)
     else:
-        fresh, _ = ops.indices(new, changed)
-        fresh = (wanted.cumsum(1) - 1).gather(1, fresh).clamp_min(0)
+        fresh, _ = ops.rows_among(wanted, new, changed)
     return Rows(
         index=index, valid=valid, position=position, head=head, target=at + shift,
         keys=canvas.own if canvas.padded else None, full=full, fresh=fresh, wanted=wanted, new=new,

@@ -80,14 +80,20 @@ def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.where(valid, order, order[:, :1]), valid
 
 
+def rows_among(wanted: Tensor, some: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of masks (B,T), the second within the first: which of the wanted are among `some` (B,count),
+    and their positions."""
+    at, _ = indices(some, count)
+    return (wanted.cumsum(1) - 1).gather(1, at).clamp_min(0), at
+
+
 @replaceable
 def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: int) -> tuple:
     """Of masks (B,T): the wanted positions (B,rows), which of them count, what each is counted from
     its row's start (B,); which of them are sources (B,heads), and the sources' positions."""
     index, valid = indices(wanted, rows)
-    at, _ = indices(source, heads)
-    head = (wanted.cumsum(1) - 1).gather(1, at).clamp_min(0)
-    return index, valid, (index - start[:, None]).clamp_min(0), head, at
+    position = (index - start[:, None]).clamp_min(0)
+    return index, valid, position, *rows_among(wanted, source, heads)
 
 
 def rows_at(x: Tensor, at: Tensor) -> Tensor:

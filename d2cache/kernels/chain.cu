@@ -631,11 +631,10 @@ chain(const __grid_constant__ Model model, const __grid_constant__ Inputs in,
         }
         if (link < task.layers)
           stream(0, qkv_turns, QKV_COLS, [&](u32 at, int k) {
-            constexpr int EACH = QKV_COLS / (2 * PAIRS);
 #pragma unroll
-            for (int i = 0; i < EACH; i++)
-              load_pairs(at + i * 2 * PAIRS * LINE, model.layers[link].qkv, k, block * EACH + i,
-                         ws.filled());
+            for (int i = 0; i < Turn::NUMBERS; i++)
+              load_pairs(at + i * 2 * PAIRS * LINE, model.layers[link].qkv, k,
+                         block * Turn::NUMBERS + i, ws.filled());
           });
       }
     }

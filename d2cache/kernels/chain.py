@@ -161,9 +161,16 @@ def _driver():
     return ctypes.CDLL("libcuda.so.1")
 
 
-def _multiply(wide: int, name: str = "mma") -> str:
+PRODUCTS = {  # of chain.cu, and what the first factor is: where it lies, or four registers
+    "mma": "unsigned long long",
+    "mma_held": "const unsigned int*",
+    "mma_across": "const unsigned int*",
+}
+
+
+def _multiply(wide: int, name: str) -> str:
     """A product of chain.cu for so many columns: one wgmma."""
-    held = name != "mma"  # the first factor in registers
+    held = name != "mma"
     count, rows = wide // 2, 4 if held else 1
     names = lambda first, many: ", ".join(f"%{i}" for i in range(first, first + many))
     sums = ", ".join(f'"+f"(d[{i}])' for i in range(count))
@@ -172,7 +179,7 @@ def _multiply(wide: int, name: str = "mma") -> str:
     turned = "1, 1, 0, 0" if not held else f"1, 1, {int(name == 'mma_across')}"
     return (
         f"template <> __device__ __forceinline__ void {name}<{wide}>(float* d, "
-        f"{'const unsigned int*' if held else 'unsigned long long'} a, "
+        f"{PRODUCTS[name]} a, "
         "unsigned long long b, int add) { asm volatile("
         f'"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{count + rows + 1}, 0;\\n'
         f"wgmma.mma_async.sync.aligned.m64n{wide}k16.f32.bf16.bf16 {{{names(0, count)}}}, "
@@ -187,9 +194,8 @@ def source(form: Form) -> tuple[str, dict[str, int]]:
     made += [("mma_held", 64), ("mma_across", DEEP)]
     text = "".join(
         f"template <int N> __device__ void {name}(float*, {first}, unsigned long long, int);\n"
-        for name, first in [("mma", "unsigned long long"), ("mma_held", "const unsigned int*"),
-                            ("mma_across", "const unsigned int*")]
-    )  # fmt: skip
+        for name, first in PRODUCTS.items()
+    )
     text += "".join(_multiply(wide, name) for name, wide in made)
     text += Path(__file__).with_name("chain.cu").read_text("utf-8")
     derived = ("most_cols", "x_stages", "w_stages")
@@ -313,9 +319,9 @@ def chain(
     batch, kv_heads, length, _ = slots.k.shape[1:]
     assert x.is_contiguous() and len(given) <= form.layers and index.is_contiguous()
     assert all(t.is_contiguous() for t in (*rope, slots.q, slots.k, slots.v, slots.lse))
-    assert first == last or (first == 0 and batch == 1 and heads is None)
-    assert first == last or len(slots.k) >= min(last, len(blocks))
-    place = lambda t: None if t is None else t.data_ptr()
+    several = first == 0 and batch == 1 and heads is None and len(slots.k) >= last
+    assert first == last or several
+    place = lambda t: 0 if t is None else t.data_ptr()
     model = b""
     for block in given:
         model += (
@@ -323,10 +329,9 @@ def chain(
             + tiles(block.gate_up_proj.weight, form.gate_cols)
             + tiles(block.down_proj.weight, form.out_cols)
             + pairs(block.qkv_proj.weight, form.head)
-            + bytes((c_uint64 * 8)(  # to a multiple of 64
-                block.attn_norm.weight.data_ptr(), block.mlp_norm.weight.data_ptr(),
-                place(block.qkv_proj.bias) or 0,
-            ))
+            + bytes((c_uint64 * 8)(*map(place, (  # to a multiple of 64
+                block.attn_norm.weight, block.mlp_norm.weight, block.qkv_proj.bias,
+            ))))
         )  # fmt: skip
     heads = room.heads if heads is None else heads
     inputs = b"".join((
@@ -336,10 +341,9 @@ def chain(
         tiles(slots.q.flatten(0, -2), 64),
     ))  # fmt: skip
     step = lambda t: t.stride(0) if len(t) > 1 else 0
-    met = room.met.data_ptr() + base * room.met.stride(0) * room.met.element_size()
     places = Places(
         *map(place, (x, room.gained, room.hidden, room.heads, room.squares)),
-        *map(place, (slots.q, slots.k, slots.v, slots.lse, *rope, index)), met,
+        *map(place, (slots.q, slots.k, slots.v, slots.lse, *rope, index, room.met[base])),
         step(slots.q), step(slots.k), slots.k.stride(1), slots.k.stride(2), step(slots.lse),
     )  # fmt: skip
     task = Task(

@@ -71,19 +71,30 @@ def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
 
 
 @triton.jit
+def _put(value, out, mask, count, LENGTH: tl.constexpr, COUNT: tl.constexpr):
+    # the values (they do not fall) where the mask is set, one after another; the first once more
+    # where there are too few, 0 where there is none
+    rank, many = tl.cumsum(mask, 0) - 1, tl.sum(mask, 0)
+    tl.store(out + rank, value.to(tl.int64), (mask > 0) & (rank < count))
+    first = tl.min(tl.where(mask > 0, value, LENGTH), 0)
+    rest = tl.zeros((COUNT,), tl.int64) + tl.where(many > 0, first, 0)
+    slot = tl.arange(0, COUNT)
+    tl.store(out + slot, rest, (slot >= many) & (slot < count))
+
+
+@triton.jit
+def _count(mask, valid, count, COUNT: tl.constexpr):
+    slot = tl.arange(0, COUNT)
+    tl.store(valid + slot, (slot < tl.sum(mask, 0)).to(tl.uint8), slot < count)
+
+
+@triton.jit
 def _list(mask, index, valid, length, count, BLOCK: tl.constexpr, COUNT: tl.constexpr):
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     wanted = tl.load(mask + row * length + at, at < length, 0).to(tl.int32)
-    rank = tl.cumsum(wanted, 0) - 1
-    many = tl.sum(wanted, 0)
-    tl.store(index + row * count + rank, at.to(tl.int64), (wanted > 0) & (rank < count))
-    first = tl.min(tl.where(wanted > 0, at, length), 0)
-    place = tl.arange(0, COUNT)
-    inside = place < count
-    rest = tl.zeros((COUNT,), tl.int64) + tl.where(many > 0, first, 0)
-    tl.store(index + row * count + place, rest, inside & (place >= many))
-    tl.store(valid + row * count + place, (place < many).to(tl.uint8), inside)
+    _put(at, index + row * count, wanted, count, BLOCK, COUNT)
+    _count(wanted, valid + row * count, count, COUNT)
 
 
 def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -110,30 +121,11 @@ def _rows(
     begin = tl.load(start + row)
     wants = tl.load(wanted + row * length + at, at < length, 0).to(tl.int32)
     leads = tl.load(source + row * length + at, at < length, 0).to(tl.int32)
-    rank, order = tl.cumsum(wants, 0) - 1, tl.cumsum(leads, 0) - 1
-    chosen, leading = (wants > 0) & (rank < rows), (leads > 0) & (order < heads)
-    line = row * rows + rank
-    tl.store(index + line, at.to(tl.int64), chosen)
-    tl.store(position + line, tl.maximum(at - begin, 0), chosen)
-    line = row * heads + order
-    tl.store(head + line, rank.to(tl.int64), leading)
-    tl.store(place + line, at.to(tl.int64), leading)
-    # the first of each once more, where there are too few; position 0 where there is none
-    many, first = tl.sum(wants, 0), tl.min(tl.where(wants > 0, at, length), 0)
-    first = tl.where(many > 0, first, 0).to(tl.int64)
-    slot = tl.arange(0, ROWS)
-    line, rest = row * rows + slot, (slot >= many) & (slot < rows)
-    tl.store(valid + line, (slot < many).to(tl.uint8), slot < rows)
-    tl.store(index + line, tl.zeros((ROWS,), tl.int64) + first, rest)
-    tl.store(position + line, tl.zeros((ROWS,), tl.int64) + tl.maximum(first - begin, 0), rest)
-    many, first = tl.sum(leads, 0), tl.min(tl.where(leads > 0, at, length), 0)
-    leader = tl.min(tl.where(leads > 0, rank, length), 0)
-    first = tl.where(many > 0, first, 0).to(tl.int64)
-    leader = tl.where(many > 0, leader, 0).to(tl.int64)
-    slot = tl.arange(0, HEADS)
-    line, rest = row * heads + slot, (slot >= many) & (slot < heads)
-    tl.store(head + line, tl.zeros((HEADS,), tl.int64) + leader, rest)
-    tl.store(place + line, tl.zeros((HEADS,), tl.int64) + first, rest)
+    _put(at, index + row * rows, wants, rows, BLOCK, ROWS)
+    _put(tl.maximum(at - begin, 0), position + row * rows, wants, rows, BLOCK, ROWS)
+    _count(wants, valid + row * rows, rows, ROWS)
+    _put(tl.cumsum(wants, 0) - 1, head + row * heads, leads, heads, BLOCK, HEADS)
+    _put(at, place + row * heads, leads, heads, BLOCK, HEADS)
 
 
 def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: int) -> tuple:
