@@ -119,10 +119,16 @@ def remember(problem: tasks.Problem) -> str:
 
 
 def run(
-    prompt: str, policy: str = "d2", decoder: str = "confidence", gen_length: int = 64,
-    block_length: int = 0, seed: int = 0, model: str = "", policy_knobs: dict | None = None,
+    prompt: str,
+    policy: str = "d2",
+    decoder: str = "confidence",
+    gen_length: int = 64,
+    block_length: int = 0,
+    seed: int = 0,
+    model: str = "",
+    policy_knobs: dict | None = None,
     decoder_knobs: dict | None = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """Answer a prompt with a diffusion language model under one cache policy and decoder.
 
     Args:
@@ -145,9 +151,13 @@ def run(
 
 
 def compare(
-    prompt: str, lanes: list[str], gen_length: int = 64, block_length: int = 0, seed: int = 0,
+    prompt: str,
+    lanes: list[str],
+    gen_length: int = 64,
+    block_length: int = 0,
+    seed: int = 0,
     model: str = "",
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """Answer a prompt under several cache policies, one after the other.
 
     Args:
@@ -241,8 +251,9 @@ def verdict(board: Board) -> str:
     text = run.model.decode(run.trace.tokens[-1, run.trace.prompt_length :]).strip()
     right, story = tasks.correct(problem, text), problem.family == "stories"
     if right:
-        return notice(f"Done, and the {'story is well formed' if story else 'answer is right'}.",
-                      "right")  # fmt: skip
+        return notice(
+            f"Done, and the {'story is well formed' if story else 'answer is right'}.", "right"
+        )
     if story:
         return notice("Done, but the story leaves its grammar.", "wrong")
     return notice(f"Done, but the answer is wrong. Wanted: {problem.answer}", "wrong")
@@ -300,10 +311,12 @@ PAGE_CSS = """
 
 # Gradio's own greys and orange are too pale to read
 THEME = gr.themes.Default(primary_hue="blue").set(
-    block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
-    button_primary_background_fill="*primary_700", button_primary_text_color="white",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    button_primary_background_fill="*primary_700",
+    button_primary_text_color="white",
     button_primary_background_fill_dark="*primary_700",
-)  # fmt: skip
+)
 
 INTRO = """
 # How caching works in a diffusion language model
@@ -370,14 +383,18 @@ def choice(base: type, label: str, chosen: str):
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     dropdown.change(
-        lambda name: [gr.Group(visible=n == name) for n in groups], dropdown,
-        list(groups.values()), **quiet,
-    )  # fmt: skip
+        lambda name: [gr.Group(visible=n == name) for n in groups],
+        dropdown,
+        list(groups.values()),
+        **quiet,
+    )
     if moving:  # a visitor's choice brings its own defaults; a link sets them itself
         dropdown.input(
-            lambda name: {controls[kind, None, n]: defaults[name][n] for n in moving}, dropdown,
-            [controls[kind, None, n] for n in moving], **quiet,
-        )  # fmt: skip
+            lambda name: {controls[kind, None, n]: defaults[name][n] for n in moving},
+            dropdown,
+            [controls[kind, None, n] for n in moving],
+            **quiet,
+        )
     return dropdown, controls
 
 
@@ -388,18 +405,28 @@ def side_column() -> SimpleNamespace:
     ui.opened = gr.Textbox(visible="hidden")  # the query that the page was opened with
     ui.model = gr.Dropdown(
         [(title(label, name), label) for label, name in MODELS.offered.items()],
-        value=MODELS.first, label="Model", elem_id="model", info="loaded when it is first chosen",
+        value=MODELS.first,
+        label="Model",
+        elem_id="model",
+        info="loaded when it is first chosen",
         visible=list(MODELS.offered) != ["tiny"],  # no choice: nothing to read
-    )  # fmt: skip
+    )
     ui.family = gr.Dropdown(
-        list(tasks.FAMILIES), value="word", label="Example problems",
+        list(tasks.FAMILIES),
+        value="word",
+        label="Example problems",
         info="the model in the box knows these six families",
-    )  # fmt: skip
+    )
     ui.fresh = gr.Button("New problem", size="sm")
     ui.prompt = gr.Textbox(
-        remember(first_problem()), lines=4, max_lines=10, label="Prompt", elem_id="prompt",
-        max_length=LONGEST_PROMPT, info="Shift+Enter runs it",
-    )  # fmt: skip
+        remember(first_problem()),
+        lines=4,
+        max_lines=10,
+        label="Prompt",
+        elem_id="prompt",
+        max_length=LONGEST_PROMPT,
+        info="Shift+Enter runs it",
+    )
     with gr.Row():
         small = {"size": "sm", "min_width": 52}
         ui.go = gr.Button("Run", variant="primary", elem_id="run", **small)
@@ -415,16 +442,21 @@ def side_column() -> SimpleNamespace:
     ui.knobs = controls | more
     with gr.Accordion("Side by side", open=False, elem_id="comparing"):
         ui.preset = gr.Dropdown(
-            [(one["title"], key) for key, one in PRESETS.items()], value=None,
-            label="A comparison that tells a story", elem_id="preset",
-        )  # fmt: skip
+            [(one["title"], key) for key, one in PRESETS.items()],
+            value=None,
+            label="A comparison that tells a story",
+            elem_id="preset",
+        )
         ui.story = gr.Markdown(visible=False, elem_classes="knob-paper", padding=True)
         ui.lanes = gr.Dropdown(
-            [entry["name"] for entry in d2cache.policies()], value=["none", "d2"],
-            multiselect=True, max_choices=MOST_COMPARED, label="Policies side by side",
+            [entry["name"] for entry in d2cache.policies()],
+            value=["none", "d2"],
+            multiselect=True,
+            max_choices=MOST_COMPARED,
+            label="Policies side by side",
             info="one prompt and seed; each with the knobs that are set for it above",
             elem_id="lanes",
-        )  # fmt: skip
+        )
         ui.turns = gr.Checkbox(
             True, label="lanes take turns", info="a step each; off: one after the other"
         )
@@ -434,23 +466,32 @@ def side_column() -> SimpleNamespace:
             16, LONGEST_ANSWER, 64, step=8, label="answer length", info="masks to fill"
         )
         ui.to_the_end = gr.Checkbox(
-            True, label="stop at the end token",
+            True,
+            label="stop at the end token",
             info="stop when all before the end token is written; off: fill every mask",
-        )  # fmt: skip
+        )
         ui.block_length = gr.Slider(
-            0, LONGEST_ANSWER, 0, step=8, label="block length",
+            0,
+            LONGEST_ANSWER,
+            0,
+            step=8,
+            label="block length",
             info="write block by block, left to right; 0: the whole answer is one block",
-        )  # fmt: skip
+        )
         ui.seed = gr.Number(0, precision=0, label="seed", info="for what is drawn by lot")
         ui.truth = gr.Checkbox(
-            False, label="truth", elem_id="truth",
+            False,
+            label="truth",
+            elem_id="truth",
             info="an exact pass beside each step shows what the cache gets wrong; it takes the "
             "time of a run without a cache on top",
-        )  # fmt: skip
+        )
     ui.stored = gr.Dropdown(
-        [(one["title"], name) for name, one in export.bundled().items()], value=None,
-        label="Stored runs", elem_id="stored",
-    )  # fmt: skip
+        [(one["title"], name) for name, one in export.bundled().items()],
+        value=None,
+        label="Stored runs",
+        elem_id="stored",
+    )
     with gr.Row():
         ui.download = gr.DownloadButton("Download trace", size="sm", interactive=False)
         ui.upload = gr.UploadButton(
@@ -462,19 +503,29 @@ def side_column() -> SimpleNamespace:
 def main_column(ui: SimpleNamespace) -> None:
     first = next(iter(export.bundled()))
     ui.board = gr.HTML(
-        stage.message(bundled(first).events()), html_template='<div class="stage-host"></div>',
-        js_on_load=STAGE_JS, server_functions=[ask], elem_id="stage",
-        elem_classes="stage-wrap", padding=False, apply_default_css=False,
-    )  # fmt: skip
+        stage.message(bundled(first).events()),
+        html_template='<div class="stage-host"></div>',
+        js_on_load=STAGE_JS,
+        server_functions=[ask],
+        elem_id="stage",
+        elem_classes="stage-wrap",
+        padding=False,
+        apply_default_css=False,
+    )
 
 
 def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     """Events to handlers. One server state decides what the buttons and the notice say."""
     named = {
-        "prompt": ui.prompt, "gen_length": ui.gen_length, "block_length": ui.block_length,
-        "seed": ui.seed, "full": ui.to_the_end, "model": ui.model, "truth": ui.truth,
+        "prompt": ui.prompt,
+        "gen_length": ui.gen_length,
+        "block_length": ui.block_length,
+        "seed": ui.seed,
+        "full": ui.to_the_end,
+        "model": ui.model,
+        "truth": ui.truth,
         "turns": ui.turns,
-    }  # fmt: skip
+    }
     inputs = [*named.values(), ui.policy, ui.decoder, ui.lanes, *ui.knobs.values()]
     controls = [*named.values(), ui.policy, ui.decoder, *ui.knobs.values()]
     outputs = [ui.board, ui.said, ui.pause, ui.resume, ui.download, ui.late]
@@ -529,9 +580,11 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         link = stage.message([stage.link(board.key, board.query())])
         words = words or ("Running." if most is None else "Stepping.")
         yield (first or {}) | {
-            ui.board: link, ui.said: notice(words), ui.pause: gr.Button(visible=True),
+            ui.board: link,
+            ui.said: notice(words),
+            ui.pause: gr.Button(visible=True),
             ui.resume: gr.Button(visible=False),
-        }  # fmt: skip
+        }
         for text in stream(board, session, most):
             yield {ui.board: text}
         if BOARDS.of(session) is board:
@@ -647,9 +700,10 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         BOARDS.put(session, board)
         events = [stage.link(board.key, query), *board.events()]
         return buttons(board) | {
-            ui.board: stage.message(events), ui.said: notice(said),
+            ui.board: stage.message(events),
+            ui.said: notice(said),
             ui.download: gr.DownloadButton(value=save_trace(board.runs[0]), interactive=True),
-        }  # fmt: skip
+        }
 
     def on_upload(request: gr.Request, path):
         try:
@@ -766,9 +820,11 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
     ui.preset.select(None, ui.preset, None, js=PRESET_JS)
     ui.stored.select(on_stored, ui.stored, everything, **instant)
     starts = (
-        (ui.go.click, on_run), (ui.prompt.submit, on_run), (ui.compare.click, on_compare),
+        (ui.go.click, on_run),
+        (ui.prompt.submit, on_run),
+        (ui.compare.click, on_compare),
         (ui.beside.click, on_beside),
-    )  # fmt: skip
+    )
     gr.on([trigger for trigger, _ in starts], None, js=SHOW_STAGE)
     for trigger, handler in starts:
         trigger(on_pause, None, None, **instant)  # a new run ends the old one
@@ -821,9 +877,10 @@ def build() -> gr.Blocks:
 
 def head() -> str:
     words = {
-        "lessons": lessons.lessons(), "glossary": lessons.glossary(),
+        "lessons": lessons.lessons(),
+        "glossary": lessons.glossary(),
         "presets": {key: {"query": one["query"]} for key, one in PRESETS.items()},
-    }  # fmt: skip
+    }
     data = json.dumps(words).replace("<", "\\u003c")
     script = f"{export.scripts()}\nglobalThis.D2Words = {data};"
     return f"<script>{script}</script><style>{export.styles()}</style>"
@@ -841,9 +898,13 @@ def main() -> int:
     server, _, _ = page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-        head=head(), css=PAGE_CSS, theme=THEME, prevent_thread_lock=True,
-        state_session_capacity=200, run_history=False,
-    )  # fmt: skip
+        head=head(),
+        css=PAGE_CSS,
+        theme=THEME,
+        prevent_thread_lock=True,
+        state_session_capacity=200,
+        run_history=False,
+    )
     plots = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     server.get("/plotly.min.js")(lambda: FileResponse(plots))
     server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all

@@ -80,14 +80,22 @@ class Asks:
             raise ValueError(f"the decoder {told['decoder']} has no certainty prior")
         traces = {}
         for sigma in SIGMAS:
-            lane = Lane(told["policy"], told["policy_knobs"], told["decoder"],
-                        told["decoder_knobs"] | {"sigma": sigma})  # fmt: skip
+            lane = Lane(
+                told["policy"],
+                told["policy_knobs"],
+                told["decoder"],
+                told["decoder_knobs"] | {"sigma": sigma},
+            )
             steps = d2cache.generate(
-                model, trace.tokens[0, : trace.prompt_length], lane.make_policy(),
-                lane.make_decoder(), gen_length=told["gen_length"],
-                block_length=told["block_length"], seed=told["seeds"][0],
+                model,
+                trace.tokens[0, : trace.prompt_length],
+                lane.make_policy(),
+                lane.make_decoder(),
+                gen_length=told["gen_length"],
+                block_length=told["block_length"],
+                seed=told["seeds"][0],
                 stop_at_eos=told["stop_at_eos"],
-            )  # fmt: skip
+            )
             traces[sigma] = Trace.record(_in_turn(steps))
         return {"figures": [figures.sigmas(traces)]}
 

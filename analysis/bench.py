@@ -86,11 +86,15 @@ def measure(model, policy: str, prompt, gen_length: int, block_length, repeats: 
     whole, median, trace = min(runs, key=lambda run: run[0])
     totals = trace.totals
     return {
-        "policy": policy, "steps": totals["steps"], "median_ms": median,
-        "steps_per_second": totals["steps"] / whole, "hit_rate": totals["hit_rate"],
+        "policy": policy,
+        "steps": totals["steps"],
+        "median_ms": median,
+        "steps_per_second": totals["steps"] / whole,
+        "hit_rate": totals["hit_rate"],
         "rows": float(trace.recomputed_by_layer.mean(1).sum(1)[1:].mean()),
-        "flops_vs_none": totals["flops_vs_none"], "spread": max(r[0] for r in runs) / whole,
-    }  # fmt: skip
+        "flops_vs_none": totals["flops_vs_none"],
+        "spread": max(r[0] for r in runs) / whole,
+    }
 
 
 def prompt_of(model, length: int) -> torch.Tensor:
@@ -166,10 +170,14 @@ def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
     gaps = [1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
     written = (step.tokens != step.before.mask_id)[:, step.before.prompt_length :].sum()
     return {
-        "median_ms": statistics.median(gaps), "steps": len(marks), "seconds": whole,
-        "worst_ms": max(gaps), "tokens_per_second": float(written) / whole,
-        "rows": float(torch.stack(rows[1:]).mean()) if rows else None, "flops": flops,
-    }  # fmt: skip
+        "median_ms": statistics.median(gaps),
+        "steps": len(marks),
+        "seconds": whole,
+        "worst_ms": max(gaps),
+        "tokens_per_second": float(written) / whole,
+        "rows": float(torch.stack(rows[1:]).mean()) if rows else None,
+        "flops": flops,
+    }
 
 
 def shape_table(args) -> int:
@@ -229,12 +237,24 @@ def shape_table(args) -> int:
                     flush=True,
                 )
     if args.json:
-        print(json.dumps({
-            "shape": args.shape, "dtype": str(dtype)[6:], "machine": name, "eager": args.eager,
-            "date": time.strftime("%Y-%m-%d"), **found, "weights": args.weights,
-            "logits_error": error, "weights_bytes": weights,
-            "floor_ms": floor, "gen_length": args.gen_length, "results": results,
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "shape": args.shape,
+                    "dtype": str(dtype)[6:],
+                    "machine": name,
+                    "eager": args.eager,
+                    "date": time.strftime("%Y-%m-%d"),
+                    **found,
+                    "weights": args.weights,
+                    "logits_error": error,
+                    "weights_bytes": weights,
+                    "floor_ms": floor,
+                    "gen_length": args.gen_length,
+                    "results": results,
+                }
+            )
+        )
     return 0
 
 
@@ -325,11 +345,21 @@ def main(argv=None) -> int:
             f"{r['spread']:8.2f}"
         )
     if args.json:
-        print(json.dumps({
-            "model": model.config.name, "dtype": str(model.dtype)[6:], "machine": machine,
-            "length": length, **found, "weights": args.weights, "logits_error": error,
-            "weights_bytes": weights, "policies": results,
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "model": model.config.name,
+                    "dtype": str(model.dtype)[6:],
+                    "machine": machine,
+                    "length": length,
+                    **found,
+                    "weights": args.weights,
+                    "logits_error": error,
+                    "weights_bytes": weights,
+                    "policies": results,
+                }
+            )
+        )
     return 0
 
 

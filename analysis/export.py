@@ -144,18 +144,22 @@ def _document(title: str, stories: list[tuple], view=None) -> str:
         for name, _, words, lines in stories
     )
     chosen = _inert(json.dumps({"glossary": glossary(), "view": view or {}}))
-    return "\n".join([
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title>",
-        f"<style>{PAGE_CSS}{styles()}</style>\n</head>\n<body>\n<main>",
-        f'<h1>{html.escape(title)}</h1>{pick}{said}<div id="stage"></div>',
-        "<footer>A recorded run, in one file: nothing is loaded from anywhere, and nothing is "
-        "computed. The live page is the d2Cache explorer.</footer>\n</main>",
-        f'<script type="application/json" id="file-options">{chosen}</script>',
-        data, *(f"<script>{text}</script>" for text in code), "</body>\n</html>\n",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>{PAGE_CSS}{styles()}</style>\n</head>\n<body>\n<main>",
+            f'<h1>{html.escape(title)}</h1>{pick}{said}<div id="stage"></div>',
+            "<footer>A recorded run, in one file: nothing is loaded from anywhere, and nothing is "
+            "computed. The live page is the d2Cache explorer.</footer>\n</main>",
+            f'<script type="application/json" id="file-options">{chosen}</script>',
+            data,
+            *(f"<script>{text}</script>" for text in code),
+            "</body>\n</html>\n",
+        ]
+    )
 
 
 def _inert(text: str) -> str:

@@ -20,10 +20,14 @@ BLUE, ORANGE, GREEN = "#0072b2", "#e69f00", "#009e73"  # Okabe-Ito, told apart w
 INK = "#7a828e"  # one grey that reads on white and on black: the page may be either
 
 LABELS = {
-    "step": "denoising step, from 1", "milliseconds": "milliseconds", "hit_rate": "hit rate",
-    "position": "answer position", "confidence": "confidence", "density": "certainty density",
+    "step": "denoising step, from 1",
+    "milliseconds": "milliseconds",
+    "hit_rate": "hit rate",
+    "position": "answer position",
+    "confidence": "confidence",
+    "density": "certainty density",
     "distance": "distance to what the step before wrote, in positions",
-}  # fmt: skip
+}
 SURE = 0.9  # a guess of this confidence is called sure; the usual threshold of parallel decoding
 MOST_STEPS = 128  # a side of the step x step map
 
@@ -55,9 +59,12 @@ def work_per_step(steps: pd.DataFrame) -> go.Figure:
         x=steps["step"] + 1, y=steps["hit_rate"], name=LABELS["hit_rate"], line_color=BLUE
     )
     figure.add_scatter(
-        x=steps["step"] + 1, y=steps["milliseconds"], name=LABELS["milliseconds"],
-        line={"color": ORANGE, "dash": "dot"}, secondary_y=True,
-    )  # fmt: skip
+        x=steps["step"] + 1,
+        y=steps["milliseconds"],
+        name=LABELS["milliseconds"],
+        line={"color": ORANGE, "dash": "dot"},
+        secondary_y=True,
+    )
     figure.update_yaxes(range=[0, 1.02], secondary_y=False)
     figure.update_yaxes(
         title_text=LABELS["milliseconds"],
@@ -72,18 +79,25 @@ def work_per_step(steps: pd.DataFrame) -> go.Figure:
 def decode_order(tokens: pd.DataFrame) -> go.Figure:
     """Which position each step wrote; colour is the confidence of the write."""
     marker = {
-        "color": tokens["confidence"], "colorscale": "Cividis", "cmin": 0, "cmax": 1, "size": 7,
+        "color": tokens["confidence"],
+        "colorscale": "Cividis",
+        "cmin": 0,
+        "cmax": 1,
+        "size": 7,
         "line": {"color": INK, "width": 0.5},
         "colorbar": {"title": LABELS["confidence"]},
-    }  # fmt: skip
+    }
     figure = go.Figure(
         go.Scatter(
-            x=tokens["step"] + 1, y=tokens["position"], mode="markers", marker=marker,
+            x=tokens["step"] + 1,
+            y=tokens["position"],
+            mode="markers",
+            marker=marker,
             customdata=np.stack([tokens["token"], tokens["confidence"]], axis=-1),
             hovertemplate="step %{x}, position %{y}<br>%{customdata[0]} (%{customdata[1]:.3f})"
             "<extra></extra>",
         )
-    )  # fmt: skip
+    )
     return _titled(figure, "Decode order", "step", "position")
 
 
@@ -97,9 +111,12 @@ def write_distance(tokens: pd.DataFrame) -> go.Figure:
     ranked = np.sort(distance)
     share = np.arange(1, len(ranked) + 1) / max(1, len(ranked))
     figure.add_scatter(
-        x=ranked, y=share, name="share at or below", line={"color": ORANGE, "shape": "hv"},
+        x=ranked,
+        y=share,
+        name="share at or below",
+        line={"color": ORANGE, "shape": "hv"},
         secondary_y=True,
-    )  # fmt: skip
+    )
     figure.update_yaxes(
         title_text="share", range=[0, 1.02], showgrid=False, secondary_y=True, tickmode="auto"
     )
@@ -112,9 +129,14 @@ def confidence_over_time(tokens: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for column, colour in (("confidence", BLUE), ("density", ORANGE)):
         figure.add_scatter(
-            x=tokens["step"] + 1, y=tokens[column], mode="markers+lines", name=LABELS[column],
-            marker={"size": 5}, line={"color": colour, "width": 1}, text=tokens["token"],
-        )  # fmt: skip
+            x=tokens["step"] + 1,
+            y=tokens[column],
+            mode="markers+lines",
+            name=LABELS[column],
+            marker={"size": 5},
+            line={"color": colour, "width": 1},
+            text=tokens["token"],
+        )
     figure.update_yaxes(range=[0, 1.02])
     return _titled(figure, "Confidence and density of each write", "step", "confidence")
 
@@ -123,11 +145,16 @@ def rollout_change(change: np.ndarray, steps: np.ndarray) -> go.Figure:
     """change (S,S): share of the attention mass that lies elsewhere; steps (S,), from 1."""
     figure = go.Figure(
         go.Heatmap(
-            z=change, x=steps, y=steps, colorscale="Cividis", zmin=0, reversescale=True,
+            z=change,
+            x=steps,
+            y=steps,
+            colorscale="Cividis",
+            zmin=0,
+            reversescale=True,
             colorbar={"title": "share moved", "tickformat": ".0%"},
             hovertemplate="steps %{y} and %{x}: %{z:.1%} of the mass moved<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
     figure.update_xaxes(constrain="domain")
     _titled(figure, "How far attention moves between two steps", "step", "step")
@@ -143,10 +170,14 @@ def tail_confidence(certainty: pd.DataFrame) -> go.Figure:
     for step, colour, dash in zip(shown, colours, dashes, strict=False):
         part = certainty[certainty["step"] == step]
         figure.add_scatter(
-            x=part["position"], y=part["confidence"], name=f"step {step}", mode="lines+markers",
-            line={"color": colour, "dash": dash, "width": 1.5}, marker={"size": 4},
+            x=part["position"],
+            y=part["confidence"],
+            name=f"step {step}",
+            mode="lines+markers",
+            line={"color": colour, "dash": dash, "width": 1.5},
+            marker={"size": 4},
             hovertemplate=f"step {step}, position %{{x}}: %{{y:.2f}}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.add_hline(y=SURE, line={"color": INK, "dash": "dot", "width": 1})
     figure.update_yaxes(range=[0, 1.02])
     title = "How sure every guess is, early in the run"
@@ -162,12 +193,16 @@ def sure_before_written(sure: pd.DataFrame) -> go.Figure:
         for column, name, look in (
             ("sure", f"{kind}: first sure", f"{symbol}-open"),
             ("written", f"{kind}: written", symbol),
-        ):  # fmt: skip
+        ):
             figure.add_scatter(
-                x=part["position"], y=part[column], name=name, mode="markers", text=part["token"],
+                x=part["position"],
+                y=part[column],
+                name=name,
+                mode="markers",
+                text=part["token"],
                 marker={"color": colour, "symbol": look, "size": 6},
                 hovertemplate=f"position %{{x}}, %{{text}}<br>{name}: step %{{y}}<extra></extra>",
-            )  # fmt: skip
+            )
     return _titled(figure, "Sure before it is written", "position", "step")
 
 
@@ -179,10 +214,17 @@ def decode_orders(tokens: dict[float, pd.DataFrame]) -> go.Figure:
     )
     for i, (name, frame) in enumerate(zip(names, tokens.values(), strict=True), 1):
         figure.add_scatter(
-            x=frame["position"], y=frame["step"], mode="markers", name=name, row=1, col=i,
-            marker={"color": BLUE, "size": 5}, text=frame["token"], showlegend=False,
+            x=frame["position"],
+            y=frame["step"],
+            mode="markers",
+            name=name,
+            row=1,
+            col=i,
+            marker={"color": BLUE, "size": 5},
+            text=frame["token"],
+            showlegend=False,
             hovertemplate=f"{name}: step %{{y}} wrote %{{text}} at %{{x}}<extra></extra>",
-        )  # fmt: skip
+        )
     _titled(figure, "Decode order under several widths of the prior", "position", "step")
     return figure.update_xaxes(title_text=LABELS["position"])
 
@@ -196,10 +238,13 @@ def certainty_of(trace: Trace) -> pd.DataFrame:
     count, length = trace.confidence.shape
     at = np.unique(np.round((count - 1) * np.array([0, 0.05, 0.15, 0.3, 0.5])).astype(int))
     values = np.where(np.isfinite(trace.confidence[at]), trace.confidence[at], np.nan)
-    return pd.DataFrame({
-        "step": np.repeat(at + 1, length), "position": np.tile(np.arange(length) + 1, len(at)),
-        "confidence": values.ravel(),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "step": np.repeat(at + 1, length),
+            "position": np.tile(np.arange(length) + 1, len(at)),
+            "confidence": values.ravel(),
+        }
+    )
 
 
 def sure_of(trace: Trace) -> pd.DataFrame:
@@ -211,10 +256,15 @@ def sure_of(trace: Trace) -> pd.DataFrame:
     seen = trace.confidence[:, at] >= SURE
     first = np.where(seen.any(0), seen.argmax(0) + 1.0, np.nan)
     ids = trace.tokens[-1, trace.prompt_length + at]
-    return pd.DataFrame({
-        "position": told["position"], "token": told["token"],
-        "end": ids == trace.run["shape"]["eos_id"], "sure": first, "written": told["step"],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "position": told["position"],
+            "token": told["token"],
+            "end": ids == trace.run["shape"]["eos_id"],
+            "sure": first,
+            "written": told["step"],
+        }
+    )
 
 
 def change_of(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -250,15 +300,27 @@ def all(trace: Trace, rollouts: np.ndarray | None = None) -> list[dict]:
     certainty, sure = certainty_of(trace), sure_of(trace)
     out = [
         _entry("work", work_per_step(steps), _work_words(steps), _from_one(steps)),
-        _entry("order", decode_order(tokens.assign(position=told["position"])),
-               _order_words(told), told),
-        _entry("distance", write_distance(tokens), _distance_words(tokens),
-               told[["step", "position", "distance"]]),
-        _entry("confidence", confidence_over_time(tokens), _confidence_words(told),
-               told[["step", "position", "token", "confidence", "density"]]),
+        _entry(
+            "order",
+            decode_order(tokens.assign(position=told["position"])),
+            _order_words(told),
+            told,
+        ),
+        _entry(
+            "distance",
+            write_distance(tokens),
+            _distance_words(tokens),
+            told[["step", "position", "distance"]],
+        ),
+        _entry(
+            "confidence",
+            confidence_over_time(tokens),
+            _confidence_words(told),
+            told[["step", "position", "token", "confidence", "density"]],
+        ),
         _entry("tail", tail_confidence(certainty), _tail_words(certainty, sure), certainty),
         _entry("sure", sure_before_written(sure), _sure_words(sure), sure),
-    ]  # fmt: skip
+    ]
     if rollouts is not None:
         change, at = change_of(np.asarray(rollouts))
         table = pd.DataFrame(change, columns=[f"step {s}" for s in at])
@@ -282,9 +344,12 @@ def sigmas(traces: dict[float, Trace]) -> dict:
 
 def _entry(key: str, figure: go.Figure, caption: str, data: pd.DataFrame) -> dict:
     return {
-        "key": key, "title": figure.layout.title.text, "caption": caption,
-        "figure": json.loads(figure.to_json()), "csv": csv(data),
-    }  # fmt: skip
+        "key": key,
+        "title": figure.layout.title.text,
+        "caption": caption,
+        "figure": json.loads(figure.to_json()),
+        "csv": csv(data),
+    }
 
 
 def _jump(tokens: pd.DataFrame) -> float:

@@ -59,10 +59,25 @@ FOLDER = Path(__file__).parents[1] / "assets" / "lessons"
 TABS = ("stage", "compare", "cache", "attention", "truth", "token")
 CLOCKS = ("step", "ms", "flops")
 POINTS = (
-    "stats", "scrubber", "sentence", "answer", "prompt", "cache-map", "density-map", "rollout-map",
-    "order-map", "tabs", "lanes", "clock", "cache-tab", "attention-tab", "truth-tab", "token-tab",
-    "figures-tab", "whatif",
-)  # fmt: skip
+    "stats",
+    "scrubber",
+    "sentence",
+    "answer",
+    "prompt",
+    "cache-map",
+    "density-map",
+    "rollout-map",
+    "order-map",
+    "tabs",
+    "lanes",
+    "clock",
+    "cache-tab",
+    "attention-tab",
+    "truth-tab",
+    "token-tab",
+    "figures-tab",
+    "whatif",
+)
 NUMBERS = {  # of the run on view, at the step on view
     "step": "the step on view, from 1",
     "steps": "steps made",
@@ -154,9 +169,12 @@ class _Reader:
         if not (asks["do"] and asks["until"] and asks["hint"]):
             self.fail(sections[-1][0], "the last card is a question: give it @do, @until and @hint")
         return {
-            "key": re.sub(r"^\d+-", "", self.path.stem), "title": title[0],
-            "minutes": minutes[0], "summary": summary[0], "cards": cards,
-        }  # fmt: skip
+            "key": re.sub(r"^\d+-", "", self.path.stem),
+            "title": title[0],
+            "minutes": minutes[0],
+            "summary": summary[0],
+            "cards": cards,
+        }
 
     def card(self, line: int, title: str, lines: list[tuple[int, str]]) -> dict:
         words, given = [], {}
@@ -175,10 +193,11 @@ class _Reader:
                 line, "@do and @until belong together: what to do, and how to know it is done"
             )
         return {
-            "title": title, "blocks": self.blocks(words),
+            "title": title,
+            "blocks": self.blocks(words),
             "acts": [[name, given[name]] for name in ACTS if name in given],
             **{name: given.get(name) for name in ("do", "until", "hint")},
-        }  # fmt: skip
+        }
 
     def preset(self, line: int, title: str, lines: list[tuple[int, str]]) -> dict:
         keys = [t[4:].strip() for _, t in lines if t.startswith("key:")]
@@ -315,14 +334,20 @@ def find_term(terms: dict, name: str) -> str | None:
 
 _MARKS = [
     (re.compile(r"`([^`]+)`"), lambda self, line, m: {"code": m[1]}),
-    (re.compile(r"\[\[([^\]|]+)(?:\|([^\]]+))?\]\]"),
-     lambda self, line, m: self.term(line, m[1].strip(), (m[2] or m[1]).strip())),
+    (
+        re.compile(r"\[\[([^\]|]+)(?:\|([^\]]+))?\]\]"),
+        lambda self, line, m: self.term(line, m[1].strip(), (m[2] or m[1]).strip()),
+    ),
     (re.compile(r"\[([^\]]+)\]\(([^)]*)\)"), lambda self, line, m: self.link(line, m[1], m[2])),
-    (re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*"),
-     lambda self, line, m: {"b": self.inline(line, m[1])}),
-    (re.compile(r"\*(?=[^\s*])(.+?)(?<=[^\s*])\*"),
-     lambda self, line, m: {"i": self.inline(line, m[1])}),
-]  # fmt: skip
+    (
+        re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*"),
+        lambda self, line, m: {"b": self.inline(line, m[1])},
+    ),
+    (
+        re.compile(r"\*(?=[^\s*])(.+?)(?<=[^\s*])\*"),
+        lambda self, line, m: {"i": self.inline(line, m[1])},
+    ),
+]
 
 _COMPARISON = re.compile(r"\s*([a-z][\w.]*)\s*(!=|<=|>=|=|<|>)\s*([\w.+-]+)(%?)\s*")
 
@@ -349,8 +374,10 @@ def _compare(text: str) -> list:
         if knob not in known:
             raise ValueError(f"{name!r} is no knob; {kind} has {', '.join(known) or 'none'}")
     elif name not in NUMBERS and name not in WORDS:
-        raise ValueError(f"{name!r} is unknown; known are {', '.join([*NUMBERS, *WORDS])}, "
-                         "policy.KNOB and decoder.KNOB")  # fmt: skip
+        raise ValueError(
+            f"{name!r} is unknown; known are {', '.join([*NUMBERS, *WORDS])}, "
+            "policy.KNOB and decoder.KNOB"
+        )
     if name in WORDS:
         if value not in WORDS[name] or operator not in ("=", "!="):
             raise ValueError(

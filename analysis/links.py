@@ -55,9 +55,12 @@ class Lane:
     def of(run: dict) -> Lane:
         """The lane of a trace's run configuration."""
         return Lane(
-            run["policy"], run["policy_knobs"], run["decoder"], run["decoder_knobs"],
+            run["policy"],
+            run["policy_knobs"],
+            run["decoder"],
+            run["decoder_knobs"],
             tuple(map(Edit.of_plain, run.get("edits", ()))),
-        )  # fmt: skip
+        )
 
     @staticmethod
     def parse(text: str) -> Lane:
@@ -143,8 +146,9 @@ class Asked:
         object.__setattr__(self, "prompt", self.prompt.strip())
         for name, words, low, high in (
             ("gen_length", "answer length", 1, LONGEST_ANSWER),
-            ("block_length", "block length", 0, LONGEST_ANSWER), ("seed", "seed", 0, 2**63 - 1),
-        ):  # fmt: skip
+            ("block_length", "block length", 0, LONGEST_ANSWER),
+            ("seed", "seed", 0, 2**63 - 1),
+        ):
             value = getattr(self, name)
             good = isinstance(value, (int, float)) and math.isfinite(value) and value % 1 == 0
             if not good or not low <= value <= high:
@@ -165,9 +169,14 @@ class Asked:
         """What a trace's run configuration answers; prompt and model as a visitor knows them."""
         whole = run["block_length"] == run["gen_length"]
         return Asked(
-            prompt, (Lane.of(run),), model, run["gen_length"],
-            0 if whole else run["block_length"], run["seeds"][0], not run["stop_at_eos"],
-        )  # fmt: skip
+            prompt,
+            (Lane.of(run),),
+            model,
+            run["gen_length"],
+            0 if whole else run["block_length"],
+            run["seeds"][0],
+            not run["stop_at_eos"],
+        )
 
     def query(self, **view) -> str:
         """The query that asks for just this, and for what to look at."""

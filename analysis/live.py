@@ -209,10 +209,16 @@ class Board:
             raise ValueError(f"There are {MOST_LANES} lanes, no more fit: press Run to start anew.")
         policy = lane.make_policy()
         steps = d2cache.generate(
-            model, model.encode(asked.prompt), policy, lane.make_decoder(),
-            gen_length=asked.gen_length, block_length=asked.block_length or None, seed=asked.seed,
-            stop_at_eos=not asked.full, edits=lane.edits,
-        )  # fmt: skip
+            model,
+            model.encode(asked.prompt),
+            policy,
+            lane.make_decoder(),
+            gen_length=asked.gen_length,
+            block_length=asked.block_length or None,
+            seed=asked.seed,
+            stop_at_eos=not asked.full,
+            edits=lane.edits,
+        )
         run = Run(secrets.token_hex(8), lane, lane.policy, model, steps, Recorder(), branch=branch)
         if asked.truth:
             run.truth = probes.Truth(model, policy)
@@ -231,9 +237,14 @@ class Board:
             events = []
             if run.events is None:
                 run.events = stage.LiveEvents(
-                    run.key, step, board=self.key, lane=self.runs.index(run), name=run.name,
-                    branch=run.branch, truth=run.truth is not None,
-                )  # fmt: skip
+                    run.key,
+                    step,
+                    board=self.key,
+                    lane=self.runs.index(run),
+                    name=run.name,
+                    branch=run.branch,
+                    truth=run.truth is not None,
+                )
                 events.append(run.events.start())
             events += run.events.step(step)
             if run.truth is not None:
@@ -266,9 +277,15 @@ class Board:
             trace = run.snapshot()
             if trace is not None:
                 told += stage.trace_events(
-                    trace, run.key, stored=True, board=self.key, lane=number, name=run.name,
-                    branch=run.branch, looks=run.looks,
-                )  # fmt: skip
+                    trace,
+                    run.key,
+                    stored=True,
+                    board=self.key,
+                    lane=number,
+                    name=run.name,
+                    branch=run.branch,
+                    looks=run.looks,
+                )
         return told
 
 
@@ -381,7 +398,10 @@ def summary(run: Run, first: Run) -> dict:
     trace = run.trace
     answer, other = (t.tokens[-1, t.prompt_length :] for t in (trace, first.trace))
     return {
-        "text": run.model.decode(answer).strip(), "lane": str(run.lane),
-        "model": trace.run["model"], "device": trace.run["device"], **trace.totals,
+        "text": run.model.decode(answer).strip(),
+        "lane": str(run.lane),
+        "model": trace.run["model"],
+        "device": trace.run["device"],
+        **trace.totals,
         "agreement": float((answer == other).mean()),
-    }  # fmt: skip
+    }

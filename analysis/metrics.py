@@ -21,13 +21,18 @@ def steps(trace: Trace) -> pd.DataFrame:
     rows, length = trace.recomputed_by_layer.mean(1).sum(1), trace.tokens.shape[1]
     changed = trace.tokens[1:] != trace.tokens[:-1]
     masked = trace.tokens[1:] == config.mask_id
-    frame = pd.DataFrame({
-        "step": np.arange(len(rows)), "milliseconds": 1e3 * trace.seconds, "rows": rows,
-        "hit_rate": 1 - rows / length,
-        "written": (changed & ~masked).sum(1), "masked_again": (changed & masked).sum(1),
-        "predicted": trace.predicted,
-        "gflops": config.flops(*trace.work.T, trace.predicted) / 1e9,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "step": np.arange(len(rows)),
+            "milliseconds": 1e3 * trace.seconds,
+            "rows": rows,
+            "hit_rate": 1 - rows / length,
+            "written": (changed & ~masked).sum(1),
+            "masked_again": (changed & masked).sum(1),
+            "predicted": trace.predicted,
+            "gflops": config.flops(*trace.work.T, trace.predicted) / 1e9,
+        }
+    )
     for reason in Why:
         frame[f"why_{reason.name.lower()}"] = ((trace.why & int(reason)) > 0).sum(1)
     return frame
@@ -44,10 +49,14 @@ def layers(trace: Trace) -> pd.DataFrame:
     steps, count = rows.shape
     none = np.zeros_like(rows)
     evicted = none if trace.parts is None else ((trace.parts & Part.EVICTED) > 0).sum(2)
-    frame = pd.DataFrame({
-        "step": np.repeat(np.arange(steps), count), "layer": np.tile(np.arange(count), steps),
-        "rows": rows.ravel(), "evicted": evicted.ravel(),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "step": np.repeat(np.arange(steps), count),
+            "layer": np.tile(np.arange(count), steps),
+            "rows": rows.ravel(),
+            "evicted": evicted.ravel(),
+        }
+    )
     for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP):
         frame[f"age_{part.name.lower()}"] = trace.age(part).mean(2).ravel()
     return frame
@@ -67,11 +76,16 @@ def tokens(trace: Trace) -> pd.DataFrame:
     step = trace.step_of_token[at]
     ids = trace.tokens[-1, trace.prompt_length + at]
     sure = trace.confidence[step, at]
-    frame = pd.DataFrame({
-        "position": at, "token": [trace.text_of(int(i)) for i in ids], "step": step,
-        "confidence": np.where(np.isfinite(sure), sure, np.nan), "density": trace.density[step, at],
-        "recomputed": trace.recomputed[:, trace.prompt_length + at].sum(0),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "position": at,
+            "token": [trace.text_of(int(i)) for i in ids],
+            "step": step,
+            "confidence": np.where(np.isfinite(sure), sure, np.nan),
+            "density": trace.density[step, at],
+            "recomputed": trace.recomputed[:, trace.prompt_length + at].sum(0),
+        }
+    )
     distance, before = np.full(len(at), np.nan), None
     for one in np.unique(step):
         now = step == one
@@ -94,8 +108,13 @@ def premature(trace: Trace) -> pd.DataFrame:
     masked = trace.tokens[:, p:] == mask_id
     step, at = np.nonzero(np.isfinite(trace.confidence))
     ahead = masked.cumsum(1) - masked
-    return pd.DataFrame({
-        "step": step, "position": at, "confidence": trace.confidence[step, at],
-        "written": masked[step, at] & ~masked[step + 1, at], "ahead": ahead[step, at],
-        "tail": at / max(masked.shape[1] - 1, 1),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "step": step,
+            "position": at,
+            "confidence": trace.confidence[step, at],
+            "written": masked[step, at] & ~masked[step + 1, at],
+            "ahead": ahead[step, at],
+            "tail": at / max(masked.shape[1] - 1, 1),
+        }
+    )

@@ -55,10 +55,22 @@ class _Exact(CachePolicy):
             self.maps.clear()
         every = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         whole, target = torch.ones_like(every) > 0, every[:, :0] if target is None else target
-        return self.model(tokens, Rows(
-            index=every, valid=whole, position=every, head=target - self.model.config.shift,
-            target=target, keys=None, full=True, fresh=every, wanted=whole, new=whole,
-        ), self)  # fmt: skip
+        return self.model(
+            tokens,
+            Rows(
+                index=every,
+                valid=whole,
+                position=every,
+                head=target - self.model.config.shift,
+                target=target,
+                keys=None,
+                full=True,
+                fresh=every,
+                wanted=whole,
+                new=whole,
+            ),
+            self,
+        )
 
     def attend(self, i, block, q, k, v, rows):
         if self.maps is None:
@@ -111,9 +123,14 @@ class Truth:
             oracle, recall = best.sort().values.tolist(), float(recomputed[best].double().mean())
         self.last, self.kept = step.index, [t.clone() for t in kv]
         return Look(
-            step.index, k_drift.float().cpu().numpy(), v_drift.float().cpu().numpy(),
-            kl[0, p:].float().cpu().numpy(), tuple(flips.tolist()), tuple(oracle), recall,
-        )  # fmt: skip
+            step.index,
+            k_drift.float().cpu().numpy(),
+            v_drift.float().cpu().numpy(),
+            kl[0, p:].float().cpu().numpy(),
+            tuple(flips.tolist()),
+            tuple(oracle),
+            recall,
+        )
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -59,28 +59,49 @@ def figure(found: dict) -> go.Figure:
     right = max(frame["intensity"].max(), ridge) * 2
     made = go.Figure()
     made.add_scatter(
-        x=[left, ridge, right], y=[left * copy / 1e12, matrix / 1e12, matrix / 1e12], mode="lines",
-        line={"color": INK, "width": 2}, hoverinfo="skip",
+        x=[left, ridge, right],
+        y=[left * copy / 1e12, matrix / 1e12, matrix / 1e12],
+        mode="lines",
+        line={"color": INK, "width": 2},
+        hoverinfo="skip",
         name=f"limits: {copy / 1e9:.0f} GB/s, {matrix / 1e12:.3g} TFLOP/s",
-    )  # fmt: skip
+    )
     for policy, rows in frame.groupby("policy", sort=False):
         made.add_scatter(
-            x=rows["intensity"], y=rows["rate"] / 1e12, name=policy, mode="markers",
+            x=rows["intensity"],
+            y=rows["rate"] / 1e12,
+            name=policy,
+            mode="markers",
             marker={"size": 9},
             customdata=rows[["length", "batch", "median_ms"]].assign(
                 share=100 * rows["rate"] / rows["limit"]
             ),
             hovertemplate="%{fullData.name}, T = %{customdata[0]}, batch %{customdata[1]}<br>"
             "%{customdata[2]:.2f} ms a step, %{customdata[3]:.0f} % of the limit<extra></extra>",
-        )  # fmt: skip
+        )
     made.update_layout(
-        template=TEMPLATE, height=520, width=900, paper_bgcolor="white", plot_bgcolor="white",
-        colorway=["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b2a300",
-                  "#332288", "#882255"],
-        title=", ".join(found[k] for k in ("shape", "dtype", "weights", "machine", "date")
-                        if found.get(k)),
-        legend={"orientation": "v", "x": 1.02, "y": 1}, font_color="#333",
-    )  # fmt: skip
+        template=TEMPLATE,
+        height=520,
+        width=900,
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        colorway=[
+            "#0072b2",
+            "#e69f00",
+            "#009e73",
+            "#cc79a7",
+            "#56b4e9",
+            "#d55e00",
+            "#b2a300",
+            "#332288",
+            "#882255",
+        ],
+        title=", ".join(
+            found[k] for k in ("shape", "dtype", "weights", "machine", "date") if found.get(k)
+        ),
+        legend={"orientation": "v", "x": 1.02, "y": 1},
+        font_color="#333",
+    )
     decades = {"type": "log", "dtick": 1, "minor": {"dtick": "D2", "showgrid": True}}
     made.update_xaxes(title="FLOP for each byte of weights, keys and values read", **decades)
     made.update_yaxes(title="TFLOP/s", **decades)
@@ -89,9 +110,10 @@ def figure(found: dict) -> go.Figure:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.roofline", description=__doc__,
+        prog="python -m analysis.roofline",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("measured", type=Path, metavar="BENCH.json")
     parser.add_argument("--out", type=Path, default=Path("roofline"), help="without an ending")
     args = parser.parse_args(argv)

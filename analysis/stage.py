@@ -52,15 +52,26 @@ class Events:
     """
 
     def __init__(
-        self, key: str, run: dict, by_layer: bool, text: Callable[[int], str], *,
-        board: str | None = None, lane: int = 0, name: str | None = None,
-        branch: dict | None = None, truth: bool = False,
-    ):  # fmt: skip
+        self,
+        key: str,
+        run: dict,
+        by_layer: bool,
+        text: Callable[[int], str],
+        *,
+        board: str | None = None,
+        lane: int = 0,
+        name: str | None = None,
+        branch: dict | None = None,
+        truth: bool = False,
+    ):
         self.key, self.run, self.text, self.seq = key, run, text, 0
         self.place = {
-            "board": key if board is None else board, "lane": lane,
-            "name": run["policy"] if name is None else name, "branch": branch, "truth": truth,
-        }  # fmt: skip
+            "board": key if board is None else board,
+            "lane": lane,
+            "name": run["policy"] if name is None else name,
+            "branch": branch,
+            "truth": truth,
+        }
         self.by_layer, self.layers = by_layer, run["shape"]["layers"]
         self.length = run["prompt_length"] + run["gen_length"]
         self.totals = Totals(ModelConfig(**run["shape"]), self.length)
@@ -68,22 +79,44 @@ class Events:
     def start(self, prompt: np.ndarray, rollout: bool, stored: bool = False, steps: int = 0):
         run = self.run
         return {
-            "k": "start", "run": self.key, "T": self.length, "P": run["prompt_length"],
-            "G": run["gen_length"], "layers": self.layers, "by_layer": self.by_layer,
-            "model": run["model"], "policy": run["policy"],
-            "decoder": run["decoder"], "block_length": run["block_length"],
+            "k": "start",
+            "run": self.key,
+            "T": self.length,
+            "P": run["prompt_length"],
+            "G": run["gen_length"],
+            "layers": self.layers,
+            "by_layer": self.by_layer,
+            "model": run["model"],
+            "policy": run["policy"],
+            "decoder": run["decoder"],
+            "block_length": run["block_length"],
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
             "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
-            "prompt": [self.text(int(i)) for i in prompt], "rollout": rollout, "stored": stored,
-            "eos": [self.text(run["shape"]["eos_id"])], "mask": run["shape"]["mask_id"],
-            "steps": steps, **self.place,
-        }  # fmt: skip
+            "prompt": [self.text(int(i)) for i in prompt],
+            "rollout": rollout,
+            "stored": stored,
+            "eos": [self.text(run["shape"]["eos_id"])],
+            "mask": run["shape"]["mask_id"],
+            "steps": steps,
+            **self.place,
+        }
 
     def step(
-        self, index: int, before: np.ndarray, after: np.ndarray, candidates: dict,
-        confidence: np.ndarray, density: np.ndarray, rollout: np.ndarray | None, why: np.ndarray,
-        rows: int, parts: np.ndarray | None, work: np.ndarray, predicted: int, seconds: float,
-    ) -> list[dict]:  # fmt: skip
+        self,
+        index: int,
+        before: np.ndarray,
+        after: np.ndarray,
+        candidates: dict,
+        confidence: np.ndarray,
+        density: np.ndarray,
+        rollout: np.ndarray | None,
+        why: np.ndarray,
+        rows: int,
+        parts: np.ndarray | None,
+        work: np.ndarray,
+        predicted: int,
+        seconds: float,
+    ) -> list[dict]:
         """rec and totals of one step. before, after (T,) ids; candidates: answer position ->
         (ids, their probabilities), where known; rows: how many were recomputed; parts (L,T):
         in which layers, where these differ; work, predicted, seconds as `Totals.add` takes them."""
@@ -97,10 +130,11 @@ class Events:
         self.totals.add(rows, work, predicted, was_masked, int(changed.sum()), seconds)
         totals = self.totals.report(len(answer_ids(after[p:], self.run["shape"])))
         planes = {
-            "c": np.where(seen, 1 + 254 * np.where(seen, confidence, 0), 0), "d": 255 * density,
+            "c": np.where(seen, 1 + 254 * np.where(seen, confidence, 0), 0),
+            "d": 255 * density,
             "r": None if rollout is None else 16 * (np.log2(np.maximum(rollout, 2**-8)) + 8),
             "y": why,
-        }  # fmt: skip
+        }
         writes, by_hand = [], self.edited(index)
         for at in np.flatnonzero(changed & ~masked):
             top, g = (), at - p
@@ -110,18 +144,33 @@ class Events:
             sure = _short(confidence[g]) if at not in by_hand and seen[g] else None
             writes.append([int(at), self.text(int(after[at])), sure, top])
         record = {
-            "k": "rec", "run": self.key, "seq": self.seq, "s": index,
-            "ms": round(1e3 * seconds, 2), "rows": _short(rows),
-            "out": _short(evicted), "w": writes, "m": np.flatnonzero(changed & masked).tolist(),
-            **{name: _plane(values) for name, values in planes.items()}, "a": _run_lengths(parts),
-        }  # fmt: skip
+            "k": "rec",
+            "run": self.key,
+            "seq": self.seq,
+            "s": index,
+            "ms": round(1e3 * seconds, 2),
+            "rows": _short(rows),
+            "out": _short(evicted),
+            "w": writes,
+            "m": np.flatnonzero(changed & masked).tolist(),
+            **{name: _plane(values) for name, values in planes.items()},
+            "a": _run_lengths(parts),
+        }
         self.seq += 1
-        return [record, {
-            "k": "totals", "run": self.key, "s": index, "tokens": totals["answer_tokens"],
-            "seconds": round(totals["seconds"], 4), "tps": _short(totals["tokens_per_second"]),
-            "hit_rate": _short(totals["hit_rate"]), "flops": totals["flops"],
-            "flops_none": totals["flops_none"],
-        }]  # fmt: skip
+        return [
+            record,
+            {
+                "k": "totals",
+                "run": self.key,
+                "s": index,
+                "tokens": totals["answer_tokens"],
+                "seconds": round(totals["seconds"], 4),
+                "tps": _short(totals["tokens_per_second"]),
+                "hit_rate": _short(totals["hit_rate"]),
+                "flops": totals["flops"],
+                "flops_none": totals["flops_none"],
+            },
+        ]
 
     def edited(self, step: int) -> set[int]:
         """Positions that an edit changed after this step."""
@@ -131,11 +180,16 @@ class Events:
     def truth(self, look: Look) -> dict:
         """What an exact pass says of one step; comes after that step's rec."""
         return {
-            "k": "truth", "run": self.key, "s": look.step,
-            "kd": _powers(look.k_drift, 1, -14), "vd": _powers(look.v_drift, 1, -14),
-            "kl": _powers(look.kl, 4, -12), "flips": list(look.flips),
-            "oracle": list(look.oracle), "recall": look.recall,
-        }  # fmt: skip
+            "k": "truth",
+            "run": self.key,
+            "s": look.step,
+            "kd": _powers(look.k_drift, 1, -14),
+            "vd": _powers(look.v_drift, 1, -14),
+            "kl": _powers(look.kl, 4, -12),
+            "flips": list(look.flips),
+            "oracle": list(look.oracle),
+            "recall": look.recall,
+        }
 
     def end(self, status: str, note: str = "") -> dict:
         return {"k": "end", "run": self.key, "status": status, "note": note}
@@ -192,11 +246,20 @@ def trace_events(
             for g in np.flatnonzero(trace.step_of_token == s)
         }
         out += events.step(
-            s, trace.tokens[s], trace.tokens[s + 1], candidates, trace.confidence[s],
-            trace.density[s], trace.rollout[s] if has_rollout else None, trace.why[s],
-            int(trace.recomputed[s].sum()), trace.parts[s] if by_layer else None,
-            trace.work[s], int(trace.predicted[s]), float(trace.seconds[s]),
-        )  # fmt: skip
+            s,
+            trace.tokens[s],
+            trace.tokens[s + 1],
+            candidates,
+            trace.confidence[s],
+            trace.density[s],
+            trace.rollout[s] if has_rollout else None,
+            trace.why[s],
+            int(trace.recomputed[s].sum()),
+            trace.parts[s] if by_layer else None,
+            trace.work[s],
+            int(trace.predicted[s]),
+            float(trace.seconds[s]),
+        )
         out += [events.truth(looks[s])] if s in looks else []
     return [*out, events.end(*ending(trace))]
 
@@ -243,14 +306,20 @@ class LiveEvents:
         # none for what is written without having been computed
         candidates = {int(t) - p: (top[q], share[q]) for q, t in enumerate(target)}
         return self.events.step(
-            step.index, step.before.tokens[0].cpu().numpy(), step.tokens[0].cpu().numpy(),
-            candidates, step.confidence[0, p:].float().cpu().numpy(),
+            step.index,
+            step.before.tokens[0].cpu().numpy(),
+            step.tokens[0].cpu().numpy(),
+            candidates,
+            step.confidence[0, p:].float().cpu().numpy(),
             density_of(step)[0, p:].cpu().numpy(),
             None if step.rollout is None else step.rollout[0].float().cpu().numpy(),
-            step.why[0].cpu().numpy(), int(step.recomputed[0].sum()),
+            step.why[0].cpu().numpy(),
+            int(step.recomputed[0].sum()),
             None if step.parts is None else step.parts[0].cpu().numpy(),
-            step.work[0].cpu().numpy(), int(step.predicted[0]), step.seconds,
-        )  # fmt: skip
+            step.work[0].cpu().numpy(),
+            int(step.predicted[0]),
+            step.seconds,
+        )
 
     def truth(self, look: Look) -> dict:
         return self.events.truth(look)

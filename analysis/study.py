@@ -71,8 +71,10 @@ def study(sat, policies, decoders, families, problems: int, seed: int, **setting
         lines.append(line)
         print(
             f"{family}, {policy}, {decoder.key}: {100 * line['accuracy']:.1f} % of {problems}, "
-            f"{line['steps']:.1f} steps each, {line['seconds']:.0f} s", file=sys.stderr, flush=True,
-        )  # fmt: skip
+            f"{line['steps']:.1f} steps each, {line['seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     return pd.DataFrame(lines)
 
 
@@ -119,9 +121,16 @@ def main(argv=None) -> int:
         device, *_ = [pick_devices(one)[0] for one in devices]  # a look at all of them
         with sitting((args.model, args.weights), devices) as sat:
             frame = study(
-                sat, policies, decoders, families, args.problems, args.seed, batch=args.batch,
-                shots=args.shots, block_length=args.block_length,
-            )  # fmt: skip
+                sat,
+                policies,
+                decoders,
+                families,
+                args.problems,
+                args.seed,
+                batch=args.batch,
+                shots=args.shots,
+                block_length=args.block_length,
+            )
     except ValueError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
@@ -132,8 +141,10 @@ def main(argv=None) -> int:
     blocks = f", blocks of {args.block_length}" if args.block_length else ""
     kind = f", weights in {args.weights}" if args.weights else ""
     prior = "" if args.sigma is None else f", sigma {args.sigma}"
-    print(f"\n{args.problems} held-out problems a family, seed {args.seed}, {device.type}, "
-          f"{str(default_dtype(device))[6:]}{kind}{blocks}{prior}")  # fmt: skip
+    print(
+        f"\n{args.problems} held-out problems a family, seed {args.seed}, {device.type}, "
+        f"{str(default_dtype(device))[6:]}{kind}{blocks}{prior}"
+    )
     frame["accuracy"] *= 100
     method = frame["policy"] + " " + frame["decoder"]
     for value, title in (("accuracy", "accuracy in percent"), ("steps", "steps a problem")):

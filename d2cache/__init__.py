@@ -20,7 +20,23 @@ from d2cache.registry import knob
 from d2cache.trace import Trace
 
 __all__ = [
-    "CONFIGS", "CachePolicy", "Canvas", "Decoder", "Edit", "Model", "ModelConfig", "Part", "Plan",
-    "Step", "Trace", "Why", "decoders", "generate", "knob", "load", "make_decoder", "make_policy",
+    "CONFIGS",
+    "CachePolicy",
+    "Canvas",
+    "Decoder",
+    "Edit",
+    "Model",
+    "ModelConfig",
+    "Part",
+    "Plan",
+    "Step",
+    "Trace",
+    "Why",
+    "decoders",
+    "generate",
+    "knob",
+    "load",
+    "make_decoder",
+    "make_policy",
     "policies",
-]  # fmt: skip
+]

@@ -55,9 +55,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     one.set_defaults(command=run)
     one.add_argument("--policy", default="d2", help=f"one of {_names(CachePolicy)}")
     one.add_argument(
-        "--edit", metavar="EDIT", action="append", default=[],
+        "--edit",
+        metavar="EDIT",
+        action="append",
+        default=[],
         help=f"change the run after a step; may be repeated: {FORM}",
-    )  # fmt: skip
+    )
     one.add_argument("--trace", metavar="FILE", help="write the run to a trace file")
     many = commands.add_parser("compare", help="decode one prompt under several policies")
     many.set_defaults(command=compare, trace=None, edit=[])
@@ -129,8 +132,9 @@ def _check_flags(args, policies: list[str]) -> None:
     for cls in _everything():
         for one in knobs(cls):
             for name, kinds in (
-                (one.name, ("policy", "decoder")), (f"{cls.kind}_{one.name}", (cls.kind,)),
-            ):  # fmt: skip
+                (one.name, ("policy", "decoder")),
+                (f"{cls.kind}_{one.name}", (cls.kind,)),
+            ):
                 if getattr(args, name) is None or _owners(chosen, one.name, kinds):
                     continue
                 owners = " or ".join(
@@ -174,12 +178,17 @@ def _decode(args, model, policy: str):
         raise ValueError("the prompt is empty; give a question in quotes")
     recorder = Recorder()
     steps = d2cache.generate(
-        model, model.encode(args.prompt), _make(args, CachePolicy, policy),
-        _make(args, Decoder, args.decoder), gen_length=args.gen_length,
-        block_length=args.block_length, seed=args.seed, stop_at_eos=args.stop_at_eos,
+        model,
+        model.encode(args.prompt),
+        _make(args, CachePolicy, policy),
+        _make(args, Decoder, args.decoder),
+        gen_length=args.gen_length,
+        block_length=args.block_length,
+        seed=args.seed,
+        stop_at_eos=args.stop_at_eos,
         eager=args.eager or None,
         edits=[d2cache.Edit.parse(text) for text in args.edit],
-    )  # fmt: skip
+    )
     try:
         for step in steps:
             recorder.add(step)
@@ -200,15 +209,20 @@ def _save(trace, path: str) -> None:
 def _summary(model, trace) -> dict:
     totals = trace.totals
     keys = [
-        "answer_tokens", "steps", "seconds", "tokens_per_second", "hit_rate", "flops",
+        "answer_tokens",
+        "steps",
+        "seconds",
+        "tokens_per_second",
+        "hit_rate",
+        "flops",
         "flops_vs_none",
-    ]  # fmt: skip
+    ]
     run = trace.run
     return {
         "text": model.decode(trace.tokens[-1, trace.prompt_length :]).strip(),
         **{k: totals[k] for k in keys},
         **{k: run[k] for k in ("model", "policy", "decoder", "device", "weights") if k in run},
-    }  # fmt: skip
+    }
 
 
 def _card(summary: dict) -> str:

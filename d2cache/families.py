@@ -34,26 +34,41 @@ LLADA = Family(
         "out_proj.weight": ("model.transformer.blocks.@.attn_out.weight",),
         "mlp_norm.weight": ("model.transformer.blocks.@.ff_norm.weight",),
         "gate_up_proj.weight": (
-            "model.transformer.blocks.@.ff_proj.weight", "model.transformer.blocks.@.up_proj.weight"
+            "model.transformer.blocks.@.ff_proj.weight",
+            "model.transformer.blocks.@.up_proj.weight",
         ),
         "down_proj.weight": ("model.transformer.blocks.@.ff_out.weight",),
     },
     keys={
-        "layers": ("n_layers",), "width": ("d_model",), "heads": ("n_heads",),
-        "kv_heads": ("n_kv_heads", "n_heads"), "mlp": ("mlp_hidden_size",),
-        "vocab": ("embedding_size", "vocab_size"), "rope_theta": ("rope_theta",),
-        "norm_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",), "eos_id": ("eos_token_id",),
+        "layers": ("n_layers",),
+        "width": ("d_model",),
+        "heads": ("n_heads",),
+        "kv_heads": ("n_kv_heads", "n_heads"),
+        "mlp": ("mlp_hidden_size",),
+        "vocab": ("embedding_size", "vocab_size"),
+        "rope_theta": ("rope_theta",),
+        "norm_eps": ("rms_norm_eps",),
+        "mask_id": ("mask_token_id",),
+        "eos_id": ("eos_token_id",),
         "max_length": ("max_sequence_length",),
     },
     computes={
-        "activation_type": "silu", "layer_norm_type": "rms", "block_type": "llama", "rope": True,
-        "alibi": False, "attention_layer_norm": False, "scale_logits": False,
-        "input_emb_norm": False, "weight_tying": False, "include_bias": False,
-        "include_qkv_bias": False, "clip_qkv": None,
+        "activation_type": "silu",
+        "layer_norm_type": "rms",
+        "block_type": "llama",
+        "rope": True,
+        "alibi": False,
+        "attention_layer_norm": False,
+        "scale_logits": False,
+        "input_emb_norm": False,
+        "weight_tying": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "clip_qkv": None,
     },
     fields={"family": "llada"},
     tokenizers={("tokenizer.json",): "PreTrainedTokenizerFast"},
-)  # fmt: skip
+)
 
 DREAM = Family(
     model_type="Dream",
@@ -68,21 +83,31 @@ DREAM = Family(
         "out_proj.weight": ("model.layers.@.self_attn.o_proj.weight",),
         "mlp_norm.weight": ("model.layers.@.post_attention_layernorm.weight",),
         "gate_up_proj.weight": (
-            "model.layers.@.mlp.gate_proj.weight", "model.layers.@.mlp.up_proj.weight"
+            "model.layers.@.mlp.gate_proj.weight",
+            "model.layers.@.mlp.up_proj.weight",
         ),
         "down_proj.weight": ("model.layers.@.mlp.down_proj.weight",),
     },
     keys={
-        "layers": ("num_hidden_layers",), "width": ("hidden_size",),
+        "layers": ("num_hidden_layers",),
+        "width": ("hidden_size",),
         "heads": ("num_attention_heads",),
-        "kv_heads": ("num_key_value_heads", "num_attention_heads"), "mlp": ("intermediate_size",),
-        "vocab": ("vocab_size",), "rope_theta": ("rope_theta", "rope_parameters.rope_theta"),
-        "norm_eps": ("rms_norm_eps",), "mask_id": ("mask_token_id",),
-        "eos_id": ("eos_token_id", "pad_token_id"), "max_length": ("max_position_embeddings",),
+        "kv_heads": ("num_key_value_heads", "num_attention_heads"),
+        "mlp": ("intermediate_size",),
+        "vocab": ("vocab_size",),
+        "rope_theta": ("rope_theta", "rope_parameters.rope_theta"),
+        "norm_eps": ("rms_norm_eps",),
+        "mask_id": ("mask_token_id",),
+        "eos_id": ("eos_token_id", "pad_token_id"),
+        "max_length": ("max_position_embeddings",),
     },
     computes={
-        "hidden_act": "silu", "use_sliding_window": False, "tie_word_embeddings": False,
-        "rope_scaling": None, "rope_parameters.rope_type": "default", "use_mrope": False,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "rope_scaling": None,
+        "rope_parameters.rope_type": "default",
+        "use_mrope": False,
         "block_size": None,  # block diffusion under the same model_type: causal across blocks
     },
     fields={"family": "dream", "shift": 1, "qkv_bias": True},
@@ -91,6 +116,6 @@ DREAM = Family(
         ("vocab.json", "merges.txt"): "Qwen2Tokenizer",
     },
     padding="<|dlm_pad|>",  # DiffuCoder's, although its config.json names the end of text
-)  # fmt: skip
+)
 
 FAMILIES = {"llada": LLADA, "dream": DREAM}

@@ -59,14 +59,23 @@ def generate(
     canvas = open_canvas(model, prompt_ids, gen_length, block_length, stop_at_eos)
     seeds = _row_seeds(seed, canvas.tokens.shape[0])
     run = Run(
-        model=model.config.name, policy=policy.key, policy_knobs=policy.settings(),
-        decoder=decoder.key, decoder_knobs=decoder.settings(),
-        prompt_length=canvas.prompt_length, gen_length=gen_length,
-        block_length=canvas.block_length, seeds=seeds, stop_at_eos=stop_at_eos,
-        device=model.device.type, dtype=str(model.dtype).removeprefix("torch."),
-        shape=asdict(model.config), tokenizer=model.tokenizer,
-        edits=checked(edits, canvas, model.config, policy, decoder), weights=model.weights,
-    )  # fmt: skip
+        model=model.config.name,
+        policy=policy.key,
+        policy_knobs=policy.settings(),
+        decoder=decoder.key,
+        decoder_knobs=decoder.settings(),
+        prompt_length=canvas.prompt_length,
+        gen_length=gen_length,
+        block_length=canvas.block_length,
+        seeds=seeds,
+        stop_at_eos=stop_at_eos,
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        shape=asdict(model.config),
+        tokenizer=model.tokenizer,
+        edits=checked(edits, canvas, model.config, policy, decoder),
+        weights=model.weights,
+    )
     eager = os.environ.get("D2CACHE_EAGER") == "1" if eager is None else eager
     return _steps(model, canvas, policy, decoder, run, eager)
 
@@ -174,9 +183,18 @@ class Work:
         tokens = self.hand.write(canvas.step, tokens, policy, decoder)
         after = replace(canvas, tokens=tokens, step=canvas.step + 1)
         step = Step(
-            self.run, canvas.step, canvas, after, plan, rows, logits, candidates, accepted,
-            parts=policy.parts, shadow=shadow.rows,
-        )  # fmt: skip
+            self.run,
+            canvas.step,
+            canvas,
+            after,
+            plan,
+            rows,
+            logits,
+            candidates,
+            accepted,
+            parts=policy.parts,
+            shadow=shadow.rows,
+        )
         policy.observe(after, step)  # 5
         return replace(step, rollout=policy.rollout)
 
@@ -200,9 +218,15 @@ def open_canvas(model, prompt_ids, gen_length, block_length=None, stop_at_eos=Fa
         row[longest - len(prompt) : longest] = prompt
     start = torch.tensor([longest - len(p) for p in prompts])
     return Canvas(
-        tokens.to(model.device), start.to(model.device), longest, min(block_length, gen_length),
-        c.mask_id, c.eos_id, padded=bool(start.any()), stop_at_eos=stop_at_eos,
-    )  # fmt: skip
+        tokens.to(model.device),
+        start.to(model.device),
+        longest,
+        min(block_length, gen_length),
+        c.mask_id,
+        c.eos_id,
+        padded=bool(start.any()),
+        stop_at_eos=stop_at_eos,
+    )
 
 
 def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
@@ -273,10 +297,16 @@ def masks_of(canvas, plan, shift, stuck, ids) -> tuple[tuple[Tensor, Tensor, Ten
     source = plan.predict.roll(-shift, 1) & live
     wanted = (plan.refresh & live) | source
     fresh = wanted & (canvas.tokens != ids)
-    counts = torch.stack((
-        wanted.sum(1).amax(), wanted.sum(1).amin(), source.sum(1).amax(), fresh.sum(1).amax(),
-        live.sum(), stuck,
-    ))  # fmt: skip
+    counts = torch.stack(
+        (
+            wanted.sum(1).amax(),
+            wanted.sum(1).amin(),
+            source.sum(1).amax(),
+            fresh.sum(1).amax(),
+            live.sum(),
+            stuck,
+        )
+    )
     return (wanted, source, fresh), counts
 
 
@@ -299,9 +329,17 @@ def rows_of(canvas, masks, shift: int, rows: int, heads: int, changed: int | Non
     else:
         fresh, _ = ops.rows_among(wanted, new, changed)
     return Rows(
-        index=index, valid=valid, position=position, head=head, target=at + shift,
-        keys=canvas.own if canvas.padded else None, full=full, fresh=fresh, wanted=wanted, new=new,
-    )  # fmt: skip
+        index=index,
+        valid=valid,
+        position=position,
+        head=head,
+        target=at + shift,
+        keys=canvas.own if canvas.padded else None,
+        full=full,
+        fresh=fresh,
+        wanted=wanted,
+        new=new,
+    )
 
 
 def _candidates(canvas, plan, rows, logits, decoder, uniform, noise) -> Candidates:
@@ -316,6 +354,10 @@ def _candidates(canvas, plan, rows, logits, decoder, uniform, noise) -> Candidat
         confidence = confidence.masked_fill(canvas.masked & ~computed, 1 / logits.shape[-1])
     return Candidates(
         tokens=torch.zeros_like(canvas.tokens).scatter(1, rows.target, tokens),
-        confidence=confidence, density=decoder.prior(canvas, plan.as_shipped),
-        logits=logits, target=rows.target, computed=computed, noise=noise,
-    )  # fmt: skip
+        confidence=confidence,
+        density=decoder.prior(canvas, plan.as_shipped),
+        logits=logits,
+        target=rows.target,
+        computed=computed,
+        noise=noise,
+    )

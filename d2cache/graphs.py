@@ -265,9 +265,12 @@ def fused(model: Model) -> bool:
     """Whether the kernels are made for this model: 16-bit on a GPU, heads of 16, 32, 64.."""
     width = model.config.head_width
     return (
-        kernels is not None and model.device.type == "cuda" and model.dtype.itemsize == 2
-        and width >= 16 and width & (width - 1) == 0
-    )  # fmt: skip
+        kernels is not None
+        and model.device.type == "cuda"
+        and model.dtype.itemsize == 2
+        and width >= 16
+        and width & (width - 1) == 0
+    )
 
 
 def hands_on(policy: CachePolicy) -> bool:
@@ -287,10 +290,14 @@ def small_rules(model: Model, canvas: Canvas) -> dict:
     if not fused(model) or canvas.tokens.shape[1] > kernels.LONGEST:
         return {}
     return dict(
-        indices=kernels.indices, list_rows=kernels.list_rows, top_k_mask=kernels.top_k_mask,
-        nucleus=kernels.nucleus, certainty_density=_density, moved_most=kernels.moved_most,
+        indices=kernels.indices,
+        list_rows=kernels.list_rows,
+        top_k_mask=kernels.top_k_mask,
+        nucleus=kernels.nucleus,
+        certainty_density=_density,
+        moved_most=kernels.moved_most,
         search_window=kernels.search_window,
-    )  # fmt: skip
+    )
 
 
 def _density(known, sigma):
@@ -431,10 +438,18 @@ class Rules:
         return ids[..., 0], self.top[1][..., 0]
 
 
-PLAINLY = SimpleNamespace(**{
-    name: getattr(ops, name).__wrapped__
-    for name in ("attention_map", "rollout_mass", "choose_tokens", "certainty_density", "temper")
-})  # fmt: skip
+PLAINLY = SimpleNamespace(
+    **{
+        name: getattr(ops, name).__wrapped__
+        for name in (
+            "attention_map",
+            "rollout_mass",
+            "choose_tokens",
+            "certainty_density",
+            "temper",
+        )
+    }
+)
 
 
 class Swift:
@@ -536,10 +551,19 @@ class Packed:
         )
         seen = made[Step]
         out = Step(
-            run, before.step, before, after, Plan(**made[Plan], as_shipped=step.plan.as_shipped),
-            rows, logits, chosen, seen.pop("accepted"), rollout=seen.pop("rollout", None),
-            parts=seen.pop("parts", None), shadow=step.shadow,
-        )  # fmt: skip
+            run,
+            before.step,
+            before,
+            after,
+            Plan(**made[Plan], as_shipped=step.plan.as_shipped),
+            rows,
+            logits,
+            chosen,
+            seen.pop("accepted"),
+            rollout=seen.pop("rollout", None),
+            parts=seen.pop("parts", None),
+            shadow=step.shadow,
+        )
         if "ids" in seen:
             seen["likeliest"] = seen.pop("ids"), seen.pop("shares")
         vars(out).update(seen)
@@ -648,12 +672,13 @@ class Arena:
         blank = torch.zeros_like(canvas.masked)
         drawn = torch.zeros(blank.shape, device=device)
         self.box = SimpleNamespace(
-            tokens=canvas.tokens.clone(), stuck=torch.zeros((), dtype=torch.bool, device=device),
+            tokens=canvas.tokens.clone(),
+            stuck=torch.zeros((), dtype=torch.bool, device=device),
             plan=Plan(blank.clone(), blank.clone(), blank.to(torch.uint8)),
             masks=tuple(blank.clone() for _ in range(3)),
             uniform=drawn if work.decoder.temperature > 0 else None,
             noise=drawn.clone() if work.decoder.draws else None,
-        )  # fmt: skip
+        )
         every = torch.arange(canvas.tokens.shape[1], device=device)[None]
         self.rope = tuple(t[0, 0] for t in work.model.rotary(every))
         self.kv = work.policy.kv
@@ -696,9 +721,12 @@ class Arena:
         for one, state in zip(owners, self.state, strict=True):
             vars(one).update({k: fixed(v, lambda t: t) for k, v in state.items()})
         self.form = tuple(
-            v for state in self.state for value in state.values() for v in leaves(value, [])
+            v
+            for state in self.state
+            for value in state.values()
+            for v in leaves(value, [])
             if not isinstance(v, Tensor)
-        )  # fmt: skip
+        )
 
     def leave(self, owners) -> None:
         """State of its own for a run that goes on plainly: back to where the last work ended."""
@@ -839,9 +867,14 @@ def enter(work: Graphs, canvas: Canvas) -> Arena:
     """An arena for this run: one that an earlier run of its kind left, or a new one."""
     kinds = [(one.key, *one.settings().items()) for one in (work.policy, work.decoder)]
     key = (
-        *kinds, tuple(canvas.tokens.shape), canvas.prompt_length, canvas.block_length,
-        canvas.padded, canvas.stop_at_eos, work.capture,
-    )  # fmt: skip
+        *kinds,
+        tuple(canvas.tokens.shape),
+        canvas.prompt_length,
+        canvas.block_length,
+        canvas.padded,
+        canvas.stop_at_eos,
+        work.capture,
+    )
     kept = ARENAS.setdefault(work.model, [])
     for arena in kept:
         if arena.key == key and not arena.busy and arena.adopt(work, canvas):

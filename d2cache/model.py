@@ -107,19 +107,50 @@ class ModelConfig:
 
 CONFIGS = {
     "llada-8b": ModelConfig(
-        layers=32, width=4096, heads=32, kv_heads=32, mlp=12288, vocab=126464, rope_theta=500000.0,
-        norm_eps=1e-5, mask_id=126336, eos_id=126081, name="llada-8b",
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=32,
+        mlp=12288,
+        vocab=126464,
+        rope_theta=500000.0,
+        norm_eps=1e-5,
+        mask_id=126336,
+        eos_id=126081,
+        name="llada-8b",
     ),
     "dream-7b": ModelConfig(
-        layers=28, width=3584, heads=28, kv_heads=4, mlp=18944, vocab=152064, rope_theta=1000000.0,
-        norm_eps=1e-6, mask_id=151666, eos_id=151643, max_length=131072, name="dream-7b",
-        shift=1, qkv_bias=True, family="dream",
+        layers=28,
+        width=3584,
+        heads=28,
+        kv_heads=4,
+        mlp=18944,
+        vocab=152064,
+        rope_theta=1000000.0,
+        norm_eps=1e-6,
+        mask_id=151666,
+        eos_id=151643,
+        max_length=131072,
+        name="dream-7b",
+        shift=1,
+        qkv_bias=True,
+        family="dream",
     ),
     "tiny": ModelConfig(
-        layers=8, width=256, heads=4, kv_heads=4, mlp=704, vocab=1024, rope_theta=10000.0,
-        norm_eps=1e-5, mask_id=1023, eos_id=1022, max_length=1024, name="tiny",
+        layers=8,
+        width=256,
+        heads=4,
+        kv_heads=4,
+        mlp=704,
+        vocab=1024,
+        rope_theta=10000.0,
+        norm_eps=1e-5,
+        mask_id=1023,
+        eos_id=1022,
+        max_length=1024,
+        name="tiny",
     ),
-}  # fmt: skip
+}
 
 
 class Linear(nn.Linear):

@@ -34,27 +34,41 @@ TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 HUB = {
     "llada-8b": ["GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Instruct", "GSAI-ML/LLaDA-1.5"],
     "dream-7b": [
-        "Dream-org/Dream-v0-Base-7B", "Dream-org/Dream-v0-Instruct-7B",
-        "Dream-org/Dream-Coder-v0-Base-7B", "Dream-org/Dream-Coder-v0-Instruct-7B",
-        "apple/DiffuCoder-7B-Base", "apple/DiffuCoder-7B-Instruct", "apple/DiffuCoder-7B-cpGRPO",
+        "Dream-org/Dream-v0-Base-7B",
+        "Dream-org/Dream-v0-Instruct-7B",
+        "Dream-org/Dream-Coder-v0-Base-7B",
+        "Dream-org/Dream-Coder-v0-Instruct-7B",
+        "apple/DiffuCoder-7B-Base",
+        "apple/DiffuCoder-7B-Instruct",
+        "apple/DiffuCoder-7B-cpGRPO",
     ],
-}  # fmt: skip
+}
 KNOWN = {"tiny": CONFIGS["tiny"]} | {name: CONFIGS[s] for s, names in HUB.items() for name in names}
 
 # all that is fetched of a hub repository beside its weights: no code, no pickles
 SMALL_FILES = [
-    "config.json", INDEX, FREQUENCY, "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "config.json",
+    INDEX,
+    FREQUENCY,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
-]  # fmt: skip
+]
 
 CANVAS = 1024  # positions that the listed memory for K,V is for
 
 
 def load(
-    name: str = "tiny", device: str = "auto", dtype: torch.dtype | None = None,
-    progress: Progress | None = None, weights: str | None = None,
-) -> Model:  # fmt: skip
+    name: str = "tiny",
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    weights: str | None = None,
+) -> Model:
     """A model ready to decode, with its tokenizer.
 
     name: "tiny" (in the box), a folder with config.json, *.safetensors and tokenizer files, or a
@@ -152,12 +166,18 @@ class Entry:
     def summary(self) -> dict:
         """As plain values, sizes in GB."""
         return {
-            "name": self.name, "family": self.family, "parameters": self.parameters,
-            "cached": self.cached, "device": self.device, "dtype": self.dtype,
-            "weights_gb": self.weights / 1e9, "kv_gb": self.kv / 1e9,
+            "name": self.name,
+            "family": self.family,
+            "parameters": self.parameters,
+            "cached": self.cached,
+            "device": self.device,
+            "dtype": self.dtype,
+            "weights_gb": self.weights / 1e9,
+            "kv_gb": self.kv / 1e9,
             "memory_gb": (self.weights + self.kv) / 1e9,
-            "free_gb": None if self.free is None else self.free / 1e9, "fits": self.fits,
-        }  # fmt: skip
+            "free_gb": None if self.free is None else self.free / 1e9,
+            "fits": self.fits,
+        }
 
 
 def known(device: str = "auto") -> list[Entry]:
@@ -167,12 +187,18 @@ def known(device: str = "auto") -> list[Entry]:
     counts = {config: parameters(config) for config in set(KNOWN.values())}
     return [
         Entry(
-            name, c.family, counts[c], cached(name) is not None, on.type, str(dtype)[6:],
+            name,
+            c.family,
+            counts[c],
+            cached(name) is not None,
+            on.type,
+            str(dtype)[6:],
             counts[c] * dtype.itemsize,
-            2 * c.layers * c.kv_heads * c.head_width * CANVAS * dtype.itemsize, free,
+            2 * c.layers * c.kv_heads * c.head_width * CANVAS * dtype.itemsize,
+            free,
         )
         for name, c in KNOWN.items()
-    ]  # fmt: skip
+    ]
 
 
 def parameters(config: ModelConfig) -> int:

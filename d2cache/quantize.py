@@ -64,9 +64,10 @@ def narrow(model: Model) -> list[str]:
     called before the model's first run: graphs that are there already read the old weights.
     """
     linear = {
-        name: one for name, one in model.named_modules()
+        name: one
+        for name, one in model.named_modules()
         if isinstance(one, nn.Linear) and not any(n % MULTIPLE for n in one.weight.shape)
-    }  # fmt: skip
+    }
     if not linear:
         raise ValueError(
             f"no product of {model.config.name} has sizes that are multiples of {MULTIPLE}, as "

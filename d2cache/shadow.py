@@ -35,10 +35,17 @@ class Shadow:
         own = canvas.own[:, None] & (canvas.position != target[..., None])
         self.sees = torch.cat((own, valid[:, None].expand(-1, self.rows, -1)), dim=2)
         rows = Rows(
-            index=index, valid=valid, head=whole, target=target, keys=None,
-            position=(index - canvas.start[:, None]).clamp_min(0), full=False, fresh=whole,
-            wanted=inside, new=inside,
-        )  # fmt: skip
+            index=index,
+            valid=valid,
+            head=whole,
+            target=target,
+            keys=None,
+            position=(index - canvas.start[:, None]).clamp_min(0),
+            full=False,
+            fresh=whole,
+            wanted=inside,
+            new=inside,
+        )
         logits = model(torch.full_like(canvas.tokens, canvas.mask_id), rows, self)
         logits[..., canvas.mask_id] = -torch.inf
         share = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)

@@ -118,8 +118,9 @@ class Trace:
                 value = value[: steps + (axes[0] == "C")]
             cut[name] = value[..., start:] if axes[-1] == "T" else value
         run = self.run | {
-            "prompt_length": self.prompt_length - start, "seeds": [self.run["seeds"][b]],
-        }  # fmt: skip
+            "prompt_length": self.prompt_length - start,
+            "seeds": [self.run["seeds"][b]],
+        }
         return Trace(**cut, header=self.header | {"run": run, "start": [0]})
 
     def text_of(self, token: int) -> str:
@@ -240,12 +241,15 @@ class Totals:
 
     def report(self, answer_tokens: int) -> dict:
         return {
-            "steps": self.steps, "seconds": self.seconds, "answer_tokens": answer_tokens,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "answer_tokens": answer_tokens,
             "tokens_per_second": answer_tokens / self.seconds if self.seconds else 0.0,
             "hit_rate": 1 - self.rows / (self.steps * self.length),
-            "flops": self.flops, "flops_none": self.flops_none,
+            "flops": self.flops,
+            "flops_none": self.flops_none,
             "flops_vs_none": self.flops / self.flops_none,
-        }  # fmt: skip
+        }
 
 
 class Recorder:
@@ -266,14 +270,21 @@ class Recorder:
         rows, live = step.rows, step.before.live
         top, share = step.likeliest
         kept = {
-            "tokens": step.tokens, "confidence": step.confidence,
-            "density": density_of(step), "rollout": step.rollout,
-            "recomputed": step.recomputed, "why": step.why, "work": step.work,
+            "tokens": step.tokens,
+            "confidence": step.confidence,
+            "density": density_of(step),
+            "rollout": step.rollout,
+            "recomputed": step.recomputed,
+            "why": step.why,
+            "work": step.work,
             "parts": None if step.parts is None else step.parts * live[:, None, None],
             "predicted": step.predicted,
-            "seconds": step.seconds, "written": step.written,
-            "target": rows.target, "top": top, "share": share,
-        }  # fmt: skip
+            "seconds": step.seconds,
+            "written": step.written,
+            "target": rows.target,
+            "top": top,
+            "share": share,
+        }
         for name, value in kept.items():
             self.columns.setdefault(name, []).append(value)
 
@@ -296,9 +307,10 @@ class Recorder:
         for name in ("confidence", "density"):
             arrays[name] = stacked(name)[..., p:].astype(np.float32)
         arrays["rollout"] = (
-            np.full(arrays["why"].shape, np.nan, np.float32) if columns["rollout"][0] is None
+            np.full(arrays["why"].shape, np.nan, np.float32)
+            if columns["rollout"][0] is None
             else stacked("rollout").astype(np.float32)
-        )  # fmt: skip
+        )
         written = stacked("written")[..., p:]
         arrays["step_of_token"] = _last_step(written)
         arrays["candidates"], arrays["candidate_confidence"] = self._candidates(written, p)
@@ -355,21 +367,36 @@ def _header(run, start: list[int], arrays: dict) -> dict:
         ids = np.union1d(arrays["tokens"], arrays["candidates"])
         texts = {str(i): run.tokenizer.decode([int(i)]) for i in ids}
     environment = {
-        "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
         "machine": torch.cuda.get_device_name() if run.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    }
     return {
-        "schema": SCHEMA, "run": run.settings(), "start": start,
-        "environment": environment, "texts": texts,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "run": run.settings(),
+        "start": start,
+        "environment": environment,
+        "texts": texts,
+    }
 
 
 RUN_TYPES = {
-    "model": str, "policy": str, "policy_knobs": dict, "decoder": str, "decoder_knobs": dict,
-    "prompt_length": int, "gen_length": int, "block_length": int, "seeds": list,
-    "stop_at_eos": bool, "device": str, "dtype": str, "shape": dict,
-}  # fmt: skip
+    "model": str,
+    "policy": str,
+    "policy_knobs": dict,
+    "decoder": str,
+    "decoder_knobs": dict,
+    "prompt_length": int,
+    "gen_length": int,
+    "block_length": int,
+    "seeds": list,
+    "stop_at_eos": bool,
+    "device": str,
+    "dtype": str,
+    "shape": dict,
+}
 
 
 def _checked(arrays: dict[str, np.ndarray], header) -> Trace:
@@ -429,8 +456,14 @@ def _checked_arrays(arrays: dict[str, np.ndarray], run: dict) -> dict[str, np.nd
     if not 1 <= steps <= MOST_CELLS // (p + g):
         raise ValueError(f"it has {steps} steps, 1 to {MOST_CELLS // (p + g)} are allowed")
     sizes = {
-        "T": p + g, "G": g, "K": CANDIDATES, "S": steps, "C": steps + 1, "L": config.layers, "W": 5,
-    }  # fmt: skip
+        "T": p + g,
+        "G": g,
+        "K": CANDIDATES,
+        "S": steps,
+        "C": steps + 1,
+        "L": config.layers,
+        "W": 5,
+    }
     present = {n: kind for n, kind in ARRAYS.items() if n in arrays or n not in OPTIONAL}
     for name, (dtype, axes) in present.items():
         shape = tuple(sizes[a] for a in axes)
@@ -439,12 +472,18 @@ def _checked_arrays(arrays: dict[str, np.ndarray], run: dict) -> dict[str, np.nd
         if arrays[name].dtype.kind not in ("f" if np.dtype(dtype).kind == "f" else "iub"):
             raise ValueError(f"{name} has type {arrays[name].dtype}, not {np.dtype(dtype)}")
     for name, low, high in (
-        ("tokens", 0, config.vocab - 1), ("candidates", 0, config.vocab - 1),
-        ("step_of_token", -1, steps - 1), ("density", 0, 1.001), ("seconds", 0, 1e6),
-        ("candidate_confidence", 0, 1.001), ("predicted", 0, 2 * (p + g)), ("why", 0, 255),
-        ("recomputed", 0, 1), ("work", 0, 2 * config.layers * (2 * (p + g)) ** 2),
+        ("tokens", 0, config.vocab - 1),
+        ("candidates", 0, config.vocab - 1),
+        ("step_of_token", -1, steps - 1),
+        ("density", 0, 1.001),
+        ("seconds", 0, 1e6),
+        ("candidate_confidence", 0, 1.001),
+        ("predicted", 0, 2 * (p + g)),
+        ("why", 0, 255),
+        ("recomputed", 0, 1),
+        ("work", 0, 2 * config.layers * (2 * (p + g)) ** 2),
         *((("parts", 0, 31),) if "parts" in present else ()),
-    ):  # fmt: skip
+    ):
         # written so that a NaN fails too
         if not ((arrays[name] >= low) & (arrays[name] <= high)).all():
             raise ValueError(f"{name} has values outside {low} to {high}")

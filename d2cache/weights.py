@@ -35,9 +35,13 @@ def free_memory(device: torch.device) -> int | None:
     rooms = [room * 1024]
     for folder, limit, used, cache in (  # a container's own limit, versions 2 and 1
         ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-         "total_inactive_file"),
-    ):  # fmt: skip
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
         here = [_numbers(Path(folder, name)) for name in (limit, used, "memory.stat")]
         if all(here):
             rooms.append(here[0][""] - here[1][""] + here[2].get(cache, 0))
@@ -141,9 +145,13 @@ def _read_json(path: Path) -> dict:
 
 
 def read_weights(
-    folder: Path, config: ModelConfig, homes: dict[str, torch.device], dtype: torch.dtype,
-    progress: Progress | None = None, narrow: Collection[str] = (),
-) -> dict[str, Tensor]:  # fmt: skip
+    folder: Path,
+    config: ModelConfig,
+    homes: dict[str, torch.device],
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    narrow: Collection[str] = (),
+) -> dict[str, Tensor]:
     """Our state dict from the folder's safetensors, sharded or not.
 
     homes: the device of each parameter, by our names. narrow: those that are kept in 8 bits, a

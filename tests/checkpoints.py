@@ -34,12 +34,22 @@ DREAM_TEMPLATE = (
 )
 # the last tokens of each golden vocabulary of 512; the end of text is 510 and the mask 511
 LLADA_TOKENS = [
-    "<|startoftext|>", "[CLS]", "[gMASK]", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>", "<|endoftext|>", "<|mdm_mask|>",
-]  # fmt: skip
+    "<|startoftext|>",
+    "[CLS]",
+    "[gMASK]",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|endoftext|>",
+    "<|mdm_mask|>",
+]
 DREAM_TOKENS = [
-    "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|endoftext|>", "<|mask|>",
-]  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|beginoftext|>",
+    "<|endoftext|>",
+    "<|mask|>",
+]
 
 
 def golden(family: str) -> tuple[dict, dict]:
@@ -79,49 +89,93 @@ def write_weights(folder: Path, weights: dict, shards: int) -> None:
 
 def llada_config(meta: dict) -> dict:
     return {
-        "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0,
-        "architectures": ["LLaDAModelLM"], "attention_dropout": 0.0,
-        "attention_layer_norm": False, "attention_layer_norm_with_affine": True,
+        "activation_type": "silu",
+        "alibi": False,
+        "alibi_bias_max": 8.0,
+        "architectures": ["LLaDAModelLM"],
+        "attention_dropout": 0.0,
+        "attention_layer_norm": False,
+        "attention_layer_norm_with_affine": True,
         "auto_map": {
             "AutoConfig": "configuration_llada.LLaDAConfig",
             "AutoModel": "modeling_llada.LLaDAModelLM",
             "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
         },
-        "bias_for_layer_norm": False, "block_group_size": 1, "block_type": "llama",
-        "d_model": meta["width"], "embedding_dropout": 0.0, "embedding_size": meta["vocab"],
-        "eos_token_id": meta["eos_id"], "flash_attention": False, "include_bias": False,
-        "include_qkv_bias": False, "init_cutoff_factor": None, "init_device": "meta",
-        "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": False,
-        "layer_norm_type": "rms", "layer_norm_with_affine": True,
-        "mask_token_id": meta["mask_id"], "max_sequence_length": 4096,
-        "mlp_hidden_size": meta["mlp"], "mlp_ratio": 4, "model_type": "llada",
-        "multi_query_attention": None, "n_heads": meta["heads"], "n_kv_heads": meta["kv_heads"],
-        "n_layers": meta["layers"], "pad_token_id": meta["eos_id"], "precision": "amp_bf16",
-        "residual_dropout": 0.0, "rms_norm_eps": meta["rms_norm_eps"], "rope": True,
-        "rope_full_precision": True, "rope_theta": meta["rope_theta"], "scale_logits": False,
-        "transformers_version": "4.46.3", "use_cache": False, "vocab_size": meta["vocab"],
+        "bias_for_layer_norm": False,
+        "block_group_size": 1,
+        "block_type": "llama",
+        "d_model": meta["width"],
+        "embedding_dropout": 0.0,
+        "embedding_size": meta["vocab"],
+        "eos_token_id": meta["eos_id"],
+        "flash_attention": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "init_cutoff_factor": None,
+        "init_device": "meta",
+        "init_fn": "mitchell",
+        "init_std": 0.02,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "mask_token_id": meta["mask_id"],
+        "max_sequence_length": 4096,
+        "mlp_hidden_size": meta["mlp"],
+        "mlp_ratio": 4,
+        "model_type": "llada",
+        "multi_query_attention": None,
+        "n_heads": meta["heads"],
+        "n_kv_heads": meta["kv_heads"],
+        "n_layers": meta["layers"],
+        "pad_token_id": meta["eos_id"],
+        "precision": "amp_bf16",
+        "residual_dropout": 0.0,
+        "rms_norm_eps": meta["rms_norm_eps"],
+        "rope": True,
+        "rope_full_precision": True,
+        "rope_theta": meta["rope_theta"],
+        "scale_logits": False,
+        "transformers_version": "4.46.3",
+        "use_cache": False,
+        "vocab_size": meta["vocab"],
         "weight_tying": False,
-    }  # fmt: skip
+    }
 
 
 def dream_config(meta: dict) -> dict:
     return {
-        "architectures": ["DreamModel"], "attention_dropout": 0.0,
+        "architectures": ["DreamModel"],
+        "attention_dropout": 0.0,
         "auto_map": {
             "AutoConfig": "configuration_dream.DreamConfig",
             "AutoModel": "modeling_dream.DreamModel",
         },
-        "bos_token_id": meta["eos_id"], "eos_token_id": meta["eos_id"], "hidden_act": "silu",
-        "hidden_size": meta["width"], "initializer_range": 0.02, "intermediate_size": meta["mlp"],
-        "mask_token_id": meta["mask_id"], "max_position_embeddings": 131072,
-        "max_window_layers": 28, "model_type": "Dream", "num_attention_heads": meta["heads"],
-        "num_hidden_layers": meta["layers"], "num_key_value_heads": meta["kv_heads"],
-        "pad_token_id": meta["eos_id"], "rms_norm_eps": meta["rms_norm_eps"],
-        "rope_scaling": None, "rope_theta": meta["rope_theta"], "sliding_window": None,
-        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-        "transformers_version": "4.46.2", "use_cache": True, "use_mrope": False,
-        "use_sliding_window": False, "vocab_size": meta["vocab"],
-    }  # fmt: skip
+        "bos_token_id": meta["eos_id"],
+        "eos_token_id": meta["eos_id"],
+        "hidden_act": "silu",
+        "hidden_size": meta["width"],
+        "initializer_range": 0.02,
+        "intermediate_size": meta["mlp"],
+        "mask_token_id": meta["mask_id"],
+        "max_position_embeddings": 131072,
+        "max_window_layers": 28,
+        "model_type": "Dream",
+        "num_attention_heads": meta["heads"],
+        "num_hidden_layers": meta["layers"],
+        "num_key_value_heads": meta["kv_heads"],
+        "pad_token_id": meta["eos_id"],
+        "rms_norm_eps": meta["rms_norm_eps"],
+        "rope_scaling": None,
+        "rope_theta": meta["rope_theta"],
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.46.2",
+        "use_cache": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+        "vocab_size": meta["vocab"],
+    }
 
 
 def byte_level(vocab: int) -> Tokenizer:
@@ -145,13 +199,21 @@ def write_llada_tokenizer(folder: Path, template: bool) -> None:
     tokenizer.add_special_tokens(LLADA_TOKENS)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "add_bos_token": False, "add_eos_token": False, "bos_token": "<|startoftext|>",
-        "clean_up_tokenization_spaces": False, "cls_token": "[CLS]", "eos_token": "<|endoftext|>",
-        "fast_tokenizer": True, "gmask_token": "[gMASK]", "merges_file": None,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "bos_token": "<|startoftext|>",
+        "clean_up_tokenization_spaces": False,
+        "cls_token": "[CLS]",
+        "eos_token": "<|endoftext|>",
+        "fast_tokenizer": True,
+        "gmask_token": "[gMASK]",
+        "merges_file": None,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": 1000000000000000019884624838656, "pad_token": "<|endoftext|>",
-        "tokenizer_class": "PreTrainedTokenizerFast", "trust_remote_code": True,
-    }  # fmt: skip
+        "model_max_length": 1000000000000000019884624838656,
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "trust_remote_code": True,
+    }
     if template:
         settings["chat_template"] = LLADA_TEMPLATE
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -165,17 +227,24 @@ def write_dream_tokenizer(
     byte_level(first).model.save(str(folder))
     plain = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
     settings = {
-        "add_bos_token": False, "add_prefix_space": False,
+        "add_bos_token": False,
+        "add_prefix_space": False,
         "added_tokens_decoder": {
             str(first + i): {"content": token, **plain} for i, token in enumerate(added)
         },
         "additional_special_tokens": ["<|beginoftext|>", "<|mask|>"],
         "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
-        "bos_token": "<|beginoftext|>", "clean_up_tokenization_spaces": False,
-        "eos_token": "<|endoftext|>", "errors": "replace", "mask_token": "<|mask|>",
-        "model_max_length": 131072, "pad_token": "<|endoftext|>", "split_special_tokens": False,
-        "tokenizer_class": "DreamTokenizer", "unk_token": None,
-    }  # fmt: skip
+        "bos_token": "<|beginoftext|>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|endoftext|>",
+        "errors": "replace",
+        "mask_token": "<|mask|>",
+        "model_max_length": 131072,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "tokenizer_class": "DreamTokenizer",
+        "unk_token": None,
+    }
     if template:
         settings["chat_template"] = DREAM_TEMPLATE
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -13,9 +13,19 @@ from d2cache.canvas import Canvas, Rows
 from d2cache.model import Model, ModelConfig
 
 SMALL = ModelConfig(
-    layers=3, width=32, heads=4, kv_heads=4, mlp=48, vocab=60, rope_theta=100.0, norm_eps=1e-5,
-    mask_id=59, eos_id=58, max_length=256, name="small",
-)  # fmt: skip
+    layers=3,
+    width=32,
+    heads=4,
+    kv_heads=4,
+    mlp=48,
+    vocab=60,
+    rope_theta=100.0,
+    norm_eps=1e-5,
+    mask_id=59,
+    eos_id=58,
+    max_length=256,
+    name="small",
+)
 
 # knobs under which a policy really caches; one not named here runs with its defaults
 KNOBS = {
@@ -25,20 +35,25 @@ KNOBS = {
         dict(current_k=3, rollout_p=0.1, sigma=3.0, as_shipped=True),
     ],
     "dllm": [
-        dict(kp=5, kr=3), dict(kp=4, kr=50, rho=0.5, first_layer=True), dict(kp=3, kr=4, rho=0.0),
+        dict(kp=5, kr=3),
+        dict(kp=4, kr=50, rho=0.5, first_layer=True),
+        dict(kp=3, kr=4, rho=0.0),
     ],
     "dkv": [dict(reload=4)],
     "elastic": [dict(beta=3), dict(beta=4, gamma=0.99)],
     "sparse": [dict(keep_ratio=0.4)],
     "window": [dict(before=2, after=2, warmup=2), dict(before=1, after=0, warmup=0, every=3)],
-}  # fmt: skip
+}
 POLICIES = [(p["name"], knobs) for p in d2cache.policies() for knobs in KNOBS.get(p["name"], [{}])]
 # knobs under which a decoder's rule really acts on a random model
 DECODER_KNOBS = {
-    "threshold": dict(threshold=0.35), "factor": dict(factor=3.0), "eb": dict(gamma=1.0),
-    "klass": dict(kl=1.0, threshold=0.3), "slowfast": dict(threshold=0.4, low=0.3, cycles=3),
+    "threshold": dict(threshold=0.35),
+    "factor": dict(factor=3.0),
+    "eb": dict(gamma=1.0),
+    "klass": dict(kl=1.0, threshold=0.3),
+    "slowfast": dict(threshold=0.4, low=0.3, cycles=3),
     "wino": dict(wide_in=0.35, narrow_out=0.5),
-}  # fmt: skip
+}
 DECODERS = [d["name"] for d in d2cache.decoders()]
 
 
@@ -87,9 +102,17 @@ def full_pass(model, tokens):
     policy.begin(model, canvas)
     whole = torch.ones_like(every).bool()
     rows = Rows(
-        every, whole, every, every, every, keys=None, full=True, fresh=every, wanted=whole,
+        every,
+        whole,
+        every,
+        every,
+        every,
+        keys=None,
+        full=True,
+        fresh=every,
+        wanted=whole,
         new=whole,
-    )  # fmt: skip
+    )
     return model(tokens, rows, policy)
 
 

@@ -16,9 +16,19 @@ from d2cache.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 KEYS = {
-    "text", "answer_tokens", "steps", "seconds", "tokens_per_second", "hit_rate", "flops",
-    "flops_vs_none", "model", "policy", "decoder", "device",
-}  # fmt: skip
+    "text",
+    "answer_tokens",
+    "steps",
+    "seconds",
+    "tokens_per_second",
+    "hit_rate",
+    "flops",
+    "flops_vs_none",
+    "model",
+    "policy",
+    "decoder",
+    "device",
+}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +198,7 @@ BAD = {
     "letters for a number": (["run", "--gen-length", "many"], "invalid int value: 'many'"),
     "unknown flag": (["run", "--speed", "9"], "--speed"),
     "switch with a value": (["run", "--as-shipped=3"], "--as-shipped"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -233,10 +243,25 @@ def test_help_lists_every_knob(command, capsys):
 
 def test_the_module_runs_as_a_program_with_the_model_in_the_box():
     done = subprocess.run(
-        [sys.executable, "-m", "d2cache", "run", "What is 2 + 3?", "--gen-length", "8", "--json",
-         "--device", "cpu"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "d2cache",
+            "run",
+            "What is 2 + 3?",
+            "--gen-length",
+            "8",
+            "--json",
+            "--device",
+            "cpu",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ,
+        check=False,
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr
     got = json.loads(done.stdout.splitlines()[-1])
     assert set(got) == KEYS and got["model"] == "tiny" and got["steps"] == 8
@@ -265,8 +290,10 @@ def test_edits_change_the_run_and_stand_in_its_trace(cli, tmp_path):
     assert trace.tokens[3, 3] == 7 and trace.tokens[5, 5] == 59
     assert [e["step"] for e in trace.run["edits"]] == [2, 4]
     for bad, says in (
-        ("x", "step of an edit is 'x'"), ("1,99=1", "names position 99"), ("1,2", "its form: STEP"),
+        ("x", "step of an edit is 'x'"),
+        ("1,99=1", "names position 99"),
+        ("1,2", "its form: STEP"),
         ("1,policy.kr=2", "policy 'd2' has no knob 'kr'"),
-    ):  # fmt: skip
+    ):
         code, out, err = cli("run", "--edit", bad)
         assert code == 2 and not out and says in err and err.count("\n") == 1

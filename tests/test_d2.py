@@ -39,10 +39,14 @@ def test_selecting_everything_is_no_cache(changes, block_length):
         assert torch.equal(a.after.tokens, b.after.tokens)
 
 
-@pytest.mark.parametrize("knobs", [
-    dict(current_k=3, rollout_p=0.1), dict(current_k=3, rollout_p=0.1, as_shipped=True),
-    dict(current_k=64, rollout_p=0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        dict(current_k=3, rollout_p=0.1),
+        dict(current_k=3, rollout_p=0.1, as_shipped=True),
+        dict(current_k=64, rollout_p=0.0),
+    ],
+)
 def test_small_knobs_are_a_cache(knobs):
     """Guard of the tests above and of every comparison with no cache."""
     model, prompt = small_model(21), random_prompt(10)
@@ -131,21 +135,26 @@ class Retold:
                 gaps |= set(range(a + 1, z))
         why = dict.fromkeys(taken, 0) | dict.fromkeys(gaps, int(Why.GAP))
         for positions, reason in (
-            (chosen, Why.CHOSEN), (written, Why.WRITTEN), (rolled, Why.ROLLOUT)
-        ):  # fmt: skip
+            (chosen, Why.CHOSEN),
+            (written, Why.WRITTEN),
+            (rolled, Why.ROLLOUT),
+        ):
             for j in positions:
                 why[j] |= int(reason)
         return why
 
 
-@pytest.mark.parametrize("knobs", [
-    dict(current_k=3, rollout_p=0.1, sigma=3.0),
-    dict(current_k=5, rollout_p=0.35, sigma=1.5, inflate_w=3),
-    dict(current_k=4, rollout_p=0.05, sigma=10.0, inflate_w=2),
-    dict(current_k=2, rollout_p=0.0, sigma=3.0, inflate_w=6),
-    dict(current_k=3, rollout_p=0.15, sigma=3.0, as_shipped=True),
-    dict(current_k=4, rollout_p=0.3, sigma=2.0, inflate_w=3, as_shipped=True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        dict(current_k=3, rollout_p=0.1, sigma=3.0),
+        dict(current_k=5, rollout_p=0.35, sigma=1.5, inflate_w=3),
+        dict(current_k=4, rollout_p=0.05, sigma=10.0, inflate_w=2),
+        dict(current_k=2, rollout_p=0.0, sigma=3.0, inflate_w=6),
+        dict(current_k=3, rollout_p=0.15, sigma=3.0, as_shipped=True),
+        dict(current_k=4, rollout_p=0.3, sigma=2.0, inflate_w=3, as_shipped=True),
+    ],
+)
 @pytest.mark.parametrize("block_length", [16, 5])
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("decoder", ["confidence", "threshold"])
@@ -159,9 +168,13 @@ def test_each_plan_follows_the_rules(knobs, block_length, seed, decoder):
     told = [Retold(9, 16, block_length, knobs) for _ in prompts]
     pace = dict(tokens_per_step=2) if decoder == "confidence" else dict(threshold=0.35)
     steps = run(
-        model, prompts, ("d2", knobs), (decoder, dict(sigma=3.0, **pace)),
-        gen_length=16, block_length=block_length,
-    )  # fmt: skip
+        model,
+        prompts,
+        ("d2", knobs),
+        (decoder, dict(sigma=3.0, **pace)),
+        gen_length=16,
+        block_length=block_length,
+    )
     for step, following in zip(steps, steps[1:], strict=False):
         for b in range(3):
             if not following.before.live[b]:
@@ -200,9 +213,12 @@ def test_a_live_confidence_is_the_one_of_the_last_computation():
 def test_a_written_token_is_recomputed_exactly_once_on_the_next_step(block_length):
     model, prompt = small_model(23), random_prompt(6)
     steps = run(
-        model, prompt, ("d2", dict(current_k=3, rollout_p=0.0)),
-        gen_length=14, block_length=block_length,
-    )  # fmt: skip
+        model,
+        prompt,
+        ("d2", dict(current_k=3, rollout_p=0.0)),
+        gen_length=14,
+        block_length=block_length,
+    )
     for before, step in zip(steps, steps[1:], strict=False):
         written = step.plan.why & int(Why.WRITTEN) > 0
         assert torch.equal(written, before.accepted)
@@ -216,9 +232,12 @@ def test_a_written_token_is_recomputed_exactly_once_on_the_next_step(block_lengt
 def test_a_position_that_was_not_computed_is_never_written(tokens_per_step):
     model, prompt = small_model(24), random_prompt(6)
     steps = run(
-        model, prompt, ("d2", dict(current_k=2, rollout_p=0.1)),
-        ("confidence", dict(tokens_per_step=tokens_per_step)), gen_length=14,
-    )  # fmt: skip
+        model,
+        prompt,
+        ("d2", dict(current_k=2, rollout_p=0.1)),
+        ("confidence", dict(tokens_per_step=tokens_per_step)),
+        gen_length=14,
+    )
     fewer = 0
     for step in steps:
         missing = step.before.masked & ~step.plan.predict
@@ -232,9 +251,12 @@ def test_a_position_that_was_not_computed_is_never_written(tokens_per_step):
 def test_as_shipped_an_uncomputed_position_reads_one_over_v_and_can_be_written():
     model, prompt = small_model(24), random_prompt(6)
     steps = run(
-        model, prompt, ("d2", dict(current_k=2, rollout_p=0.1, as_shipped=True)),
-        ("confidence", dict(tokens_per_step=6)), gen_length=14,
-    )  # fmt: skip
+        model,
+        prompt,
+        ("d2", dict(current_k=2, rollout_p=0.1, as_shipped=True)),
+        ("confidence", dict(tokens_per_step=6)),
+        gen_length=14,
+    )
     garbage = 0
     for step in steps:
         missing = step.before.masked & ~step.plan.predict
@@ -249,9 +271,13 @@ def test_as_shipped_rows_may_finish_at_different_steps():
     """A done row has no mask left in its open block; the others go on."""
     prompts = [random_prompt(5, s) for s in range(4)]
     steps = run(
-        small_model(8), prompts, ("d2", dict(current_k=4, as_shipped=True)),
-        ("threshold", dict(threshold=0.3)), gen_length=10, block_length=5,
-    )  # fmt: skip
+        small_model(8),
+        prompts,
+        ("d2", dict(current_k=4, as_shipped=True)),
+        ("threshold", dict(threshold=0.3)),
+        gen_length=10,
+        block_length=5,
+    )
     assert len({tuple(s.before.live.tolist()) for s in steps}) > 1, "guard"
     assert (steps[-1].after.tokens != MASK).all()
 

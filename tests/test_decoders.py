@@ -66,18 +66,24 @@ def see(canvas: Canvas, candidates: Candidates, b: int) -> Sight:
     masked = [j for j in range(first, len(tokens)) if tokens[j] == canvas.mask_id]
     ends = [j for j in range(first, len(tokens)) if tokens[j] == canvas.eos_id]
     end = ends[0] if ends and canvas.stop_at_eos else len(tokens)
-    block = [j for j in masked if (j - first) // canvas.block_length
-             == (masked[0] - first) // canvas.block_length]  # fmt: skip
+    block = [
+        j
+        for j in masked
+        if (j - first) // canvas.block_length == (masked[0] - first) // canvas.block_length
+    ]
     at, share = candidates.target[b].tolist(), softmax(candidates.logits[b].numpy())
     return Sight(
-        step=canvas.step, first=first, size=canvas.block_length,
+        step=canvas.step,
+        first=first,
+        size=canvas.block_length,
         written=[j for j in range(first, len(tokens)) if j not in masked],
         masked=block if any(j < end for j in masked) else [],
-        token=candidates.tokens[b].numpy(), confidence=candidates.confidence[b].numpy(),
+        token=candidates.tokens[b].numpy(),
+        confidence=candidates.confidence[b].numpy(),
         density=None if candidates.density is None else candidates.density[b].numpy(),
         share={j: p for j, p in zip(at, share, strict=True) if candidates.computed[b, j]},
         lot=None if candidates.noise is None else candidates.noise[b].numpy(),
-    )  # fmt: skip
+    )
 
 
 # --- the rules ----------------------------------------------------------------------------------
@@ -184,10 +190,14 @@ class Factor(Rule, of="factor"):
 
     def accept(self, sight):
         order = sorted(sight.open, key=lambda j: -sight.confidence[j])
-        n = max([
-            n for n in range(1, len(order) + 1)
-            if (n + 1) * (1 - sight.confidence[order[n - 1]]) < self.knob["factor"]
-        ], default=0)  # fmt: skip
+        n = max(
+            [
+                n
+                for n in range(1, len(order) + 1)
+                if (n + 1) * (1 - sight.confidence[order[n - 1]]) < self.knob["factor"]
+            ],
+            default=0,
+        )
         self.note(all=n == len(order) > 1)
         return self.fill(sight, order[:n])
 
@@ -209,17 +219,21 @@ class EntropyBound(Rule, of="eb"):
                 break
             n += 1
         self.note(
-            bounded=0 < n < len(each), all=n == len(each) > 1,
+            bounded=0 < n < len(each),
+            all=n == len(each) > 1,
             rows=any(a < b for a, b in zip(each[:n], each[1:n], strict=False)),
-        )  # fmt: skip
+        )
         return self.fill(sight, order[:n])
 
 
 class KLASS(Rule, of="klass"):
     cases = (
-        dict(kl=0.0, history=1, threshold=0.25), dict(kl=0.01), dict(kl=0.05, threshold=0.5),
-        dict(kl=0.3, history=3, threshold=0.375), dict(kl=10.0, history=1, threshold=0.25),
-    )  # fmt: skip
+        dict(kl=0.0, history=1, threshold=0.25),
+        dict(kl=0.01),
+        dict(kl=0.05, threshold=0.5),
+        dict(kl=0.3, history=3, threshold=0.375),
+        dict(kl=10.0, history=1, threshold=0.25),
+    )
     branches = frozenset({"stable", "unsure", "interrupted", "support", "skipped", "several"})
 
     def begin(self):
@@ -239,8 +253,10 @@ class KLASS(Rule, of="klass"):
         stable = [j for j in sight.masked if self.still.get(j, 0) >= self.knob["history"]]
         sure = [j for j in stable if sight.confidence[j] > self.knob["threshold"]]
         self.note(
-            stable=sure, unsure=set(stable) - set(sure), skipped=set(stable) - set(sight.open),
-        )  # fmt: skip
+            stable=sure,
+            unsure=set(stable) - set(sure),
+            skipped=set(stable) - set(sight.open),
+        )
         return self.fill(sight, sure)
 
 
@@ -261,13 +277,25 @@ class Calibrated(Rule, of="pc"):
 
 class SlowFast(Rule, of="slowfast"):
     cases = (
-        dict(threshold=0.5, low=0.25, cycles=3), dict(threshold=0.95, low=0.5, cycles=2),
-        dict(threshold=0.75, low=0.0, cycles=64), dict(threshold=1.0, low=0.9, cycles=4),
+        dict(threshold=0.5, low=0.25, cycles=3),
+        dict(threshold=0.95, low=0.5, cycles=2),
+        dict(threshold=0.75, low=0.0, cycles=64),
+        dict(threshold=1.0, low=0.9, cycles=4),
         dict(threshold=0.9, low=0.1, cycles=1),
-    )  # fmt: skip
-    branches = frozenset({
-        "slow", "fast", "settled", "exhausted", "again", "blind", "beyond", "several", "filled",
-    })  # fmt: skip
+    )
+    branches = frozenset(
+        {
+            "slow",
+            "fast",
+            "settled",
+            "exhausted",
+            "again",
+            "blind",
+            "beyond",
+            "several",
+            "filled",
+        }
+    )
 
     def begin(self):
         self.ends, self.until = [], None  # ends in sight of this scouting; end of the stretch
@@ -294,9 +322,12 @@ class SlowFast(Rule, of="slowfast"):
 
 class WINO(Rule, of="wino"):
     cases = (
-        dict(wide_in=0.375, narrow_out=0.5), dict(wide_in=0.6), dict(wide_in=0.0, narrow_out=1.0),
-        dict(wide_in=1.0, narrow_out=0.875), dict(wide_in=0.0, narrow_out=0.0),
-    )  # fmt: skip
+        dict(wide_in=0.375, narrow_out=0.5),
+        dict(wide_in=0.6),
+        dict(wide_in=0.0, narrow_out=1.0),
+        dict(wide_in=1.0, narrow_out=0.875),
+        dict(wide_in=0.0, narrow_out=0.0),
+    )
     branches = frozenset({"filled", "several", "capped", "doubted", "spared", "kept"})
 
     def accept(self, sight):
@@ -312,9 +343,10 @@ class WINO(Rule, of="wino"):
         here = [j for j in sight.written if (j - sight.first) // sight.size in block]
         low = sorted((opinion[j], j) for j in here if opinion[j] < self.knob["narrow_out"])
         self.note(
-            doubted=low and len(accepted) > 1, spared=len(low) >= len(accepted),
+            doubted=low and len(accepted) > 1,
+            spared=len(low) >= len(accepted),
             kept=len(low) < len(here),
-        )  # fmt: skip
+        )
         return [j for _, j in low[: len(accepted) - 1]]
 
 
@@ -425,14 +457,25 @@ def play(decoder: Decoder, seed: int, rows=(0, 1, 2)):
         logits, tokens, computed, lots, opinion = (
             torch.from_numpy(np.stack(one)) for one in zip(*drawn, strict=True)
         )
-        turn = propose(decoder, canvas, logits, tokens, computed, lots, rounded=seed % 2 == 1,
-                       dtype=torch.float32 if seed >= 2 else torch.float64)  # fmt: skip
+        turn = propose(
+            decoder,
+            canvas,
+            logits,
+            tokens,
+            computed,
+            lots,
+            rounded=seed % 2 == 1,
+            dtype=torch.float32 if seed >= 2 else torch.float64,
+        )
         opinion = torch.nn.functional.pad(opinion, (PROMPT, 0))
         for b in range(len(rows)):
             sight = see(canvas, turn.candidates, b)
             block = {(j - PROMPT) // BLOCK for j in sight.masked}
-            away = [j for j in range(PROMPT + ANSWER)
-                    if j not in sight.written or (j - PROMPT) // BLOCK not in block]  # fmt: skip
+            away = [
+                j
+                for j in range(PROMPT + ANSWER)
+                if j not in sight.written or (j - PROMPT) // BLOCK not in block
+            ]
             opinion[b, away] = torch.inf
         turn.opinion = opinion
         turn.accepted = decoder.accept(canvas, turn.candidates)
@@ -467,10 +510,14 @@ def propose(decoder, canvas, logits, tokens, computed, lots, rounded=False, dtyp
     certainty[~computed] = -torch.inf
     confidence = certainty.mul(8).round().div(8) if rounded else certainty
     candidates = Candidates(
-        tokens=torch.where(computed, pad(tokens), 0), confidence=confidence,
-        density=decoder.prior(canvas), logits=logits, target=target, computed=computed,
+        tokens=torch.where(computed, pad(tokens), 0),
+        confidence=confidence,
+        density=decoder.prior(canvas),
+        logits=logits,
+        target=target,
+        computed=computed,
         noise=pad(lots) if decoder.draws else None,
-    )  # fmt: skip
+    )
     return Turn(canvas, candidates, certainty, None, None, None)
 
 
@@ -567,9 +614,14 @@ def test_a_decoder_follows_its_rule_in_a_run(name, policy):
         steps = run(model, prompts, policy, decoder, gen_length=14, block_length=8, seed=seed)
         for step in steps:
             follow(
-                rules, step.before, step.candidates, step.accepted, step.confidence, 1e-9,
+                rules,
+                step.before,
+                step.candidates,
+                step.accepted,
+                step.confidence,
+                1e-9,
                 f"seed {seed}",
-            )  # fmt: skip
+            )
 
 
 # --- what is asked of all -----------------------------------------------------------------------
@@ -725,9 +777,11 @@ def test_a_decoder_fills_every_block_under_every_policy(name, policy):
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(name):
     model, prompt = small_model(6), random_prompt(6)
     answers = [
-        run(model, prompt, "none", made(name, temperature=1.0), gen_length=16, seed=seed)[-1]
-        .after.tokens.tolist() for seed in (3, 3, 4)
-    ]  # fmt: skip
+        run(model, prompt, "none", made(name, temperature=1.0), gen_length=16, seed=seed)[
+            -1
+        ].after.tokens.tolist()
+        for seed in (3, 3, 4)
+    ]
     assert answers[0] == answers[1] != answers[2]
 
 
@@ -783,9 +837,13 @@ def test_the_prior_moves_the_order_of_writing(policy):
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_tokens_per_step_sets_the_number_of_steps(count):
     steps = run(
-        small_model(5), random_prompt(6), "none", ("confidence", {"tokens_per_step": count}),
-        gen_length=12, block_length=6,
-    )  # fmt: skip
+        small_model(5),
+        random_prompt(6),
+        "none",
+        ("confidence", {"tokens_per_step": count}),
+        gen_length=12,
+        block_length=6,
+    )
     assert len(steps) == 2 * -(-6 // count)
 
 
@@ -793,9 +851,13 @@ def test_lots_are_even_and_fall_anew_each_step():
     """Each position of the block is as likely as any other, whatever its confidence."""
     n, length = 600, 6
     steps = run(
-        small_model(6), random_prompt(5).expand(n, -1), "none", "random", gen_length=length,
+        small_model(6),
+        random_prompt(5).expand(n, -1),
+        "none",
+        "random",
+        gen_length=length,
         seed=range(n),
-    )  # fmt: skip
+    )
     assert steps[0].candidates.density is None, "no prior unless asked for one"
     where = torch.stack([s.accepted[:, 5:].int().argmax(1) for s in steps], 1)  # (n, steps)
     assert torch.equal(where.sort(1).values, torch.arange(length).expand(n, -1))
@@ -851,10 +913,14 @@ def test_a_run_samples_each_position_from_the_models_distribution():
     model, prompt, n = small_model(6), random_prompt(5), 1500
     first = next(
         d2cache.generate(
-            model, prompt.expand(n, -1), "none",
-            d2cache.make_decoder("confidence", temperature=1.0), gen_length=3, seed=range(n),
+            model,
+            prompt.expand(n, -1),
+            "none",
+            d2cache.make_decoder("confidence", temperature=1.0),
+            gen_length=3,
+            seed=range(n),
         )
-    )  # fmt: skip
+    )
     for j in range(3):
         want = first.logits[0, j].softmax(-1)
         count = torch.bincount(first.candidates.tokens[:, 5 + j], minlength=60).double()

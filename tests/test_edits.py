@@ -119,9 +119,13 @@ def test_keys_and_values_of_a_new_token_are_its_own(policy):
     """At layer 0, where they depend on the token alone, at once; everywhere in a full pass."""
     model, made = small_model(23), d2cache.make_policy(policy[0], **policy[1])
     steps = d2cache.generate(
-        model, PROMPT, made, gen_length=GEN, block_length=6,
+        model,
+        PROMPT,
+        made,
+        gen_length=GEN,
+        block_length=6,
         edits=[Edit(4, {3: 50, 20: 51}), Edit(7, refresh="all")],
-    )  # fmt: skip
+    )
     for step in steps:
         if step.index in (5, 8):
             plain, tokens = Reference(model, LENGTH), step.before.tokens[0]
@@ -175,20 +179,27 @@ def test_the_end_token_by_hand_ends_a_run(policy):
 def test_a_run_can_be_made_again_from_the_header_of_its_trace(policy, tmp_path):
     edits = (
         Edit(7, {10: MASK, 2: 5}, policy={}, decoder={"sigma": 0.0, "tokens_per_step": 2}),
-        Edit(2, {15: 3, 0: 9}, refresh=(4, 5)), Edit(9, refresh="all"),
-    )  # fmt: skip
+        Edit(2, {15: 3, 0: 9}, refresh=(4, 5)),
+        Edit(9, refresh="all"),
+    )
     steps = play(policy, *edits)
     Trace.record(iter(steps)).save(tmp_path / "run.safetensors")
     trace = Trace.load(tmp_path / "run.safetensors")
     told = trace.run
     assert [e["step"] for e in told["edits"]] == [2, 7, 9], "in the order of their steps"
-    again = list(d2cache.generate(
-        small_model(21), trace.tokens[0, : told["prompt_length"]],
-        d2cache.make_policy(told["policy"], **told["policy_knobs"]),
-        d2cache.make_decoder(told["decoder"], **told["decoder_knobs"]),
-        gen_length=told["gen_length"], block_length=told["block_length"], seed=told["seeds"][0],
-        stop_at_eos=told["stop_at_eos"], edits=[Edit.of_plain(e) for e in told["edits"]],
-    ))  # fmt: skip
+    again = list(
+        d2cache.generate(
+            small_model(21),
+            trace.tokens[0, : told["prompt_length"]],
+            d2cache.make_policy(told["policy"], **told["policy_knobs"]),
+            d2cache.make_decoder(told["decoder"], **told["decoder_knobs"]),
+            gen_length=told["gen_length"],
+            block_length=told["block_length"],
+            seed=told["seeds"][0],
+            stop_at_eos=told["stop_at_eos"],
+            edits=[Edit.of_plain(e) for e in told["edits"]],
+        )
+    )
     same(steps, again)
     without = play(policy)
     assert not torch.equal(without[-1].after.tokens, steps[-1].after.tokens), "guard"
@@ -196,13 +207,22 @@ def test_a_run_can_be_made_again_from_the_header_of_its_trace(policy, tmp_path):
 
 # knob -> its value before and after, of policies and decoders that act on it at every step
 TURNS = [
-    ("d2", "current_k", 2, 6), ("d2", "rollout_p", 0.0, 0.6), ("d2", "inflate_w", 0, 8),
-    ("d2", "as_shipped", False, True), ("d2", "as_shipped", True, False),
-    ("dkv", "reload", 512, 2), ("dllm", "kr", 50, 2), ("dllm", "rho", 0.1, 0.9),
-    ("dllm", "first_layer", False, True), ("elastic", "beta", 2, 9), ("elastic", "gamma", 0, 2.0),
-    ("window", "before", 0, 6), ("window", "every", 0, 2), ("prefix", "as_shipped", False, True),
+    ("d2", "current_k", 2, 6),
+    ("d2", "rollout_p", 0.0, 0.6),
+    ("d2", "inflate_w", 0, 8),
+    ("d2", "as_shipped", False, True),
+    ("d2", "as_shipped", True, False),
+    ("dkv", "reload", 512, 2),
+    ("dllm", "kr", 50, 2),
+    ("dllm", "rho", 0.1, 0.9),
+    ("dllm", "first_layer", False, True),
+    ("elastic", "beta", 2, 9),
+    ("elastic", "gamma", 0, 2.0),
+    ("window", "before", 0, 6),
+    ("window", "every", 0, 2),
+    ("prefix", "as_shipped", False, True),
     ("dual", "as_shipped", True, False),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "knob", "old", "new"), TURNS)
@@ -333,18 +353,30 @@ def test_an_edit_does_not_change_behind_its_back():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "the step of an edit is ''"), ("x", "step of an edit is 'x'"), ("-1", "is '-1'"),
-        ("1.5", "is '1.5'"), ("3,", "has a part ''; its form: STEP"), ("3,4", "has a part '4'"),
-        ("3,x=4", "has a part 'x=4'"), ("3,4=x", "a token is 'x'"), ("3,4=-1", "a token is '-1'"),
-        ("3,refresh=", "a row is ''"), ("3,refresh=1,2", "has a part '2'"),
-        ("3,refresh=1.x", "a row is 'x'"), ("3,refresh=ALL", "a row is 'ALL'"),
-        ("3,model.x=1", "has a part"), ("3,policy.x=y", "an edit sets x to 'y'"),
-        ("3,policy.x=nan", "an edit sets x to nan"), ("3,policy.x=inf", "an edit sets x to inf"),
-        ("3,policy.=1", "an edit's knob is ''"), ("3,policy.a b=1", "an edit's knob is 'a b'"),
-        ("9" * 5000, "step of an edit"), ("3,policy.x=" + "9" * 5000, "sets x to"),
+        ("", "the step of an edit is ''"),
+        ("x", "step of an edit is 'x'"),
+        ("-1", "is '-1'"),
+        ("1.5", "is '1.5'"),
+        ("3,", "has a part ''; its form: STEP"),
+        ("3,4", "has a part '4'"),
+        ("3,x=4", "has a part 'x=4'"),
+        ("3,4=x", "a token is 'x'"),
+        ("3,4=-1", "a token is '-1'"),
+        ("3,refresh=", "a row is ''"),
+        ("3,refresh=1,2", "has a part '2'"),
+        ("3,refresh=1.x", "a row is 'x'"),
+        ("3,refresh=ALL", "a row is 'ALL'"),
+        ("3,model.x=1", "has a part"),
+        ("3,policy.x=y", "an edit sets x to 'y'"),
+        ("3,policy.x=nan", "an edit sets x to nan"),
+        ("3,policy.x=inf", "an edit sets x to inf"),
+        ("3,policy.=1", "an edit's knob is ''"),
+        ("3,policy.a b=1", "an edit's knob is 'a b'"),
+        ("9" * 5000, "step of an edit"),
+        ("3,policy.x=" + "9" * 5000, "sets x to"),
         ("٣", "step of an edit"),
     ],
-)  # fmt: skip
+)
 def test_a_text_that_is_no_edit_is_refused_in_one_line(text, says):
     with pytest.raises(ValueError) as error:
         Edit.parse(text)
@@ -355,17 +387,25 @@ def test_a_text_that_is_no_edit_is_refused_in_one_line(text, says):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (dict(step=-1), "the step of an edit is -1"), (dict(step=1.0), "is 1.0"),
-        (dict(step=True), "is True"), (dict(step=2**31), "a whole number from 0"),
-        (dict(tokens=[1]), "tokens is"), (dict(tokens={-1: 2}), "a position in an edit's tokens"),
-        (dict(tokens={1: 2.5}), "token at position 1 is 2.5"), (dict(tokens={"1": 2}), "is '1'"),
-        (dict(refresh="some"), "refresh is 'some'"), (dict(refresh=3), "refresh is 3"),
-        (dict(refresh=[-2]), "refresh is -2"), (dict(refresh={1, 2}), "a list of positions"),
-        (dict(policy=None), "policy is None"), (dict(policy={1: 2}), "knob is 1"),
-        (dict(decoder={"x": "1"}), "sets x to '1'"), (dict(decoder={"x": 1e13}), "sets x to 1"),
+        (dict(step=-1), "the step of an edit is -1"),
+        (dict(step=1.0), "is 1.0"),
+        (dict(step=True), "is True"),
+        (dict(step=2**31), "a whole number from 0"),
+        (dict(tokens=[1]), "tokens is"),
+        (dict(tokens={-1: 2}), "a position in an edit's tokens"),
+        (dict(tokens={1: 2.5}), "token at position 1 is 2.5"),
+        (dict(tokens={"1": 2}), "is '1'"),
+        (dict(refresh="some"), "refresh is 'some'"),
+        (dict(refresh=3), "refresh is 3"),
+        (dict(refresh=[-2]), "refresh is -2"),
+        (dict(refresh={1, 2}), "a list of positions"),
+        (dict(policy=None), "policy is None"),
+        (dict(policy={1: 2}), "knob is 1"),
+        (dict(decoder={"x": "1"}), "sets x to '1'"),
+        (dict(decoder={"x": 1e13}), "sets x to 1"),
         (dict(decoder={"x": float("nan")}), "sets x to nan"),
     ],
-)  # fmt: skip
+)
 def test_what_no_run_can_do_is_refused(given, says):
     with pytest.raises(ValueError) as error:
         Edit(**{"step": 1, **given})
@@ -374,10 +414,20 @@ def test_what_no_run_can_do_is_refused(given, says):
 
 @pytest.mark.parametrize(
     "plain",
-    [None, [], "x", {}, {"step": 1, "more": 2}, {"step": 1, "tokens": [1]}, {"step": "1"},
-     {"step": 1, "tokens": {"x": 1}}, {"step": 1, "tokens": {"1": "2"}},
-     {"step": 1, "refresh": {"a": 1}}, {"step": 1, "policy": []}],
-)  # fmt: skip
+    [
+        None,
+        [],
+        "x",
+        {},
+        {"step": 1, "more": 2},
+        {"step": 1, "tokens": [1]},
+        {"step": "1"},
+        {"step": 1, "tokens": {"x": 1}},
+        {"step": 1, "tokens": {"1": "2"}},
+        {"step": 1, "refresh": {"a": 1}},
+        {"step": 1, "policy": []},
+    ],
+)
 def test_json_that_is_no_edit_is_refused(plain):
     with pytest.raises(ValueError) as error:
         Edit.of_plain(plain)
@@ -395,10 +445,12 @@ def test_json_that_is_no_edit_is_refused(plain):
         ([Edit(1, policy={"current_k": 0})], "current_k is 0; it must be a whole number from 1"),
         ([Edit(1, decoder={"sigma": -1})], "decoder 'confidence': sigma is -1"),
         ([Edit(1, decoder={"as_shipped": 1})], "as_shipped is 1; it must be True or False"),
-        (Edit(1), "it must be a list of d2cache.Edit"), (["1"], "a list of d2cache.Edit"),
-        (3, "a list of d2cache.Edit"), ([Edit(1)] * 257, "there are 257 edits; 256 are allowed"),
+        (Edit(1), "it must be a list of d2cache.Edit"),
+        (["1"], "a list of d2cache.Edit"),
+        (3, "a list of d2cache.Edit"),
+        ([Edit(1)] * 257, "there are 257 edits; 256 are allowed"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_suit_a_run_is_refused_at_the_call(edits, says):
     with pytest.raises(ValueError) as error:
         d2cache.generate(small_model(0), PROMPT, gen_length=GEN, edits=edits)

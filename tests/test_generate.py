@@ -323,10 +323,19 @@ def test_rows_are_the_refreshed_and_the_sources_of_predictions(shift):
 
 
 @pytest.mark.parametrize(
-    "prompt", [[1, 2, 3], (1, 2, 3), np.array([1, 2, 3]), torch.tensor([1, 2, 3]),
-               torch.tensor([[1, 2, 3]], dtype=torch.int32), [[1, 2, 3]], np.array([1, 2, 3], "u1"),
-               list(np.array([1, 2, 3])), [torch.tensor([1, 2, 3])]],
-)  # fmt: skip
+    "prompt",
+    [
+        [1, 2, 3],
+        (1, 2, 3),
+        np.array([1, 2, 3]),
+        torch.tensor([1, 2, 3]),
+        torch.tensor([[1, 2, 3]], dtype=torch.int32),
+        [[1, 2, 3]],
+        np.array([1, 2, 3], "u1"),
+        list(np.array([1, 2, 3])),
+        [torch.tensor([1, 2, 3])],
+    ],
+)
 def test_a_prompt_may_come_as_any_whole_numbers(prompt):
     canvas = open_canvas(small_model(), prompt, 4)
     assert canvas.tokens.tolist() == [[1, 2, 3, 59, 59, 59, 59]]
@@ -370,7 +379,7 @@ def test_a_mask_token_in_the_prompt_is_a_token_of_the_prompt():
         ([[1, 2], [3, 99]], "has values from 3 to 99"),
         (list(range(50)) * 5, "250 tokens .* 16 is 266; small has room for 256: shorten"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_prompt_is_refused_at_the_call(prompt, says):
     with pytest.raises(ValueError, match=says) as error:
         d2cache.generate(small_model(), prompt, gen_length=16)

@@ -66,9 +66,10 @@ def test_each_policy_and_decoder_is_one_small_file_that_names_its_paper(kind):
         source = path.read_text(encoding="utf-8")
         assert len(source.splitlines()) < 80, relative(path)
         keyed = [
-            node for node in ast.parse(source).body
+            node
+            for node in ast.parse(source).body
             if isinstance(node, ast.ClassDef) and any(k.arg == "key" for k in node.keywords)
-        ]  # fmt: skip
+        ]
         assert len(keyed) == 1, f"{relative(path)} should register one class"
         first = (ast.get_docstring(keyed[0]) or "").partition("\n")[0]
         assert re.search(r"arXiv \d{4}\.\d{4,5}", first), f"{relative(path)}: {first!r}"

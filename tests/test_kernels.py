@@ -334,13 +334,23 @@ def test_one_link(size, rows):
         for _ in range(5):  # the blocks of a kernel meet in another order each time
             room, mine = room_for(form, rows, c.layers), first.clone()
             slots = kernels.Slots(
-                unset(1, batch, per, c.width), k.clone(), v.clone(),
+                unset(1, batch, per, c.width),
+                k.clone(),
+                v.clone(),
                 unset(1, batch, c.heads, per, dtype=torch.float32),
-            )  # fmt: skip
+            )
             kernels.chain(
-                room, list(model.blocks), i, i, mine, 1e-5, rope, index, slots,
+                room,
+                list(model.blocks),
+                i,
+                i,
+                mine,
+                1e-5,
+                rope,
+                index,
+                slots,
                 heads if i else None,
-            )  # fmt: skip
+            )
             assert off(mine, x) < NEAR
             if i < c.layers:
                 found = slots.k[0], slots.v[0], slots.q[0]
@@ -383,9 +393,10 @@ def test_all_layers(size, rows, length):
         room, mine = room_for(form, rows, c.layers), first[0].clone()
         many = c.layers if every else 1
         slots = kernels.Slots(
-            unset(many, 1, rows, c.width), *(t.clone() for t in cache),
+            unset(many, 1, rows, c.width),
+            *(t.clone() for t in cache),
             unset(many, 1, c.heads, rows, dtype=torch.float32),
-        )  # fmt: skip
+        )
         rope = [t.flatten(0, 2) for t in model.rotary(index)]
         kernels.chain(room, list(model.blocks), 0, c.layers, mine, 1e-5, rope, index, slots)
         found = mine, slots.k, slots.v, slots.q, slots.lse.exp2()

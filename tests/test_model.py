@@ -26,11 +26,23 @@ from d2cache.model import CONFIGS, Linear, Model, ModelConfig
 from d2cache.weights import parameter_names
 
 RUNS = [
-    (family, name) for family in FAMILIES for name in (
-        "none_block32", "none_block16", "none_prior10", "none_k2", "none_threshold", "none_margin",
-        "prefix", "dual", "dllm_8_4_25", "dllm_1_1", "d2_as_shipped", "d2_as_shipped_inflate4",
+    (family, name)
+    for family in FAMILIES
+    for name in (
+        "none_block32",
+        "none_block16",
+        "none_prior10",
+        "none_k2",
+        "none_threshold",
+        "none_margin",
+        "prefix",
+        "dual",
+        "dllm_8_4_25",
+        "dllm_1_1",
+        "d2_as_shipped",
+        "d2_as_shipped_inflate4",
     )
-]  # fmt: skip
+]
 
 
 @functools.cache
@@ -72,21 +84,28 @@ def test_runs_are_those_of_the_public_d2cache_code(family, name):
         decoder = d2cache.make_decoder(rule, tokens_per_step=written, **knobs)
     settings = {
         "d2": lambda: dict(
-            current_k=want["current_k"], rollout_p=want["rollout_p"],
-            sigma=want["cache_sigma"], inflate_w=want["inflate_w"], as_shipped=True,
+            current_k=want["current_k"],
+            rollout_p=want["rollout_p"],
+            sigma=want["cache_sigma"],
+            inflate_w=want["inflate_w"],
+            as_shipped=True,
         ),
         "dllm": lambda: dict(kp=want["kp"], kr=want["kr"], rho=want["rou"], first_layer=True),
         "prefix": lambda: dict(as_shipped=True),
         "dual": lambda: dict(as_shipped=True),
-    }.get(want["cache"], dict)  # fmt: skip
+    }.get(want["cache"], dict)
     policy = d2cache.make_policy(want["cache"], **settings())
     prompt = tensors["forward/all_masked/tokens"][0, :p]
     trace = d2cache.Trace.record(
         d2cache.generate(
-            model, prompt, policy, decoder, gen_length=meta["gen_length"],
+            model,
+            prompt,
+            policy,
+            decoder,
+            gen_length=meta["gen_length"],
             block_length=want["block_len"],
         )
-    )  # fmt: skip
+    )
     saved = {
         k.split("/")[-1]: t.clone() for k, t in tensors.items() if k.startswith(f"runs/{name}/")
     }
@@ -114,9 +133,12 @@ def test_no_cache_is_the_plain_forward_at_every_step(changes, block_length):
     model, p, gen = small_model(1, **changes), 7, 14
     canvas = torch.cat((random_prompt(p, 1), torch.full((gen,), SMALL.mask_id)))
     steps = run(
-        model, canvas[:p], decoder=("confidence", {"sigma": 0.0}), gen_length=gen,
+        model,
+        canvas[:p],
+        decoder=("confidence", {"sigma": 0.0}),
+        gen_length=gen,
         block_length=block_length,
-    )  # fmt: skip
+    )
     assert len(steps) == gen
     for step in steps:
         masked = canvas == SMALL.mask_id
@@ -262,11 +284,19 @@ def test_an_impossible_shape_is_refused(changes, says):
     [
         *({field: 1 << 20} for field in ("width", "mlp", "vocab", "max_length")),
         {"width": 1 << 20, "heads": 1 << 19, "kv_heads": 1 << 19},
-        {"layers": 1}, {"layers": 1024}, {"mlp": 1}, {"max_length": 1},
-        {"width": 2, "heads": 1, "kv_heads": 1}, {"vocab": 1, "mask_id": 0, "eos_id": 0},
-        {"rope_theta": 1}, {"norm_eps": 1e-300}, {"shift": 0}, {"shift": 1}, {"name": "x" * 200},
+        {"layers": 1},
+        {"layers": 1024},
+        {"mlp": 1},
+        {"max_length": 1},
+        {"width": 2, "heads": 1, "kv_heads": 1},
+        {"vocab": 1, "mask_id": 0, "eos_id": 0},
+        {"rope_theta": 1},
+        {"norm_eps": 1e-300},
+        {"shift": 0},
+        {"shift": 1},
+        {"name": "x" * 200},
     ],
-)  # fmt: skip
+)
 def test_a_shape_at_the_bounds_is_allowed(changes):
     config = replace(SMALL, **changes)
     assert all(getattr(config, field) == value for field, value in changes.items())

@@ -185,9 +185,15 @@ def other_mask(folder):
 @pytest.mark.parametrize(
     "fault",
     [
-        without_merges, broken_merges, broken_vocab, broken_settings, foreign, larger, other_mask,
+        without_merges,
+        broken_merges,
+        broken_vocab,
+        broken_settings,
+        foreign,
+        larger,
+        other_mask,
     ],
-)  # fmt: skip
+)
 def test_a_tokenizer_that_is_broken_or_of_another_model_is_refused(tmp_path, fault):
     folder = write_checkpoint(tmp_path / "m", "dream")
     refused(folder, fault(folder))
@@ -220,9 +226,16 @@ def test_no_code_and_no_pickle_of_a_checkpoint_is_touched(folder, tmp_path):
     """All that a repository on the hub brings, made hostile: the model loads, nothing runs."""
     code = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n"
     for name in (
-        "configuration_dream.py", "modeling_dream.py", "tokenization_dream.py", "generate.py",
-        "configuration_llada.py", "modeling_llada.py", "__init__.py", "setup.py", "conftest.py",
-    ):  # fmt: skip
+        "configuration_dream.py",
+        "modeling_dream.py",
+        "tokenization_dream.py",
+        "generate.py",
+        "configuration_llada.py",
+        "modeling_llada.py",
+        "__init__.py",
+        "setup.py",
+        "conftest.py",
+    ):
         (folder / name).write_text(code)
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
         (folder / name).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
@@ -256,9 +269,14 @@ def visit(cache, address, names, **settings):
     """Load hub ids one after the other -> what each gave; nothing may be printed meanwhile."""
     env = os.environ | {"HF_HOME": str(cache), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", VISIT, *names], cwd=ROOT, env=env | settings,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", VISIT, *names],
+        cwd=ROOT,
+        env=env | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return json.loads(done.stdout)
 
@@ -293,11 +311,15 @@ REFUSED = {
 }
 SMALL = {
     "dream": {
-        "config.json", INDEX, "vocab.json", "merges.txt", "tokenizer_config.json",
+        "config.json",
+        INDEX,
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
         "added_tokens.json",
     },
     "one-file": {"config.json", "tokenizer.json", "tokenizer_config.json"},
-}  # fmt: skip
+}
 SHARDS = {
     "dream": {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)},
     "one-file": {"model.safetensors"},
@@ -364,9 +386,14 @@ def test_half_a_download_is_not_in_the_cache(hub, tmp_path):
 def test_the_command_line_says_in_one_line_that_there_is_no_network(tmp_path):
     env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "d2cache", "run", ASKED, "--model", "some/model"], cwd=ROOT,
-        env=env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "d2cache", "run", ASKED, "--model", "some/model"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("d2cache: could not fetch 'some/model' from the hub: ")
 
@@ -411,9 +438,18 @@ def test_the_list_as_json_is_one_object_a_line(capsys):
     got = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["name"] for one in got] == list(models.KNOWN)
     assert set(got[0]) == {
-        "name", "family", "parameters", "cached", "device", "dtype", "weights_gb", "kv_gb",
-        "memory_gb", "free_gb", "fits",
-    }  # fmt: skip
+        "name",
+        "family",
+        "parameters",
+        "cached",
+        "device",
+        "dtype",
+        "weights_gb",
+        "kv_gb",
+        "memory_gb",
+        "free_gb",
+        "fits",
+    }
     assert got[0]["memory_gb"] == pytest.approx(got[0]["weights_gb"] + got[0]["kv_gb"])
 
 

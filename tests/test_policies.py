@@ -116,9 +116,15 @@ class Rule:
         logits = c.norm(final, "norm.weight") @ c.weight["head.weight"].T
         token, share = confidence_of(logits, MASK)
         return SimpleNamespace(
-            predict=predict, why=why, rows=rows, new=new, parts=self.parts, token=token,
-            share=share, own=self.own,
-        )  # fmt: skip
+            predict=predict,
+            why=why,
+            rows=rows,
+            new=new,
+            parts=self.parts,
+            token=token,
+            share=share,
+            own=self.own,
+        )
 
     def all(self):
         return reasons({Why.FULL: self.own})
@@ -343,24 +349,41 @@ class Elastic(Rule):
 
 
 RULES = {
-    "none": NoCache, "dkv": Decoded, "prefix": Prefix, "dual": Dual, "window": Window,
-    "sparse": Sparse, "dllm": DLLM, "elastic": Elastic,
-}  # fmt: skip
+    "none": NoCache,
+    "dkv": Decoded,
+    "prefix": Prefix,
+    "dual": Dual,
+    "window": Window,
+    "sparse": Sparse,
+    "dllm": DLLM,
+    "elastic": Elastic,
+}
 
 CASES = [
-    ("none", {}), ("dkv", dict(reload=3)), ("dkv", dict(reload=5)), ("prefix", {}), ("dual", {}),
-    ("window", dict(before=2, after=1, warmup=2)), ("window", dict(before=0, after=3, warmup=0)),
+    ("none", {}),
+    ("dkv", dict(reload=3)),
+    ("dkv", dict(reload=5)),
+    ("prefix", {}),
+    ("dual", {}),
+    ("window", dict(before=2, after=1, warmup=2)),
+    ("window", dict(before=0, after=3, warmup=0)),
     ("window", dict(before=1, after=0, warmup=3, every=2)),
     ("window", dict(before=20, after=1, warmup=1, every=3)),
-    ("prefix", dict(as_shipped=True)), ("dual", dict(as_shipped=True)),
-    ("dllm", dict(kp=5, kr=3)), ("dllm", dict(kp=3, kr=4, rho=0.0)),
+    ("prefix", dict(as_shipped=True)),
+    ("dual", dict(as_shipped=True)),
+    ("dllm", dict(kp=5, kr=3)),
+    ("dllm", dict(kp=3, kr=4, rho=0.0)),
     ("dllm", dict(kp=4, kr=50, rho=0.5, first_layer=True)),
-    ("dllm", dict(kp=50, kr=4, rho=0.2, first_layer=True)), ("dllm", dict(kp=2, kr=5, rho=1.0)),
-    ("elastic", dict(beta=3)), ("elastic", dict(beta=4, gamma=0.99)),
-    ("elastic", dict(beta=2, gamma=0.6)), ("elastic", dict(beta=5, gamma=1.5)),
-    ("sparse", dict(keep_ratio=0.4)), ("sparse", dict(keep_ratio=0.75)),
+    ("dllm", dict(kp=50, kr=4, rho=0.2, first_layer=True)),
+    ("dllm", dict(kp=2, kr=5, rho=1.0)),
+    ("elastic", dict(beta=3)),
+    ("elastic", dict(beta=4, gamma=0.99)),
+    ("elastic", dict(beta=2, gamma=0.6)),
+    ("elastic", dict(beta=5, gamma=1.5)),
+    ("sparse", dict(keep_ratio=0.4)),
+    ("sparse", dict(keep_ratio=0.75)),
     ("sparse", dict(keep_ratio=0.0)),
-]  # fmt: skip
+]
 
 
 def name_of(case):
@@ -425,10 +448,11 @@ def compare(step, told, rule, policy):
 THRESHOLD = ("threshold", dict(threshold=0.45))
 WINO = ("wino", dict(wide_in=0.35, narrow_out=0.5))
 MODES = {
-    "one-block": (THRESHOLD, None, PROMPTS), "blocks": (THRESHOLD, 5, PROMPTS),
+    "one-block": (THRESHOLD, None, PROMPTS),
+    "blocks": (THRESHOLD, 5, PROMPTS),
     "wino": (WINO, 5, PROMPTS),
     "one-token-prompts": (THRESHOLD, None, [random_prompt(1, seed) for seed in range(3)]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("changes", FAMILIES, ids=["llada", "dream"])
@@ -517,15 +541,24 @@ def test_only_a_gamma_above_one_takes_the_first_layer_in(gamma):
 
 
 NO_CACHE = [
-    ("dllm", dict(kp=1, kr=1), 5), ("dllm", dict(kp=1, kr=1, rho=0.0), None),
-    ("dllm", dict(kp=1, kr=50, rho=1.0), 5), ("dllm", dict(kp=1, kr=50, rho=1.0), None),
-    ("prefix", {}, 1), ("dual", {}, 1), ("sparse", {}, 1), ("sparse", dict(keep_ratio=1.0), 1),
-    ("elastic", dict(beta=GEN, gamma=2.0), None), ("elastic", dict(beta=GEN, gamma=2.0), 5),
-    ("dkv", dict(reload=1), None), ("dkv", dict(reload=1), 5),
-    ("window", dict(warmup=64), 5), ("window", dict(warmup=0, every=1), 5),
+    ("dllm", dict(kp=1, kr=1), 5),
+    ("dllm", dict(kp=1, kr=1, rho=0.0), None),
+    ("dllm", dict(kp=1, kr=50, rho=1.0), 5),
+    ("dllm", dict(kp=1, kr=50, rho=1.0), None),
+    ("prefix", {}, 1),
+    ("dual", {}, 1),
+    ("sparse", {}, 1),
+    ("sparse", dict(keep_ratio=1.0), 1),
+    ("elastic", dict(beta=GEN, gamma=2.0), None),
+    ("elastic", dict(beta=GEN, gamma=2.0), 5),
+    ("dkv", dict(reload=1), None),
+    ("dkv", dict(reload=1), 5),
+    ("window", dict(warmup=64), 5),
+    ("window", dict(warmup=0, every=1), 5),
     ("window", dict(warmup=0, before=512, after=512), 5),
-    ("d2", dict(current_k=64, rollout_p=1.0), None), ("d2", dict(current_k=64, rollout_p=1.0), 5),
-]  # fmt: skip
+    ("d2", dict(current_k=64, rollout_p=1.0), None),
+    ("d2", dict(current_k=64, rollout_p=1.0), 5),
+]
 
 
 @pytest.mark.parametrize("changes", FAMILIES, ids=["llada", "dream"])
@@ -542,9 +575,9 @@ def test_with_knobs_that_keep_nothing_it_is_no_cache(name, knobs, block_length, 
         assert torch.equal(a.after.tokens, b.after.tokens)
 
 
-@pytest.mark.parametrize("case", [
-    c for c in CASES if c[0] != "none" and c[1].get("gamma", 0) <= 1
-], ids=name_of)  # fmt: skip
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c[0] != "none" and c[1].get("gamma", 0) <= 1], ids=name_of
+)
 def test_with_other_knobs_what_is_kept_grows_stale(case):
     """Guard of every comparison with no cache."""
     model = small_model(52)
@@ -573,9 +606,12 @@ def test_no_more_rows_pass_a_layer_than_the_step_tells_of(case, changes):
         prompts = [random_prompt(n, n + seed) for n in (5, 9, 7)]
         decoder = ("threshold", dict(threshold=0.3))
         for step in d2cache.generate(
-            model, prompts, make_policy(case[0], **case[1]),
-            d2cache.make_decoder(decoder[0], **decoder[1]), gen_length=GEN,
-        ):  # fmt: skip
+            model,
+            prompts,
+            make_policy(case[0], **case[1]),
+            d2cache.make_decoder(decoder[0], **decoder[1]),
+            gen_length=GEN,
+        ):
             parts = step.parts
             if parts is None:
                 parts = torch.stack([step.rows.parts(i) for i in range(3)], dim=1)

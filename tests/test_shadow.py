@@ -67,9 +67,10 @@ def second_look(model, canvas: Canvas, b: int) -> dict[int, float]:
     logits[:, canvas.mask_id] = -torch.inf
     share = logits.softmax(1)
     return {
-        start + j: float(share[i, tokens[j]]) for i, j in enumerate(block)
+        start + j: float(share[i, tokens[j]])
+        for i, j in enumerate(block)
         if tokens[j] != canvas.mask_id
-    }  # fmt: skip
+    }
 
 
 @dataclass

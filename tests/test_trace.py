@@ -194,10 +194,15 @@ def test_totals_of_a_run_counted_by_hand():
 @pytest.mark.parametrize(
     ("last", "answer"),
     [
-        ([7, 58, 9], [7]), ([58, 7, 9], []), ([7, 8, 9], [7, 8, 9]), ([7, 8, 58], [7, 8]),
-        ([7, 59, 8], [7, 8]), ([58, 58, 58], []), ([7, 58, 59], [7]),
+        ([7, 58, 9], [7]),
+        ([58, 7, 9], []),
+        ([7, 8, 9], [7, 8, 9]),
+        ([7, 8, 58], [7, 8]),
+        ([7, 59, 8], [7, 8]),
+        ([58, 58, 58], []),
+        ([7, 58, 59], [7]),
     ],
-)  # fmt: skip
+)
 def test_the_answer_ends_before_its_first_end_of_text(last, answer):
     trace = hand_made([[58, 2, 59, 59, 59], [58, 2, *last]], [[1] * 5], [3], [0.0])
     assert trace.answer.tolist() == answer
@@ -309,13 +314,16 @@ FAULTS = {
     "edit unknown": (header("run", "edits", value=[{"step": 1, "x": 2}]), "an edit is"),
     "edit without a step": (header("run", "edits", value=[{}]), "the step of an edit is None"),
     "edit outside": (
-        header("run", "edits", value=[{"step": 1, "tokens": {"16": 2}}]), "names position 16",
+        header("run", "edits", value=[{"step": 1, "tokens": {"16": 2}}]),
+        "names position 16",
     ),
     "edit of no token": (
-        header("run", "edits", value=[{"step": 1, "tokens": {"9": 60}}]), "writes token 60",
+        header("run", "edits", value=[{"step": 1, "tokens": {"9": 60}}]),
+        "writes token 60",
     ),
     "edit sets a text": (
-        header("run", "edits", value=[{"step": 1, "policy": {"x": "y"}}]), "sets x to 'y'",
+        header("run", "edits", value=[{"step": 1, "policy": {"x": "y"}}]),
+        "sets x to 'y'",
     ),
     "eos float": (header("run", "shape", "eos_id", value=1.5), "eos_id is 1.5"),
     "shift text": (header("run", "shape", "shift", value="x"), "shift is 'x'"),
@@ -323,7 +331,8 @@ FAULTS = {
     "block too long": (header("run", "block_length", value=10**6), "block_length is 1000000"),
     "start": (header("start", value=[3]), "start or environment"),
     "written without confidence": (
-        change(confidence=lambda a: np.full_like(a, -np.inf)), "no confidence for it",
+        change(confidence=lambda a: np.full_like(a, -np.inf)),
+        "no confidence for it",
     ),
     "no mask left": (change(tokens=lambda a: a * 0), "a canvas without a mask"),
     "no schema": (header("schema", drop=True), "its schema is 'None'"),
@@ -371,10 +380,12 @@ FAULTS = {
     "work too high": (change(work=put(10**9)), "work has values outside"),
     "work one short": (change(work=lambda x: x[:, :4]), r"work has shape \(10, 4\)"),
     "parts too few": (
-        lambda a, h: a.update(parts=np.zeros((10, 2, 16), "u1")), r"parts has shape \(10, 2, 16\)",
+        lambda a, h: a.update(parts=np.zeros((10, 2, 16), "u1")),
+        r"parts has shape \(10, 2, 16\)",
     ),
     "parts unknown": (
-        lambda a, h: a.update(parts=np.full((10, 3, 16), 32, "u1")), "parts has values outside",
+        lambda a, h: a.update(parts=np.full((10, 3, 16), 32, "u1")),
+        "parts has values outside",
     ),
     "density NaN": (change(density=put(np.nan)), "density has values outside"),
     "density 2": (change(density=put(2)), "density has values outside 0 to 1"),
@@ -390,7 +401,7 @@ FAULTS = {
     "rollout negative": (change(rollout=put(-1)), "rollout has values outside 0 to 16"),
     "rollout too heavy": (change(rollout=put(99)), "rollout has values outside 0 to 16"),
     "rollout infinite": (change(rollout=put(np.inf)), "rollout has values outside 0 to 16"),
-}  # fmt: skip
+}
 
 
 def refused(path, says=""):

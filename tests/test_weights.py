@@ -113,15 +113,22 @@ def test_names_and_keys_are_those_of_the_familys_checkpoints(folder):
     state = small(folder.name).state_dict()
     whole, gates = (state[f"blocks.1.{n}.weight"] for n in ("qkv_proj", "gate_up_proj"))
     for part, want in (
-        ("q", whole[:32]), ("k", whole[32:48]), ("v", whole[48:]), ("gate", gates[:48]),
-        ("up", gates[48:]), ("out", state["blocks.1.out_proj.weight"]),
-        ("down", state["blocks.1.down_proj.weight"]), ("norm", state["blocks.1.attn_norm.weight"]),
-    ):  # fmt: skip
+        ("q", whole[:32]),
+        ("k", whole[32:48]),
+        ("v", whole[48:]),
+        ("gate", gates[:48]),
+        ("up", gates[48:]),
+        ("out", state["blocks.1.out_proj.weight"]),
+        ("down", state["blocks.1.down_proj.weight"]),
+        ("norm", state["blocks.1.attn_norm.weight"]),
+    ):
         name = named(folder, part)
         assert torch.equal(load_file(folder / listed[name])[name], want)
     config = json.loads((folder / "config.json").read_text())
-    keys = {"llada": ("n_heads", "n_kv_heads"), "dream": ("num_attention_heads",
-            "num_key_value_heads")}[folder.name]  # fmt: skip
+    keys = {
+        "llada": ("n_heads", "n_kv_heads"),
+        "dream": ("num_attention_heads", "num_key_value_heads"),
+    }[folder.name]
     assert [config[key] for key in keys] == [4, 2]
     assert config["model_type"] == {"llada": "llada", "dream": "Dream"}[folder.name]
     assert config["mask_token_id"] == 59 and config["vocab_size"] == 60
@@ -242,12 +249,14 @@ def test_mathematics_that_is_not_computed_here_is_refused(tmp_path, family, kind
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        ("llada", dict(embedding_size=...)), ("llada", dict(n_kv_heads=...)),
-        ("llada", dict(n_kv_heads=None)), ("dream", dict(num_key_value_heads=...)),
+        ("llada", dict(embedding_size=...)),
+        ("llada", dict(n_kv_heads=...)),
+        ("llada", dict(n_kv_heads=None)),
+        ("dream", dict(num_key_value_heads=...)),
         ("dream", dict(eos_token_id=None)),
         ("dream", dict(rope_theta=..., rope_parameters={"rope_theta": 100.0})),
     ],
-)  # fmt: skip
+)
 def test_keys_that_a_writer_leaves_out_have_the_familys_defaults(tmp_path, family, changes):
     model = small_model(51, **FAMILIES[family].fields)
     weights.save(model, tmp_path / "m", torch.float64)

@@ -24,9 +24,11 @@ class Random(Decoder, key="random"):
     draws: ClassVar[bool] = True
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
-        lots = candidates.noise if candidates.density is None else (
-            candidates.noise * candidates.density
-        )  # fmt: skip
+        lots = (
+            candidates.noise
+            if candidates.density is None
+            else (candidates.noise * candidates.density)
+        )
         return ops.top_k_mask(
             lots, canvas.eligible & (candidates.confidence > -float("inf")), self.tokens_per_step
         )

@@ -18,8 +18,27 @@ from d2cache.kernels.order import (
 )
 
 __all__ = [
-    "LONGEST", "MOST_ROWS", "Room", "Slots", "Weights", "add_norm", "attention",
-    "certainty_density", "chain", "facts", "indices", "likeliest", "list_rows", "masks",
-    "moved_most", "nucleus", "quantize_rows", "rollout", "rotate_write", "search_window", "served",
-    "swiglu", "top_k_mask",
-]  # fmt: skip
+    "LONGEST",
+    "MOST_ROWS",
+    "Room",
+    "Slots",
+    "Weights",
+    "add_norm",
+    "attention",
+    "certainty_density",
+    "chain",
+    "facts",
+    "indices",
+    "likeliest",
+    "list_rows",
+    "masks",
+    "moved_most",
+    "nucleus",
+    "quantize_rows",
+    "rollout",
+    "rotate_write",
+    "search_window",
+    "served",
+    "swiglu",
+    "top_k_mask",
+]

@@ -20,9 +20,28 @@ LOG2E = 1.4426950408889634
 
 @triton.jit
 def _attention(
-    q, k, v, keys, out, lse, scale, heads, group, rows, length, chunk, q_b, q_h, q_r, k_b, k_h,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    keys,
+    out,
+    lse,
+    scale,
+    heads,
+    group,
+    rows,
+    length,
+    chunk,
+    q_b,
+    q_h,
+    q_r,
+    k_b,
+    k_h,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     # one block of rows of one head over one chunk of the keys
     row = tl.program_id(0) * M + tl.arange(0, M)
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
@@ -31,8 +50,9 @@ def _attention(
     inside = row < rows
     query = tl.load(
         q + batch.to(tl.int64) * q_b + head * q_h + row[:, None] * q_r + lane[None],
-        inside[:, None], 0.0,
-    )  # fmt: skip
+        inside[:, None],
+        0.0,
+    )
     base = batch.to(tl.int64) * k_b + (head // group).to(tl.int64) * k_h
     top = tl.full((M,), -float("inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
@@ -64,9 +84,17 @@ def _attention(
 
 @triton.jit
 def _join(
-    parts, logs, out, lse, heads, rows, lines, PARTS: tl.constexpr, D: tl.constexpr,
+    parts,
+    logs,
+    out,
+    lse,
+    heads,
+    rows,
+    lines,
+    PARTS: tl.constexpr,
+    D: tl.constexpr,
     LINES: tl.constexpr,
-):  # fmt: skip
+):
     # the chunks' outputs of some (batch, head, row), weighted by their sums
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     lane, inside = tl.arange(0, D), line < lines
@@ -129,11 +157,30 @@ def attention(
         logs = q.new_empty(parts, batch, heads, rows, dtype=torch.float32)
     assert k.stride()[2:] == (width, 1) and k.stride() == v.stride() and q.stride(3) == 1
     _attention[(triton.cdiv(rows, m), batch * heads, parts)](
-        q, k, v, lse if keys is None else keys.view(torch.uint8), some, logs,
-        width**-0.5 * LOG2E, heads, heads // kv_heads, rows, length, chunk,
-        q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1),
-        M=m, N=n, D=width, MASKED=keys is not None, num_warps=warps, num_stages=stages
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        lse if keys is None else keys.view(torch.uint8),
+        some,
+        logs,
+        width**-0.5 * LOG2E,
+        heads,
+        heads // kv_heads,
+        rows,
+        length,
+        chunk,
+        q.stride(0),
+        q.stride(1),
+        q.stride(2),
+        k.stride(0),
+        k.stride(1),
+        M=m,
+        N=n,
+        D=width,
+        MASKED=keys is not None,
+        num_warps=warps,
+        num_stages=stages,
+    )
     if parts > 1:
         lines = batch * heads * rows
         _join[(triton.cdiv(lines, 8),)](
@@ -147,9 +194,27 @@ def attention(
 
 @triton.jit
 def _meet(
-    q, k, lse, index, out, scale, heads, group, rows, q_l, q_h, q_r, k_l, k_h, lse_l,
-    batch, q_b, k_b, M: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    lse,
+    index,
+    out,
+    scale,
+    heads,
+    group,
+    rows,
+    q_l,
+    q_h,
+    q_r,
+    k_l,
+    k_h,
+    lse_l,
+    batch,
+    q_b,
+    k_b,
+    M: tl.constexpr,
+    D: tl.constexpr,
+):
     row = tl.program_id(0) * M + tl.arange(0, M)
     col = tl.program_id(1) * M + tl.arange(0, M)
     layer, b = tl.program_id(2) // batch, tl.program_id(2) % batch
@@ -226,10 +291,32 @@ def _sweep(
 
 @triton.jit
 def _columns(
-    q, k, lse, keys, half, out, scale, heads, group, per, rows, length, q_l, q_h, q_r, k_l, k_h,
-    lse_l, batch, q_b, k_b, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    q,
+    k,
+    lse,
+    keys,
+    half,
+    out,
+    scale,
+    heads,
+    group,
+    per,
+    rows,
+    length,
+    q_l,
+    q_h,
+    q_r,
+    k_l,
+    k_h,
+    lse_l,
+    batch,
+    q_b,
+    k_b,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    D: tl.constexpr,
     MASKED: tl.constexpr,
-):  # fmt: skip
+):
     at = tl.program_id(0) * N + tl.arange(0, N)
     layer, b = tl.program_id(1) // batch, tl.program_id(1) % batch
     lane, there = tl.arange(0, D), at < length
@@ -271,30 +358,74 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
     scale, group = width**-0.5 * LOG2E, heads // kv_heads
     m = 64 if rows > 32 else max(16, triton.next_power_of_2(rows))
     strides = dict(
-        q_l=q_l, q_h=first.q.stride(1), q_r=first.q.stride(2), k_l=k_l, k_h=first.k.stride(1),
-        lse_l=lse_l, batch=batch, q_b=first.q.stride(0), k_b=first.k.stride(0),
-    )  # fmt: skip
+        q_l=q_l,
+        q_h=first.q.stride(1),
+        q_r=first.q.stride(2),
+        k_l=k_l,
+        k_h=first.k.stride(1),
+        lse_l=lse_l,
+        batch=batch,
+        q_b=first.q.stride(0),
+        k_b=first.k.stride(0),
+    )
     tiles = triton.cdiv(rows, m)
     _meet[(tiles, tiles, layers * batch)](
-        first.q, first.k, first.lse, index, meet, scale, heads, group, rows, **strides,
-        M=m, D=width, num_warps=4, num_stages=3,
-    )  # fmt: skip
+        first.q,
+        first.k,
+        first.lse,
+        index,
+        meet,
+        scale,
+        heads,
+        group,
+        rows,
+        **strides,
+        M=m,
+        D=width,
+        num_warps=4,
+        num_stages=3,
+    )
     if first.keys is not None:
         meet *= first.keys.gather(1, index)[:, None]
     r = max(16, triton.next_power_of_2(rows))
     mass = torch.ones(batch, length, dtype=torch.float32, device=index.device)
     _sweep[(batch,)](
-        meet, valid.view(torch.uint8), index, half, mass, rows, length, layers, batch,
-        R=r, W=min(r, 128 if r <= 128 else 32), num_warps=4 if r <= 128 else 8, num_stages=3,
-    )  # fmt: skip
+        meet,
+        valid.view(torch.uint8),
+        index,
+        half,
+        mass,
+        rows,
+        length,
+        layers,
+        batch,
+        R=r,
+        W=min(r, 128 if r <= 128 else 32),
+        num_warps=4 if r <= 128 else 8,
+        num_stages=3,
+    )
     n, per = 128, 8
     _columns[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
-        first.q, first.k, first.lse,
-        first.lse if first.keys is None else first.keys.view(torch.uint8), half, mass, scale,
-        heads, group, per, rows, length, **strides,
-        M=m, N=n, D=width, MASKED=first.keys is not None, num_warps=4,
+        first.q,
+        first.k,
+        first.lse,
+        first.lse if first.keys is None else first.keys.view(torch.uint8),
+        half,
+        mass,
+        scale,
+        heads,
+        group,
+        per,
+        rows,
+        length,
+        **strides,
+        M=m,
+        N=n,
+        D=width,
+        MASKED=first.keys is not None,
+        num_warps=4,
         num_stages=1 if length <= 1024 else 3,
-    )  # fmt: skip
+    )
     return mass
 
 

@@ -71,9 +71,11 @@ class Form:
         """In pairs: each has half the depth of d columns, or half the keys of a head's 64 rows."""
         tiles = lambda cols, each: -(-cols // each)
         many = max(
-            2 * tiles(self.width, self.out_cols), tiles(self.mlp, self.gate_cols),
-            tiles(self.qkv, self.qkv_cols), 2 * self.heads * self.groups,
-        )  # fmt: skip
+            2 * tiles(self.width, self.out_cols),
+            tiles(self.mlp, self.gate_cols),
+            tiles(self.qkv, self.qkv_cols),
+            2 * self.heads * self.groups,
+        )
         return many + many % 2
 
 
@@ -85,10 +87,18 @@ def form_of(config, layers: int, rows: int, chip: int) -> Form | None:
         return None
     each = lambda cols, least=8: -(-cols // (least * chip)) * least
     form = Form(
-        layers, c.width, c.mlp, c.heads, c.kv_heads, head, each(2 * c.width, 16), each(c.mlp),
-        each((c.heads + 2 * c.kv_heads) * head, 2 * PAIRS), 1 if rows <= 64 else 2,
+        layers,
+        c.width,
+        c.mlp,
+        c.heads,
+        c.kv_heads,
+        head,
+        each(2 * c.width, 16),
+        each(c.mlp),
+        each((c.heads + 2 * c.kv_heads) * head, 2 * PAIRS),
+        1 if rows <= 64 else 2,
         int(c.qkv_bias),
-    )  # fmt: skip
+    )
     fits = not (c.width % DEEP or c.mlp % DEEP) and max(form.out_cols, form.qkv_cols) <= 256
     fits = fits and form.gate_cols <= 144  # sums of gate and up fill the registers
     return form if fits and 0 < rows <= MOST_ROWS and form.blocks <= chip else None
@@ -120,8 +130,10 @@ def served(config, layers: int, rows: int, device: torch.device) -> Form | None:
 class Config(ctypes.Structure):  # CUlaunchConfig
     _fields_ = [
         *((name, c_uint) for name in ("gx", "gy", "gz", "bx", "by", "bz", "shared")),
-        ("stream", c_void_p), ("attributes", c_void_p), ("count", c_uint),
-    ]  # fmt: skip
+        ("stream", c_void_p),
+        ("attributes", c_void_p),
+        ("count", c_uint),
+    ]
 
 
 class Attribute(ctypes.Structure):  # CUlaunchAttribute
@@ -132,17 +144,34 @@ class Places(ctypes.Structure):
     _fields_ = [
         (name, c_void_p)
         for name in (
-            "x", "gained", "hidden", "heads", "squares", "q", "k", "v", "lse", "cos", "sin",
-            "index", "met", "q_layer", "kv_layer", "kv_batch", "kv_head", "lse_layer",
+            "x",
+            "gained",
+            "hidden",
+            "heads",
+            "squares",
+            "q",
+            "k",
+            "v",
+            "lse",
+            "cos",
+            "sin",
+            "index",
+            "met",
+            "q_layer",
+            "kv_layer",
+            "kv_batch",
+            "kv_head",
+            "lse_layer",
         )
-    ]  # fmt: skip
+    ]
 
 
 class Task(ctypes.Structure):
     _fields_ = [
         *((name, c_int) for name in ("rows", "per", "length", "layers", "first", "last")),
-        ("eps", c_float), ("scale", c_float),
-    ]  # fmt: skip
+        ("eps", c_float),
+        ("scale", c_float),
+    ]
 
 
 # CU_LAUNCH_ATTRIBUTE_COOPERATIVE, for blocks that meet must all be there; and
@@ -239,10 +268,19 @@ def _map(place: int, size: list[int], strides: list[int], box: list[int]) -> byt
     many, steps = len(size), [1] * len(size)
     bfloat16, swizzle_128, promotion_256 = 9, 3, 3
     made = _driver().cuTensorMapEncodeTiled(
-        aligned, bfloat16, many, c_void_p(place), (c_uint64 * many)(*size),
-        (c_uint64 * (many - 1))(*(2 * stride for stride in strides)), (c_uint * many)(*box),
-        (c_uint * many)(*steps), 0, swizzle_128, promotion_256, 0,
-    )  # fmt: skip
+        aligned,
+        bfloat16,
+        many,
+        c_void_p(place),
+        (c_uint64 * many)(*size),
+        (c_uint64 * (many - 1))(*(2 * stride for stride in strides)),
+        (c_uint * many)(*box),
+        (c_uint * many)(*steps),
+        0,
+        swizzle_128,
+        promotion_256,
+        0,
+    )
     _check(made, "cuTensorMapEncodeTiled")
     return bytes(aligned)
 
@@ -259,9 +297,11 @@ def pairs(weight: Tensor, head: int) -> bytes:
     rows, width = weight.shape
     stride, half = weight.stride(0), head // 2
     return _map(
-        weight.data_ptr(), [width, PAIRS, half // PAIRS, 2, rows // head],
-        [stride, PAIRS * stride, half * stride, head * stride], [DEEP, PAIRS, 1, 2, 1],
-    )  # fmt: skip
+        weight.data_ptr(),
+        [width, PAIRS, half // PAIRS, 2, rows // head],
+        [stride, PAIRS * stride, half * stride, head * stride],
+        [DEEP, PAIRS, 1, 2, 1],
+    )
 
 
 @dataclass
@@ -281,10 +321,13 @@ class Room:
     def made(cls, form: Form, rows: int, links: int, device) -> Room:
         make = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device=device)
         return cls(
-            form, make(rows, form.width), make(rows, form.width), make(rows, form.mlp),
+            form,
+            make(rows, form.width),
+            make(rows, form.width),
+            make(rows, form.mlp),
             make(2, form.blocks, 64 * form.groups, dtype=torch.float32),
             torch.zeros(links, 8, dtype=torch.int32, device=device),
-        )  # fmt: skip
+        )
 
 
 @dataclass
@@ -300,9 +343,17 @@ class Slots:
 
 
 def chain(
-    room: Room, blocks: list, first: int, last: int, x: Tensor, eps: float,
-    rope: tuple[Tensor, Tensor], index: Tensor, slots: Slots, heads: Tensor | None = None,
-) -> None:  # fmt: skip
+    room: Room,
+    blocks: list,
+    first: int,
+    last: int,
+    x: Tensor,
+    eps: float,
+    rope: tuple[Tensor, Tensor],
+    index: Tensor,
+    slots: Slots,
+    heads: Tensor | None = None,
+) -> None:
     """x (R,d), changed in place, goes through links `first` to `last` of `blocks`.
 
     Link i is what lies between the attention of block i - 1 and that of block i, up to q, k, v,
@@ -329,37 +380,68 @@ def chain(
             + tiles(block.gate_up_proj.weight, form.gate_cols)
             + tiles(block.down_proj.weight, form.out_cols)
             + pairs(block.qkv_proj.weight, form.head)
-            + bytes((c_uint64 * 8)(*map(place, (  # to a multiple of 64
-                block.attn_norm.weight, block.mlp_norm.weight, block.qkv_proj.bias,
-            ))))
-        )  # fmt: skip
+            + bytes(
+                (c_uint64 * 8)(
+                    *map(
+                        place,
+                        (  # to a multiple of 64
+                            block.attn_norm.weight,
+                            block.mlp_norm.weight,
+                            block.qkv_proj.bias,
+                        ),
+                    )
+                )
+            )
+        )
     heads = room.heads if heads is None else heads
-    inputs = b"".join((
-        # no line beyond the last row: to fill those with zeros takes TMA longer than to read
-        *(tiles(t, rows) for t in (heads, room.gained, room.hidden)),
-        *(tiles(t.flatten(0, -2), 64 * form.groups) for t in (slots.k, slots.v)),
-        tiles(slots.q.flatten(0, -2), 64),
-    ))  # fmt: skip
+    inputs = b"".join(
+        (
+            # no line beyond the last row: to fill those with zeros takes TMA longer than to read
+            *(tiles(t, rows) for t in (heads, room.gained, room.hidden)),
+            *(tiles(t.flatten(0, -2), 64 * form.groups) for t in (slots.k, slots.v)),
+            tiles(slots.q.flatten(0, -2), 64),
+        )
+    )
     step = lambda t: t.stride(0) if len(t) > 1 else 0
     places = Places(
         *map(place, (x, room.gained, room.hidden, room.heads, room.squares)),
         *map(place, (slots.q, slots.k, slots.v, slots.lse, *rope, index, room.met[base])),
-        step(slots.q), step(slots.k), slots.k.stride(1), slots.k.stride(2), step(slots.lse),
-    )  # fmt: skip
+        step(slots.q),
+        step(slots.k),
+        slots.k.stride(1),
+        slots.k.stride(2),
+        step(slots.lse),
+    )
     task = Task(
-        rows, rows // batch, length, len(given), first - base, last - base, eps,
+        rows,
+        rows // batch,
+        length,
+        len(given),
+        first - base,
+        last - base,
+        eps,
         form.head**-0.5 * LOG2E,
-    )  # fmt: skip
+    )
     values = [
         ctypes.create_string_buffer(model, form.layers * (4 * 128 + 64)),
-        ctypes.create_string_buffer(inputs, 6 * 128), places, task,
-    ]  # fmt: skip
+        ctypes.create_string_buffer(inputs, 6 * 128),
+        places,
+        task,
+    ]
     pointers = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
     asked = (Attribute * len(ASKED))()
     for attribute, kind in zip(asked, ASKED, strict=True):
         attribute.kind, attribute.value[0] = kind, 1
     config = Config(
-        form.blocks, 1, 1, 128 * form.groups + 128, 1, 1, form.shared,
-        torch.cuda.current_stream(x.device).cuda_stream, ctypes.addressof(asked), len(asked),
-    )  # fmt: skip
+        form.blocks,
+        1,
+        1,
+        128 * form.groups + 128,
+        1,
+        1,
+        form.shared,
+        torch.cuda.current_stream(x.device).cuda_stream,
+        ctypes.addressof(asked),
+        len(asked),
+    )
     _check(_driver().cuLaunchKernelEx(byref(config), kernel, pointers, None), "cuLaunchKernelEx")

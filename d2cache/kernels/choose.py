@@ -37,9 +37,18 @@ def _scan(
 
 @triton.jit
 def _merge(
-    value, token, high, total, top, ids, lse, chunks,
-    K: tl.constexpr, CHUNKS: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
+    value,
+    token,
+    high,
+    total,
+    top,
+    ids,
+    lse,
+    chunks,
+    K: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, CHUNKS)
     highs = tl.load(high + row * chunks + c, c < chunks, -float("inf"))
@@ -68,12 +77,20 @@ def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     top, ids = make(batch, rows, k), make(batch, rows, k, dtype=torch.int64)
     lse = make(batch, rows)
     _scan[(lines, chunks)](
-        logits.contiguous(), value, token, high, total, vocab, chunks, K=k, BLOCK=block,
-        num_warps=8
-    )  # fmt: skip
+        logits.contiguous(), value, token, high, total, vocab, chunks, K=k, BLOCK=block, num_warps=8
+    )
     _merge[(lines,)](
-        value, token, high, total, top, ids, lse, chunks, K=k,
-        CHUNKS=triton.next_power_of_2(chunks), SLOTS=triton.next_power_of_2(chunks * k),
-        num_warps=4
-    )  # fmt: skip
+        value,
+        token,
+        high,
+        total,
+        top,
+        ids,
+        lse,
+        chunks,
+        K=k,
+        CHUNKS=triton.next_power_of_2(chunks),
+        SLOTS=triton.next_power_of_2(chunks * k),
+        num_warps=4,
+    )
     return top, ids, lse

@@ -44,17 +44,37 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tup
     total = x if delta is None else torch.empty_like(x)
     width = x.shape[-1]
     _add_norm[(x.numel() // width,)](
-        x, x if delta is None else delta.contiguous(), weight, total, out, width, eps,
-        ADD=delta is not None, BLOCK=triton.next_power_of_2(width), num_warps=8
-    )  # fmt: skip
+        x,
+        x if delta is None else delta.contiguous(),
+        weight,
+        total,
+        out,
+        width,
+        eps,
+        ADD=delta is not None,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=8,
+    )
     return total, out
 
 
 @triton.jit
 def _rotate_write(
-    qkv, cos, sin, index, k, v, rows, heads, kv_heads, row_stride, batch_stride, head_stride,
-    HALF: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    index,
+    k,
+    v,
+    rows,
+    heads,
+    kv_heads,
+    row_stride,
+    batch_stride,
+    head_stride,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     row, batch = tl.program_id(0), tl.program_id(1)
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)[:, None]
     lane = tl.arange(0, HALF)[None]
@@ -93,9 +113,22 @@ def rotate_write(qkv: Tensor, rope, index: Tensor, k: Tensor, v: Tensor, heads: 
     lines = wide // (2 * half)
     per = 16 if lines > 16 else triton.next_power_of_2(lines)
     _rotate_write[(rows, batch, triton.cdiv(lines, per))](
-        qkv, cos, sin, index, k, v, rows, heads, k.shape[1], wide, k.stride(0), k.stride(1),
-        HALF=half, HEADS=per, num_warps=4
-    )  # fmt: skip
+        qkv,
+        cos,
+        sin,
+        index,
+        k,
+        v,
+        rows,
+        heads,
+        k.shape[1],
+        wide,
+        k.stride(0),
+        k.stride(1),
+        HALF=half,
+        HEADS=per,
+        num_warps=4,
+    )
     return qkv[..., : heads * 2 * half].unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
@@ -138,7 +171,12 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     block = triton.next_power_of_2(x.shape[-1])
     _quantize_rows[(scale.numel(),)](
-        x, out, scale, x.shape[-1], LARGEST=ops.LARGEST, BLOCK=block,
-        num_warps=min(16, max(4, block // 1024))
-    )  # fmt: skip
+        x,
+        out,
+        scale,
+        x.shape[-1],
+        LARGEST=ops.LARGEST,
+        BLOCK=block,
+        num_warps=min(16, max(4, block // 1024)),
+    )
     return out, scale

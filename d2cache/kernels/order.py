@@ -50,9 +50,17 @@ def _chosen(score: Tensor, eligible: Tensor, k: int, p: float, few: bool) -> Ten
     batch, length = score.shape
     block = 16 if length <= 2048 else 32
     _first[(triton.cdiv(length, block), batch)](
-        score, eligible.view(torch.uint8), out.view(torch.uint8), length, k, p,
-        FEW=few, BLOCK=block, PAIRS=256, num_warps=4,
-    )  # fmt: skip
+        score,
+        eligible.view(torch.uint8),
+        out.view(torch.uint8),
+        length,
+        k,
+        p,
+        FEW=few,
+        BLOCK=block,
+        PAIRS=256,
+        num_warps=4,
+    )
     return out
 
 
@@ -104,18 +112,35 @@ def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     index = torch.empty(batch, count, dtype=torch.int64, device=mask.device)
     valid = torch.empty(batch, count, dtype=torch.bool, device=mask.device)
     _list[(batch,)](
-        mask.view(torch.uint8), index, valid.view(torch.uint8), length, count,
-        BLOCK=triton.next_power_of_2(length), COUNT=triton.next_power_of_2(count),
+        mask.view(torch.uint8),
+        index,
+        valid.view(torch.uint8),
+        length,
+        count,
+        BLOCK=triton.next_power_of_2(length),
+        COUNT=triton.next_power_of_2(count),
         num_warps=4 if length <= 1024 else 8,
-    )  # fmt: skip
+    )
     return index, valid
 
 
 @triton.jit
 def _rows(
-    wanted, source, start, index, valid, position, head, place, length, rows, heads,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+    wanted,
+    source,
+    start,
+    index,
+    valid,
+    position,
+    head,
+    place,
+    length,
+    rows,
+    heads,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     begin = tl.load(start + row)
@@ -135,11 +160,21 @@ def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: i
     head, place = torch.empty(2, batch, heads, dtype=torch.int64, device=wanted.device)
     valid = torch.empty(batch, rows, dtype=torch.bool, device=wanted.device)
     _rows[(batch,)](
-        *(t.contiguous().view(torch.uint8) for t in (wanted, source)), start, index,
-        valid.view(torch.uint8), position, head, place, length, rows, heads,
-        BLOCK=triton.next_power_of_2(length), ROWS=triton.next_power_of_2(rows),
-        HEADS=triton.next_power_of_2(heads), num_warps=4 if length <= 1024 else 8,
-    )  # fmt: skip
+        *(t.contiguous().view(torch.uint8) for t in (wanted, source)),
+        start,
+        index,
+        valid.view(torch.uint8),
+        position,
+        head,
+        place,
+        length,
+        rows,
+        heads,
+        BLOCK=triton.next_power_of_2(length),
+        ROWS=triton.next_power_of_2(rows),
+        HEADS=triton.next_power_of_2(heads),
+        num_warps=4 if length <= 1024 else 8,
+    )
     return index, valid, position, head, place
 
 
@@ -180,17 +215,33 @@ def certainty_density(known: Tensor, sigma: float) -> Tensor:
     out = torch.empty(known.shape, dtype=torch.float32, device=known.device)
     batch, length = known.shape
     _density[(triton.cdiv(length, 32), batch)](
-        known.view(torch.uint8), _window(sigma, radius, known.device), out, length, radius,
-        BLOCK=32, LAGS=64, num_warps=4,
-    )  # fmt: skip
+        known.view(torch.uint8),
+        _window(sigma, radius, known.device),
+        out,
+        length,
+        radius,
+        BLOCK=32,
+        LAGS=64,
+        num_warps=4,
+    )
     return out
 
 
 @triton.jit
 def _alike(
-    new, old, eligible, out, heads, length, b_stride, h_stride, ob_stride, oh_stride,
-    D: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    new,
+    old,
+    eligible,
+    out,
+    heads,
+    length,
+    b_stride,
+    h_stride,
+    ob_stride,
+    oh_stride,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     batch = tl.program_id(1)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     lane = tl.arange(0, D)
@@ -215,17 +266,38 @@ def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
     batch, heads, length, width = new.shape
     score = torch.empty(batch, length, dtype=torch.float32, device=new.device)
     _alike[(triton.cdiv(length, 4), batch)](
-        new, old, eligible.contiguous().view(torch.uint8), score, heads, length,
-        new.stride(0), new.stride(1), old.stride(0), old.stride(1), D=width, BLOCK=4, num_warps=4,
-    )  # fmt: skip
+        new,
+        old,
+        eligible.contiguous().view(torch.uint8),
+        score,
+        heads,
+        length,
+        new.stride(0),
+        new.stride(1),
+        old.stride(0),
+        old.stride(1),
+        D=width,
+        BLOCK=4,
+        num_warps=4,
+    )
     return top_k_mask(score, eligible, k)
 
 
 @triton.jit
 def _facts(
-    tokens, start, masked, known, block, eligible, live, length, prompt, size, mask_id,
+    tokens,
+    start,
+    masked,
+    known,
+    block,
+    eligible,
+    live,
+    length,
+    prompt,
+    size,
+    mask_id,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     inside = at < length
@@ -254,17 +326,37 @@ def facts(tokens: Tensor, start: Tensor, prompt: int, size: int, mask_id: int) -
     planes = torch.empty(4, batch, length, dtype=torch.bool, device=tokens.device)
     live = torch.empty(batch, dtype=torch.bool, device=tokens.device)
     _facts[(batch,)](
-        tokens, start, *planes.view(torch.uint8), live.view(torch.uint8), length, prompt, size,
-        mask_id, BLOCK=triton.next_power_of_2(length), num_warps=4 if length <= 1024 else 8,
-    )  # fmt: skip
+        tokens,
+        start,
+        *planes.view(torch.uint8),
+        live.view(torch.uint8),
+        length,
+        prompt,
+        size,
+        mask_id,
+        BLOCK=triton.next_power_of_2(length),
+        num_warps=4 if length <= 1024 else 8,
+    )
     return *planes, live
 
 
 @triton.jit
 def _masks(
-    tokens, ids, predict, refresh, live, stuck, wanted, source, fresh, counts, batch, length, shift,
+    tokens,
+    ids,
+    predict,
+    refresh,
+    live,
+    stuck,
+    wanted,
+    source,
+    fresh,
+    counts,
+    batch,
+    length,
+    shift,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     at = tl.arange(0, BLOCK)
     inside = at < length
     most, least, heads, changed, left = 0, length, 0, 0, 0
@@ -298,10 +390,18 @@ def masks(tokens, ids, predict, refresh, live, stuck, shift: int) -> tuple[tuple
     planes = torch.empty(3, batch, length, dtype=torch.bool, device=tokens.device)
     counts = torch.empty(6, dtype=torch.int64, device=tokens.device)
     _masks[(1,)](
-        tokens, ids, *(t.contiguous().view(torch.uint8) for t in (predict, refresh, live)),
-        stuck.view(torch.uint8), *planes.view(torch.uint8), counts, batch, length, shift,
-        BLOCK=triton.next_power_of_2(length), num_warps=4 if length <= 1024 else 8,
-    )  # fmt: skip
+        tokens,
+        ids,
+        *(t.contiguous().view(torch.uint8) for t in (predict, refresh, live)),
+        stuck.view(torch.uint8),
+        *planes.view(torch.uint8),
+        counts,
+        batch,
+        length,
+        shift,
+        BLOCK=triton.next_power_of_2(length),
+        num_warps=4 if length <= 1024 else 8,
+    )
     return tuple(planes), counts
 
 
@@ -332,8 +432,15 @@ def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> T
     out = torch.empty_like(masked)
     sizes = isinstance(size, Tensor)
     _window_of[(batch,)](
-        masked.contiguous().view(torch.uint8), inside.contiguous().view(torch.uint8), at,
-        size.contiguous() if sizes else size, out.view(torch.uint8), length, k, SIZES=sizes,
-        BLOCK=triton.next_power_of_2(length), num_warps=4 if length <= 1024 else 8,
-    )  # fmt: skip
+        masked.contiguous().view(torch.uint8),
+        inside.contiguous().view(torch.uint8),
+        at,
+        size.contiguous() if sizes else size,
+        out.view(torch.uint8),
+        length,
+        k,
+        SIZES=sizes,
+        BLOCK=triton.next_power_of_2(length),
+        num_warps=4 if length <= 1024 else 8,
+    )
     return out

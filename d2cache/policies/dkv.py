@@ -36,6 +36,7 @@ class DecodedKV(CachePolicy, key="dkv"):
         self.before = canvas
         why = canvas.masked * int(Why.CHOSEN) + written * int(Why.WRITTEN)
         return Plan(
-            canvas.masked, torch.where(all_rows, full.refresh, canvas.masked | written),
+            canvas.masked,
+            torch.where(all_rows, full.refresh, canvas.masked | written),
             torch.where(all_rows, full.why, why.byte()),
-        )  # fmt: skip
+        )

@@ -19,9 +19,16 @@ def held_out(family: str, count: int, seed: int) -> list[tasks.Problem]:
 
 
 def exam(
-    model: Model, family: str, policy: str, decoder: Decoder, count: int, seed: int,
-    batch: int = 16, shots: int = 0, block_length: int | None = None,
-) -> dict:  # fmt: skip
+    model: Model,
+    family: str,
+    policy: str,
+    decoder: Decoder,
+    count: int,
+    seed: int,
+    batch: int = 16,
+    shots: int = 0,
+    block_length: int | None = None,
+) -> dict:
     """Decode `count` held-out problems; -> accuracy, mean steps a problem, seconds, failures.
 
     shots: solved training problems of the family put before each question. block_length: of
@@ -39,9 +46,14 @@ def exam(
     for at in range(0, count, batch):
         part = order[at : at + batch]
         for step in generate(
-            model, [prompts[i] for i in part], make_policy(policy), decoder,
-            gen_length=tasks.ANSWER_LENGTH[family], stop_at_eos=True, block_length=block_length,
-        ):  # fmt: skip
+            model,
+            [prompts[i] for i in part],
+            make_policy(policy),
+            decoder,
+            gen_length=tasks.ANSWER_LENGTH[family],
+            stop_at_eos=True,
+            block_length=block_length,
+        ):
             steps += int(step.before.live.sum())  # rows that have ended take no more
             last = step
         answers = last.after.tokens[:, last.after.prompt_length :].cpu()
@@ -50,10 +62,15 @@ def exam(
             if not tasks.correct(problems[i], text):
                 failures.append((problems[i], text))
     return {
-        "family": family, "policy": policy, "decoder": decoder.key, "problems": count,
-        "accuracy": 1 - len(failures) / count, "steps": steps / count,
-        "seconds": time.perf_counter() - begin, "failures": failures,
-    }  # fmt: skip
+        "family": family,
+        "policy": policy,
+        "decoder": decoder.key,
+        "problems": count,
+        "accuracy": 1 - len(failures) / count,
+        "steps": steps / count,
+        "seconds": time.perf_counter() - begin,
+        "failures": failures,
+    }
 
 
 def exam_table(model: Model, policies: list[str], count: int, seed: int, batch: int = 128) -> str:

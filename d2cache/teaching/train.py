@@ -39,7 +39,7 @@ from d2cache.teaching.data import (
     PADDING,
     produce,
     row,
-)  # fmt: skip
+)
 from d2cache.teaching.exam import exam_table
 from d2cache.teaching.tokenizer import save_tokenizer, train_tokenizer
 
@@ -231,9 +231,10 @@ def save_state(path: Path, model, average, optims, step: int, seconds: float):
             tensors |= {f"optim.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
     part = path.with_suffix(".part")
     save_file(
-        {n: t.contiguous().cpu() for n, t in tensors.items()}, part,
+        {n: t.contiguous().cpu() for n, t in tensors.items()},
+        part,
         metadata={"step": str(step), "seconds": str(seconds)},
-    )  # fmt: skip
+    )
     part.replace(path)
 
 
@@ -360,13 +361,18 @@ def _loop(args, net, pool, average, optims, rng, masks, step, before, state, tok
         if time.time() - shown > 10 or step == args.steps:
             passed = time.time() - shown
             print(
-                json.dumps({
-                    "step": step, "seconds": round(before + time.time() - begin),
-                    "loss": round(float(total) / max(1, tokens_seen // args.batch_tokens), 4),
-                    "tokens_per_second": round(tokens_seen / passed),
-                    "pool_tokens": pool.tokens(), "rate": round(factor, 4),
-                }), flush=True,
-            )  # fmt: skip
+                json.dumps(
+                    {
+                        "step": step,
+                        "seconds": round(before + time.time() - begin),
+                        "loss": round(float(total) / max(1, tokens_seen // args.batch_tokens), 4),
+                        "tokens_per_second": round(tokens_seen / passed),
+                        "pool_tokens": pool.tokens(),
+                        "rate": round(factor, 4),
+                    }
+                ),
+                flush=True,
+            )
             shown, tokens_seen = time.time(), 0
             total.zero_()
         if time.time() - saved > args.save_every:

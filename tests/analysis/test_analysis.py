@@ -48,9 +48,13 @@ def small_run(small, policy, decoder="confidence", **decoder_knobs):
     """Of a random model, in blocks; policy: (name, knobs)."""
     knobs = DECODER_KNOBS.get(decoder, {}) | decoder_knobs
     return run_both_ways(
-        small, random_prompt(9), d2cache.make_policy(policy[0], **policy[1]),
-        d2cache.make_decoder(decoder, **knobs), gen_length=16, block_length=8,
-    )  # fmt: skip
+        small,
+        random_prompt(9),
+        d2cache.make_policy(policy[0], **policy[1]),
+        d2cache.make_decoder(decoder, **knobs),
+        gen_length=16,
+        block_length=8,
+    )
 
 
 def records(events) -> list[dict]:
@@ -83,10 +87,12 @@ def test_live_and_replayed_events_are_the_same(live):
 
 @pytest.mark.parametrize(
     "policy, decoder",
-    [*((p, d) for p in POLICIES for d in ("confidence", "wino")),
-     *((POLICIES[0], d) for d in DECODERS if d not in ("confidence", "wino"))],
+    [
+        *((p, d) for p in POLICIES for d in ("confidence", "wino")),
+        *((POLICIES[0], d) for d in DECODERS if d not in ("confidence", "wino")),
+    ],
     ids=lambda one: one if isinstance(one, str) else f"{one[0]}-{one[1]}",
-)  # fmt: skip
+)
 def test_every_method_tells_one_story_live_and_replayed(small, policy, decoder):
     """Of steps that write what was masked again, and of canvases that follow from the steps."""
     events, trace = small_run(small, policy, decoder)
@@ -426,18 +432,24 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypa
     assert json.loads(out.strip().splitlines()[-1])["weights"] == "fp8"
     assert "float32, weights in fp8" in out
     for bad, said in (
-        (["--families", "poems"], "poems"), (["--policies", ","], "at least one policy"),
-        (["--problems", "0"], "--problems is 0"), (["--shots", "99"], "--shots is 99"),
-    ):  # fmt: skip
+        (["--families", "poems"], "poems"),
+        (["--policies", ","], "at least one policy"),
+        (["--problems", "0"], "--problems is 0"),
+        (["--shots", "99"], "--shots is 99"),
+    ):
         assert study.main(bad) == 2
         assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "bad, said",
-    [("--policies ,", "at least one policy"), ("--repeats 0", "--repeats is 0"),
-     ("--gen-length 5000", "room for 1024"), ("--policies d9", "unknown policy")],
-)  # fmt: skip
+    [
+        ("--policies ,", "at least one policy"),
+        ("--repeats 0", "--repeats is 0"),
+        ("--gen-length 5000", "room for 1024"),
+        ("--policies d9", "unknown policy"),
+    ],
+)
 def test_bench_refuses_what_it_cannot_measure(bad, said, capsys):
     assert bench.main(bad.split()) == 2
     assert said in capsys.readouterr().err
@@ -469,10 +481,11 @@ def test_a_step_that_doubts_tokens_counts_them_apart_from_what_it_writes(model):
     assert frame["written"].sum() - frame["masked_again"].sum() == 32
     assert sorted(metrics.tokens(trace)["position"]) == list(range(32))
     cut = d2cache.Trace.record(
-        step for step, _ in zip(
+        step
+        for step, _ in zip(
             d2cache.generate(model, ids, "none", decoder, gen_length=32), range(2), strict=False
         )
-    )  # fmt: skip
+    )
     left = np.flatnonzero(cut.tokens[-1, cut.prompt_length :] == mask)
     assert len(left) and not set(metrics.tokens(cut)["position"]) & set(left)
 

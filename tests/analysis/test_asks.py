@@ -41,9 +41,10 @@ def ask(asks, name, **given) -> dict:
 def test_a_map_is_the_probes_with_its_columns(asks, run, layer):
     got = ask(asks, "attention", run=run.key, step=3, layer=layer)
     wanted = (
-        probes.rollout_map(run.model, run.trace, 3) if layer == "rollout"
+        probes.rollout_map(run.model, run.trace, 3)
+        if layer == "rollout"
         else probes.attention_map(run.model, run.trace, 3, layer)
-    )  # fmt: skip
+    )
     n, T = got["n"], run.trace.tokens.shape[1]
     shade = np.frombuffer(base64.b64decode(got["map"]), np.uint8).reshape(n, n) / 255
     assert n == T and got["layers"] == 8 and got["prompt"] == run.trace.prompt_length
@@ -91,17 +92,34 @@ def test_a_text_is_one_token_or_is_refused_with_its_parts(asks, run):
     assert "is 2 tokens ('7' + '7')" in ask(asks, "token", run=run.key, text="77")["error"]
 
 
-@pytest.mark.parametrize("question", [
-    "", "7", "[]", "[1, 2]", '["attention", 3]', '["answer", {}]', '["__init__", {}]',
-    '["attention", {"run": "b", "step": 0}]', '["attention", {"run": 3, "step": 0}]',
-    '["attention", {"run": RUN, "step": 999}]', '["attention", {"run": RUN, "step": "0"}]',
-    '["attention", {"run": RUN, "step": 0, "layer": 8}]',
-    '["attention", {"run": RUN, "step": 0, "layer": [1]}]', '["attention", {"run": RUN}]',
-    '["attention", {"run": RUN, "step": true}]', '["life", {"run": RUN, "position": -1}]',
-    '["life", {"run": RUN, "position": 1e9}]', '["export", {"run": RUN, "what": "../x"}]',
-    '["figures", {"run": RUN, "more": 1}]', "[" * 1900, '["token", {"run": RUN, "text": ""}]',
-    '["a"' + " " * 3000 + "]", None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        "7",
+        "[]",
+        "[1, 2]",
+        '["attention", 3]',
+        '["answer", {}]',
+        '["__init__", {}]',
+        '["attention", {"run": "b", "step": 0}]',
+        '["attention", {"run": 3, "step": 0}]',
+        '["attention", {"run": RUN, "step": 999}]',
+        '["attention", {"run": RUN, "step": "0"}]',
+        '["attention", {"run": RUN, "step": 0, "layer": 8}]',
+        '["attention", {"run": RUN, "step": 0, "layer": [1]}]',
+        '["attention", {"run": RUN}]',
+        '["attention", {"run": RUN, "step": true}]',
+        '["life", {"run": RUN, "position": -1}]',
+        '["life", {"run": RUN, "position": 1e9}]',
+        '["export", {"run": RUN, "what": "../x"}]',
+        '["figures", {"run": RUN, "more": 1}]',
+        "[" * 1900,
+        '["token", {"run": RUN, "text": ""}]',
+        '["a"' + " " * 3000 + "]",
+        None,
+    ],
+)
 def test_a_wrong_question_gets_one_line_back(asks, run, question):
     answer = asks.answer(question and question.replace("RUN", json.dumps(run.key)))
     assert set(answer) == {"error"} and answer["error"] and "\n" not in answer["error"]

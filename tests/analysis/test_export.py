@@ -184,11 +184,16 @@ def test_the_notebook_cell_makes_the_run_again(model, monkeypatch, capsys, with_
     prompt = tasks.draw("word", random.Random(3), held_out=True).prompt
     trace = d2cache.Trace.record(
         d2cache.generate(
-            model, model.encode(prompt), d2cache.make_policy("d2", current_k=9, rollout_p=0.25),
-            d2cache.make_decoder("random", temperature=0.7, top_p=0.8), gen_length=48,
-            block_length=16, seed=7, stop_at_eos=True,
+            model,
+            model.encode(prompt),
+            d2cache.make_policy("d2", current_k=9, rollout_p=0.25),
+            d2cache.make_decoder("random", temperature=0.7, top_p=0.8),
+            gen_length=48,
+            block_length=16,
+            seed=7,
+            stop_at_eos=True,
         )
-    )  # fmt: skip
+    )
     source = export.notebook(trace, prompt if with_text else None)
     assert (repr(prompt) in source) == with_text
     same_run(execute(source, monkeypatch, model), trace)
@@ -209,8 +214,9 @@ def test_the_notebook_cell_loads_the_weights_that_the_run_had():
 def test_the_notebook_cell_makes_the_edits_again(model, monkeypatch):
     edits = [
         d2cache.Edit(2, tokens={9: 77}, decoder={"sigma": 2.5}),
-        d2cache.Edit(4, refresh=[3, 1], policy={"current_k": 3}), d2cache.Edit(5, refresh="all"),
-    ]  # fmt: skip
+        d2cache.Edit(4, refresh=[3, 1], policy={"current_k": 3}),
+        d2cache.Edit(5, refresh="all"),
+    ]
     prompt = model.encode("Reverse 1, 2, 3.")
     trace = d2cache.Trace.record(d2cache.generate(model, prompt, gen_length=12, edits=edits))
     source = export.notebook(trace)
@@ -254,9 +260,12 @@ def test_the_command_writes_one_page_of_all_traces(model, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments, says",
-    [([], "trace files, or --bundled"), (["a.safetensors", "--bundled"], "not both"),
-     (["missing.safetensors"], "no trace file missing.safetensors")],
-)  # fmt: skip
+    [
+        ([], "trace files, or --bundled"),
+        (["a.safetensors", "--bundled"], "not both"),
+        (["missing.safetensors"], "no trace file missing.safetensors"),
+    ],
+)
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys, arguments, says):
     out = tmp_path / "page.html"
     assert export.main([*arguments, "-o", str(out)]) == 2

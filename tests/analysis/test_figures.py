@@ -132,16 +132,22 @@ def test_sigmas_are_one_figure_with_a_panel_each(model):
 
 @pytest.mark.parametrize(
     "policy, decoder, knobs",
-    [("none", "threshold", {"threshold": 0.0}), ("dllm", "confidence", {}),
-     ("prefix", "wino", {"wide_in": 0.35, "narrow_out": 0.5}),
-     ("none", "random", {"tokens_per_step": 4})],
-)  # fmt: skip
+    [
+        ("none", "threshold", {"threshold": 0.0}),
+        ("dllm", "confidence", {}),
+        ("prefix", "wino", {"wide_in": 0.35, "narrow_out": 0.5}),
+        ("none", "random", {"tokens_per_step": 4}),
+    ],
+)
 def test_figures_of_odd_runs_are_whole_too(policy, decoder, knobs):
     """One step, words masked again, no end token, several at once."""
     steps = d2cache.generate(
-        small_model(), random_prompt(5), policy, d2cache.make_decoder(decoder, **knobs),
+        small_model(),
+        random_prompt(5),
+        policy,
+        d2cache.make_decoder(decoder, **knobs),
         gen_length=8,
-    )  # fmt: skip
+    )
     trace = d2cache.Trace.record(steps)
     for one in figures.all(trace, np.ones((len(trace.seconds), trace.tokens.shape[1]))):
         assert "nan" not in one["caption"].lower(), one["caption"]

@@ -43,17 +43,31 @@ def test_a_lesson_is_read_into_tokens_and_acts(tmp_path):
     )
     one = lessons.lessons(folder_of(tmp_path, **{"3-a-key": HEAD + "## C\n" + text + QUESTION}))[0]
     assert {k: one[k] for k in ("key", "title", "minutes", "summary")} == {
-        "key": "a-key", "title": "A title", "minutes": 3, "summary": "A summary.",
-    }  # fmt: skip
+        "key": "a-key",
+        "title": "A title",
+        "minutes": 3,
+        "summary": "A summary.",
+    }
     card = one["cards"][0]
     assert card["blocks"] == [
-        {"p": [
-            "One ", {"b": ["bold ", {"i": ["and more"]}, " word"]}, ", ", {"code": "2 * 3"}, ", ",
-            {"term": "masks", "text": "masks"}, ", ", {"term": "step", "text": "a round"}, ", ",
-            {"href": "https://arxiv.org/abs/1", "text": "a paper"}, " and 2 * 3.",
-        ]},
-        {"ul": [["one"], ["two"]]}, {"ol": [["first"]]},
-    ]  # fmt: skip
+        {
+            "p": [
+                "One ",
+                {"b": ["bold ", {"i": ["and more"]}, " word"]},
+                ", ",
+                {"code": "2 * 3"},
+                ", ",
+                {"term": "masks", "text": "masks"},
+                ", ",
+                {"term": "step", "text": "a round"},
+                ", ",
+                {"href": "https://arxiv.org/abs/1", "text": "a paper"},
+                " and 2 * 3.",
+            ]
+        },
+        {"ul": [["one"], ["two"]]},
+        {"ol": [["first"]]},
+    ]
     assert [name for name, _ in card["acts"]] == ["run", "tab", "lane", "step", "clock", "point"]
     asked = Asked(**Link.parse(card["acts"][0][1]).settings)
     assert asked.prompt == "2 + 3 & 4?" and asked.gen_length == 16
@@ -119,8 +133,9 @@ def test_the_last_card_asks_and_the_beginning_is_whole(tmp_path):
 
 def test_conditions():
     assert lessons.condition("step = 3 and policy = d2 or hit_rate >= 80%") == [
-        [["step", "=", 3.0], ["policy", "=", "d2"]], [["hit_rate", ">=", 0.8]],
-    ]  # fmt: skip
+        [["step", "=", 3.0], ["policy", "=", "d2"]],
+        [["hit_rate", ">=", 0.8]],
+    ]
     assert lessons.condition("policy.as_shipped = true") == [[["policy.as_shipped", "=", 1.0]]]
     assert lessons.condition("decoder.sigma != 0.5") == [[["decoder.sigma", "!=", 0.5]]]
 
@@ -360,8 +375,11 @@ def test_lesson_three_the_tail_grows_certain_too_early(model, played):
     before = when(bare, 80) - 1
     it.says(2, f"from {bare.confidence[0, 79]:.2f} to {bare.confidence[before - 1, 79]:.2f}")
     at = prior.density[0]
-    it.says(3, f"{at[0]:.2f} at answer position 1, {at[10]:.2f} at position 11",
-            f"{at[20]:.2f} at position 21")  # fmt: skip
+    it.says(
+        3,
+        f"{at[0]:.2f} at answer position 1, {at[10]:.2f} at position 11",
+        f"{at[20]:.2f} at position 21",
+    )
     assert at[-1] < 1e-6
     one, two = it.run(4)
     assert (two.step_of_token < 31).tolist() == [True] * 31 + [False] * (96 - 31)
@@ -497,9 +515,10 @@ def test_dllm_on_a_long_prompt(model, preset):
 def test_frozen_confidence_spoils_a_story(model, preset):
     story, (live, frozen) = preset("frozen-live")
     asked = Asked(
-        **Link.parse(next(p for p in lessons.presets() if p["key"] == "frozen-live")["query"])
-        .settings
-    )  # fmt: skip
+        **Link.parse(
+            next(p for p in lessons.presets() if p["key"] == "frozen-live")["query"]
+        ).settings
+    )
     problem = tasks.Problem("stories", asked.prompt, "")
     assert tasks.correct(problem, answer(model, live))
     assert not tasks.correct(problem, answer(model, frozen))

@@ -35,9 +35,15 @@ def steps_of(events, run) -> list[int]:
 def alone(model, lane: str, **more) -> np.ndarray:
     one = Lane.parse(lane)
     steps = d2cache.generate(
-        model, model.encode(PROMPT), one.make_policy(), one.make_decoder(), gen_length=24,
-        stop_at_eos=True, edits=one.edits, **more,
-    )  # fmt: skip
+        model,
+        model.encode(PROMPT),
+        one.make_policy(),
+        one.make_decoder(),
+        gen_length=24,
+        stop_at_eos=True,
+        edits=one.edits,
+        **more,
+    )
     return d2cache.Trace.record(steps).tokens
 
 

@@ -182,9 +182,10 @@ def test_a_layers_map_is_the_mean_of_its_heads_on_that_canvas(recorded):
         np.testing.assert_allclose(probes.column_sums(got), maps[layer].sum(0), atol=1e-5)
         assert probes.column_sums(got).mean() == pytest.approx(1)
     for step, layer, says in (
-        (12, 0, "step is 12; this run has steps 0 to 11"), (0, -1, "layer is -1"),
+        (12, 0, "step is 12; this run has steps 0 to 11"),
+        (0, -1, "layer is -1"),
         (0, 3, "layer is 3; this run has layers 0 to 2"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(IndexError, match=says):
             probes.attention_map(model, trace, step, layer)
 
@@ -260,9 +261,13 @@ def test_premature_confidence_is_told_of_every_prediction():
 
 def test_a_token_of_an_edit_has_no_confidence_in_the_table():
     steps = run(
-        small_model(33), PROMPT, ("dual", {}), gen_length=GEN, block_length=6,
+        small_model(33),
+        PROMPT,
+        ("dual", {}),
+        gen_length=GEN,
+        block_length=6,
         edits=[Edit(2, {P + 11: 4})],
-    )  # fmt: skip
+    )
     frame = metrics.tokens(Trace.record(iter(steps))).set_index("position")
     assert np.isnan(frame["confidence"][11]) and frame["step"][11] == 2
     assert frame["confidence"].drop(11).between(0, 1).all()

@@ -39,71 +39,112 @@ class Story:
     def record(self, model: d2cache.Model) -> d2cache.Trace:
         return d2cache.Trace.record(
             d2cache.generate(
-                model, model.encode(self.problem.prompt),
+                model,
+                model.encode(self.problem.prompt),
                 d2cache.make_policy(self.policy, **self.knobs.get("policy", {})),
                 d2cache.make_decoder(self.decoder, **self.knobs.get("decoder", {})),
-                gen_length=self.gen_length or tasks.ANSWER_LENGTH[self.family], stop_at_eos=True,
+                gen_length=self.gen_length or tasks.ANSWER_LENGTH[self.family],
+                stop_at_eos=True,
             )
-        )  # fmt: skip
+        )
 
 
 STORIES = (
     Story(
-        "d2-word", "d2Cache solves a word problem",
+        "d2-word",
+        "d2Cache solves a word problem",
         "After the first step most rows come from the cache: only likely masks and the rows where "
         "attention leads are computed again, and the answer is still right.",
-        "word", 129, "d2", True,
+        "word",
+        129,
+        "d2",
+        True,
     ),
     Story(
-        "none-word", "The same problem without a cache",
+        "none-word",
+        "The same problem without a cache",
         "Every position is computed again at every step. This is the exact answer, and what every "
         "cache is measured against.",
-        "word", 129, "none", True,
+        "word",
+        129,
+        "none",
+        True,
     ),
     Story(
-        "shipped-word", "The same problem as d2Cache's own code does it",
+        "shipped-word",
+        "The same problem as d2Cache's own code does it",
         "The paper and its public code differ: here the code's way. Likely masks are found by the "
         "confidences of the first step for the whole run, and the right edge counts as known text.",
-        "word", 129, "d2", True,
+        "word",
+        129,
+        "d2",
+        True,
         knobs={"policy": {"as_shipped": True}, "decoder": {"as_shipped": True}},
     ),
     Story(
-        "prefix-facts", "A prefix cache goes stale and gets it wrong",
+        "prefix-facts",
+        "A prefix cache goes stale and gets it wrong",
         "The prompt is computed once and then only reused. It was computed while the answer was "
         "all masks, and it stays so: the book is given to the wrong owner.",
-        "facts", 201, "prefix", False,
+        "facts",
+        201,
+        "prefix",
+        False,
     ),
     Story(
-        "d2-facts", "The same question with d2Cache",
+        "d2-facts",
+        "The same question with d2Cache",
         "The prompt is just as long, but the prompt rows where attention leads are computed again "
         "as the answer grows: the right owner, for a fifth of the work.",
-        "facts", 201, "d2", True,
+        "facts",
+        201,
+        "d2",
+        True,
     ),
     Story(
-        "dllm-facts", "dLLM-Cache on a long prompt",
+        "dllm-facts",
+        "dLLM-Cache on a long prompt",
         "The prompt's outputs are kept for 50 steps. In the answer each layer computes the values "
         "(V) of all rows, and then only those rows whose values moved most.",
-        "facts", 400, "dllm", True,
+        "facts",
+        400,
+        "dllm",
+        True,
     ),
     Story(
-        "d2-story", "d2Cache tells a story",
+        "d2-story",
+        "d2Cache tells a story",
         "A long answer in free words. The decode order leans left to right, for the certainty "
         "prior favours places next to known text.",
-        "stories", 5, "d2", True, gen_length=88,
+        "stories",
+        5,
+        "d2",
+        True,
+        gen_length=88,
     ),
     Story(
-        "wino-story", "Many words at once, and second thoughts",
+        "wino-story",
+        "Many words at once, and second thoughts",
         "WINO writes every guess that is fairly sure, looks again with the new words in place, and "
         "masks again what it now doubts: 96 positions in 12 steps.",
-        "stories", 7, "none", True, decoder="wino",
+        "stories",
+        7,
+        "none",
+        True,
+        decoder="wino",
     ),
     Story(
-        "threshold-code", "A whole function in one step",
+        "threshold-code",
+        "A whole function in one step",
         "All guesses of confidence 0.9 or more are written at once, and here all of them are: "
         "where nothing is in doubt, one pass is enough and a cache would have nothing to keep.",
-        "code", 304, "none", True, decoder="threshold",
+        "code",
+        304,
+        "none",
+        True,
+        decoder="threshold",
     ),
-)  # fmt: skip
+)
 
 
 def answer_is_right(story: Story, model, trace) -> bool:
@@ -123,9 +164,11 @@ def main(names) -> None:
             raise SystemExit(f"{story.name}: right is {right}; its words say {story.right}")
         trace.save(file)
         totals, size = trace.totals, file.stat().st_size
-        print(f"{story.name}: {totals['steps']} steps, {trace.tokens.shape[1]} positions, "
-              f"{totals['flops_vs_none']:.2f} of the work, {size / 1e3:.0f} kB: "
-              f"{model.decode(trace.answer).strip()[:60]!r}")  # fmt: skip
+        print(
+            f"{story.name}: {totals['steps']} steps, {trace.tokens.shape[1]} positions, "
+            f"{totals['flops_vs_none']:.2f} of the work, {size / 1e3:.0f} kB: "
+            f"{model.decode(trace.answer).strip()[:60]!r}"
+        )
     index = [
         {"name": s.name, "title": s.title, "words": s.words, "prompt": s.problem.prompt}
         for s in STORIES

@@ -264,8 +264,11 @@ def one_run(page, prompt: str, masks: int, least: int = 25) -> dict:
     clicked = page.evaluate("window.clicked")
     seconds = (paints[-1]["at"] - paints[0]["at"]) / 1000
     # the same record painted again is no lag
-    lags = [b["lag"] for a, b in zip(paints, paints[1:], strict=False)
-            if b["lag"] and b["painted"] > a["painted"]]  # fmt: skip
+    lags = [
+        b["lag"]
+        for a, b in zip(paints, paints[1:], strict=False)
+        if b["lag"] and b["painted"] > a["painted"]
+    ]
     return {
         "click to first painted step, ms": (paints[0]["at"] - clicked, "<= 300"),
         "painted steps/s": (paints[-1]["painted"] / seconds, f">= {least}" if least else "-"),

@@ -58,8 +58,9 @@ def faults(page, where: str) -> dict[str, list[str]]:
     told = Axe().run(page, context={"include": [[where]]}).response["violations"]
     return {
         f"{one['id']}: {one['help']}": [node["html"][:160] for node in one["nodes"]][:8]
-        for one in told if one["impact"] in ("serious", "critical")
-    }  # fmt: skip
+        for one in told
+        if one["impact"] in ("serious", "critical")
+    }
 
 
 @pytest.mark.parametrize("tab", TABS)

