@@ -20,10 +20,12 @@ import plotly
 from fastapi.responses import FileResponse
 
 import d2cache
-from analysis import export, lessons, live, stage
-from analysis.asks import Asks
-from analysis.links import LONGEST_ANSWER, LONGEST_PROMPT, Asked, Lane, Link
-from analysis.live import Board, Boards, Loading, Models, Run
+from analysis.page import bundle, lessons, stored
+from analysis.page.boards import Board, Boards, Run, advance, edit_said, summary
+from analysis.page.events import link, message
+from analysis.page.models import Loading, Models, offered_models
+from analysis.page.query import LONGEST_ANSWER, LONGEST_PROMPT, Asked, Lane, Link
+from analysis.page.questions import Asks
 from d2cache.models import size as model_size
 from d2cache.registry import Knob, describe, shared_knobs
 from d2cache.teaching import tasks
@@ -56,8 +58,8 @@ def open_board(session: str, asked: Asked) -> Board:
 def stream(board: Board, session: str, most: int | None = None):
     """Messages of the board's next steps, until it ends, is paused or made `most`."""
     try:
-        for events in live.advance(board, most):
-            yield stage.message(events)
+        for events in advance(board, most):
+            yield message(events)
     except GeneratorExit:  # the tab was closed, or the event cancelled
         if BOARDS.of(session) is board:
             BOARDS.drop(session)
@@ -78,7 +80,7 @@ def bundled(name: str) -> Board:
     for board in BOARDS.stored:
         if board.key == f"stored-{name}":
             return board
-    trace = export.stored(name)
+    trace = stored.load(name)
     board = load_board({trace.run["policy"]: trace}, f"stored-{name}")
     BOARDS.stored.append(board)
     return board
@@ -93,7 +95,7 @@ def save_trace(run: Run) -> str:
 
 
 def ask(question: str) -> dict:
-    """For the stage: see `analysis.asks`."""
+    """For the stage: see `analysis.page.questions`."""
     return ASKS.answer(question)
 
 
@@ -182,12 +184,12 @@ def _results(prompt, lanes, gen_length, block_length, seed, model) -> list[dict]
     board = Board(secrets.token_hex(8), asked)
     for lane in asked.lanes:
         board.start(lane, loaded)
-    for _ in live.advance(board):
+    for _ in advance(board):
         pass
     failed = [one.error for one in board.runs if one.error]
     if failed:
         raise ValueError(failed[0])
-    return [live.summary(one, board.runs[0]) for one in board.runs]
+    return [summary(one, board.runs[0]) for one in board.runs]
 
 
 def checked(endpoint):
@@ -263,7 +265,7 @@ def lanes_said(runs: list[Run]) -> str:
     """Time of each lane, and whether it wrote what the first wrote."""
     said = []
     for run in runs:
-        told = live.summary(run, runs[0])
+        told = summary(run, runs[0])
         same = "" if run is runs[0] else f", {100 * told['agreement']:.0f} % as lane 1"
         said.append(f"{run.name}: {told['seconds']:.2f} s{same}")
     return "; ".join(said) + "."
@@ -487,7 +489,7 @@ def side_column() -> SimpleNamespace:
             "time of a run without a cache on top",
         )
     ui.stored = gr.Dropdown(
-        [(one["title"], name) for name, one in export.bundled().items()],
+        [(one["title"], name) for name, one in stored.listed().items()],
         value=None,
         label="Stored runs",
         elem_id="stored",
@@ -501,9 +503,9 @@ def side_column() -> SimpleNamespace:
 
 
 def main_column(ui: SimpleNamespace) -> None:
-    first = next(iter(export.bundled()))
+    first = next(iter(stored.listed()))
     ui.board = gr.HTML(
-        stage.message(bundled(first).events()),
+        message(bundled(first).events()),
         html_template='<div class="stage-host"></div>',
         js_on_load=STAGE_JS,
         server_functions=[ask],
@@ -577,10 +579,10 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
 
     def show(board, session: str, most: int | None = None, first: dict | None = None, words=""):
         """Stream a board into the page, from where it stands."""
-        link = stage.message([stage.link(board.key, board.query())])
+        made = message([link(board.key, board.query())])
         words = words or ("Running." if most is None else "Stepping.")
         yield (first or {}) | {
-            ui.board: link,
+            ui.board: made,
             ui.said: notice(words),
             ui.pause: gr.Button(visible=True),
             ui.resume: gr.Button(visible=False),
@@ -692,15 +694,15 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
         board.stopped = True
         if board.driver.locked():
             return {ui.said: gr.skip()}  # its stream sees it after its step, and says so
-        texts = [stage.message(events) for events in live.advance(board)]
+        texts = [message(events) for events in advance(board)]
         return after(board) | ({ui.board: texts[-1]} if texts else {})
 
     def put(session: str, board: Board, said: str, query: str = "") -> dict:
         """Finished traces onto the stage."""
         BOARDS.put(session, board)
-        events = [stage.link(board.key, query), *board.events()]
+        events = [link(board.key, query), *board.events()]
         return buttons(board) | {
-            ui.board: stage.message(events),
+            ui.board: message(events),
             ui.said: notice(said),
             ui.download: gr.DownloadButton(value=save_trace(board.runs[0]), interactive=True),
         }
@@ -720,7 +722,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             board = bundled(name)
         except ValueError as error:
             return {ui.said: notice(_sentence(error), "error")}
-        said = f"A stored run. {export.bundled()[name]['words']}"
+        said = f"A stored run. {stored.listed()[name]['words']}"
         return put(session, board, said, f"trace={name}")
 
     def on_stored(request: gr.Request, name):
@@ -738,7 +740,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             link, told = Link.parse(query), None
             if link.trace is not None:
                 run = bundled(link.trace).runs[0].trace.run
-                asked = Asked.of(run, export.bundled()[link.trace]["prompt"], MODELS.first)
+                asked = Asked.of(run, stored.listed()[link.trace]["prompt"], MODELS.first)
             elif link.settings and link.branch is None:
                 asked = link.over(read(values))
                 # the story under the presets is that of what is on the stage
@@ -776,7 +778,7 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
             raise ValueError("this run was loaded, not made here: press Run, then ask what if")
         lane = replace(parent.lane, edits=(*parent.lane.edits, edit))
         number = board.runs.index(parent)
-        says = live.edit_said(edit, parent.model, board.asked)
+        says = edit_said(edit, parent.model, board.asked)
         board.start(lane, parent.model, {"lane": number, "step": edit.step, "says": says})
         where = f"Lane {len(board.runs)} goes on from step {edit.step + 1}: see Compare."
         yield from show(board, session, words=where)
@@ -882,14 +884,14 @@ def head() -> str:
         "presets": {key: {"query": one["query"]} for key, one in PRESETS.items()},
     }
     data = json.dumps(words).replace("<", "\\u003c")
-    script = f"{export.scripts()}\nglobalThis.D2Words = {data};"
-    return f"<script>{script}</script><style>{export.styles()}</style>"
+    script = f"{bundle.scripts()}\nglobalThis.D2Words = {data};"
+    return f"<script>{script}</script><style>{bundle.styles()}</style>"
 
 
 def main() -> int:
     """Serve the page; exit code 2 when D2CACHE_MODELS names what cannot be a model."""
     try:
-        MODELS.offered = live.offered_models(os.environ.get("D2CACHE_MODELS"))
+        MODELS.offered = offered_models(os.environ.get("D2CACHE_MODELS"))
     except ValueError as error:
         print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
         return 2

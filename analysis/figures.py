@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import metrics
-from analysis.export import csv
 from d2cache import Trace
 
 BLUE, ORANGE, GREEN = "#0072b2", "#e69f00", "#009e73"  # Okabe-Ito, told apart without colour vision
@@ -277,6 +276,11 @@ def change_of(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     part = part / part.sum(1, keepdims=True)
     change = np.stack([np.abs(part - row).sum(1) / 2 for row in part])
     return change, steps + 1
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A table as CSV, numbers with at most six significant digits."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _from_one(frame: pd.DataFrame) -> pd.DataFrame:

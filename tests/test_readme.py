@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import d2cache
-from analysis import lessons
-from analysis.links import Lane
+from analysis.page import lessons
+from analysis.page.query import Lane
 from d2cache.__main__ import main, parse
 from d2cache.registry import table
 

@@ -2,53 +2,72 @@
  *
  * The server tells the half that makes the runs (a link event); this file adds what is looked at,
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
-(function (D2) {
-"use strict";
+import { mount } from "./mount.js";
 
 const VIEW = ["tab", "at", "see", "clock", "pos", "lesson", "card"];
 
 // What a query says to look at; null when it says nothing of it.
 function viewOf(query) {
-  const given = new URLSearchParams(query), view = {};
+  const given = new URLSearchParams(query),
+    view = {};
   for (const name of VIEW) if (given.has(name)) view[name] = given.get(name);
   return Object.keys(view).length ? view : null;
 }
 
 // Whether a query asks for more than looking: a run, a stored run, a branch.
-const asksForRuns = (query) => [...new URLSearchParams(query).keys()].some((name) => !VIEW.includes(name) && !name.startsWith("__"));
+const asksForRuns = (query) =>
+  [...new URLSearchParams(query).keys()].some(
+    (name) => !VIEW.includes(name) && !name.startsWith("__"),
+  );
 
 // The runs' query with what is looked at now; what stands at its usual value is left out.
 function addressOf(query, state) {
   const rest = new URLSearchParams(query);
   for (const name of VIEW) rest.delete(name);
-  const view = { tab: state.tab === "stage" ? "" : state.tab, at: state.live ? "" : state.step + 1, see: state.lane ? state.lane + 1 : "",
-    clock: state.clock === "step" ? "" : state.clock, pos: state.selected == null ? "" : state.selected + 1 };
+  const view = {
+    tab: state.tab === "stage" ? "" : state.tab,
+    at: state.live ? "" : state.step + 1,
+    see: state.lane ? state.lane + 1 : "",
+    clock: state.clock === "step" ? "" : state.clock,
+    pos: state.selected == null ? "" : state.selected + 1,
+  };
   for (const [name, value] of Object.entries(view)) if (value) rest.set(name, value);
   // readable: what need not be escaped is not
-  return rest.toString().replace(/%2C/g, ",").replace(/%2F/g, "/").replace(/%7E/g, "~").replace(/%3D/g, "=");
+  return rest
+    .toString()
+    .replace(/%2C/g, ",")
+    .replace(/%2F/g, "/")
+    .replace(/%7E/g, "~")
+    .replace(/%3D/g, "=");
 }
 
 // Mounts the stage and ties it to the address. Options as D2.mount's.
 function open(host, options) {
-  const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__"));   // Gradio's
-  let query = null, wanted = viewOf(location.search), board = asksForRuns(location.search) ? "" : null;   // null: any board will do
+  const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__")); // Gradio's
+  let query = null,
+    wanted = viewOf(location.search),
+    board = asksForRuns(location.search) ? "" : null; // null: any board will do
   let timer = 0;
 
   function send(text) {
     wanted = viewOf(text);
-    if (!asksForRuns(text)) { board = null; look(); return undefined; }
-    board = "";                             // that of the link event to come
+    if (!asksForRuns(text)) {
+      board = null;
+      look();
+      return undefined;
+    }
+    board = ""; // that of the link event to come
     return options.send(text);
   }
 
-  const stage = D2.mount(host, { ...options, send, view: wanted || {} });
+  const stage = mount(host, { ...options, send, view: wanted || {} });
 
   // Go where the link points, as far as the steps have come.
   function look() {
     const state = stage.state();
     if (!wanted || !state.run || (board !== null && state.board !== board)) return;
     const { tab, see, clock, pos, at } = wanted;
-    if (see && Number(see) > state.lanes) return;          // its lane has not started
+    if (see && Number(see) > state.lanes) return; // its lane has not started
     if (at && state.status === "running" && state.steps < Number(at)) return;
     wanted = null;
     if (see) stage.setLane(Number(see) - 1);
@@ -60,10 +79,12 @@ function open(host, options) {
 
   function write() {
     timer = 0;
-    if (query === null) return;             // nothing was made yet: the address is what it was opened with
-    const all = new URLSearchParams(own).toString(), text = query ? addressOf(query, stage.state()) : "";
+    if (query === null) return; // nothing was made yet: the address is what it was opened with
+    const all = new URLSearchParams(own).toString(),
+      text = query ? addressOf(query, stage.state()) : "";
     const search = [text, all].filter(Boolean).join("&");
-    if (`?${search}` !== location.search) history.replaceState(history.state, "", search ? `?${search}` : location.pathname);
+    if (`?${search}` !== location.search)
+      history.replaceState(history.state, "", search ? `?${search}` : location.pathname);
   }
 
   function receive(text) {
@@ -76,12 +97,12 @@ function open(host, options) {
     later();
   }
 
-  function later() { timer ||= setTimeout(write, 300); }     // browsers bound how often an address may change
+  function later() {
+    timer ||= setTimeout(write, 300);
+  } // browsers bound how often an address may change
   host.addEventListener("d2:state", later);
   host.addEventListener("d2:paint", look);
   return { ...stage, receive, send };
 }
 
-Object.assign(D2, { open });
-Object.assign(D2.pure ??= {}, { viewOf, asksForRuns, addressOf });
-})(globalThis.D2Stage ??= {});
+export { open, viewOf, asksForRuns, addressOf };

@@ -1,8 +1,7 @@
 /* How old each kept K, V, attention output and MLP output is, in steps: worked out in the page from
  * what each step recomputed, so that no plane of ages has to be sent. No document here. */
-(function (D2) {
-"use strict";
-const pure = (D2.pure ??= {});
+import { reasonOf } from "./words.js";
+import { placeOf } from "./says.js";
 
 const PARTS = [
   { key: "K", bit: 1, label: "K", name: "K" },
@@ -11,7 +10,7 @@ const PARTS = [
   { key: "MLP", bit: 8, label: "MLP output", name: "MLP output" },
 ];
 const EVICTED = 16;
-const EVERY = 32;       // a checkpoint each so many steps: going back replays less than that many
+const EVERY = 32; // a checkpoint each so many steps: going back replays less than that many
 
 // What layer l computed for position p in one step, as bits of Part. A policy that does not decide
 // layer by layer computes all parts of a row, in every layer, or none.
@@ -28,12 +27,16 @@ const linesOf = (model) => (layered(model) ? model.layers : 1);
 // Marks in `last` what step s computed; rec.code is the run-length code of its parts.
 function advance(model, last, s, bit) {
   const rec = model.recs[s];
-  if (!rec) return;                              // lost on the way: nothing is known of it
-  if (!rec.code) { for (let i = 0; i < last.length; i++) if (rec.y[i % model.T]) last[i] = s; return; }
-  for (let i = 0, at = 0; i < rec.code.length; at += rec.code[i + 1], i += 2) if (rec.code[i] & bit) last.fill(s, at, at + rec.code[i + 1]);
+  if (!rec) return; // lost on the way: nothing is known of it
+  if (!rec.code) {
+    for (let i = 0; i < last.length; i++) if (rec.y[i % model.T]) last[i] = s;
+    return;
+  }
+  for (let i = 0, at = 0; i < rec.code.length; at += rec.code[i + 1], i += 2)
+    if (rec.code[i] & bit) last.fill(s, at, at + rec.code[i + 1]);
 }
 
-const stores = new WeakMap();   // model -> part -> { marks: [last steps at 0, EVERY, 2 EVERY ...], at, last }
+const stores = new WeakMap(); // model -> part -> { marks: [last steps at 0, EVERY, 2 EVERY ...], at, last }
 
 // The step in which each cell was computed last, up to step s; -1: never. Int16Array(lines * T), where
 // lines is the number of layers, or 1 where all layers are alike. The array is lent, not given.
@@ -42,7 +45,8 @@ function lastComputed(model, s, bit) {
   let parts = stores.get(model);
   if (!parts) stores.set(model, (parts = new Map()));
   let store = parts.get(bit);
-  if (!store || store.last.length !== cells) parts.set(bit, (store = { marks: [], at: -1, last: new Int16Array(cells).fill(-1) }));
+  if (!store || store.last.length !== cells)
+    parts.set(bit, (store = { marks: [], at: -1, last: new Int16Array(cells).fill(-1) }));
   if (s < store.at) {
     const mark = Math.min(Math.floor((s + 1) / EVERY), store.marks.length) - 1;
     store.last = mark < 0 ? new Int16Array(cells).fill(-1) : store.marks[mark].slice();
@@ -50,7 +54,8 @@ function lastComputed(model, s, bit) {
   }
   while (store.at < s) {
     advance(model, store.last, ++store.at, bit);
-    if ((store.at + 1) % EVERY === 0) store.marks[(store.at + 1) / EVERY - 1] ??= store.last.slice();
+    if ((store.at + 1) % EVERY === 0)
+      store.marks[(store.at + 1) / EVERY - 1] ??= store.last.slice();
   }
   return store.last;
 }
@@ -58,7 +63,8 @@ function lastComputed(model, s, bit) {
 // Age in steps of one part in every layer and position: Int16Array(layers * T), 0 in this step,
 // -1 never computed.
 function agesAt(model, s, bit) {
-  const last = lastComputed(model, s, bit), out = new Int16Array(model.layers * model.T);
+  const last = lastComputed(model, s, bit),
+    out = new Int16Array(model.layers * model.T);
   for (let i = 0; i < out.length; i++) {
     const from = last[last.length === out.length ? i : i % model.T];
     out[i] = from < 0 ? -1 : s - from;
@@ -70,7 +76,8 @@ function agesAt(model, s, bit) {
 function agesOf(model, s, l, p) {
   const out = {};
   for (const { key, bit } of PARTS) {
-    const last = lastComputed(model, s, bit), from = last[last.length === model.T ? p : l * model.T + p];
+    const last = lastComputed(model, s, bit),
+      from = last[last.length === model.T ? p : l * model.T + p];
     out[key] = from < 0 ? -1 : s - from;
   }
   return out;
@@ -79,8 +86,13 @@ function agesOf(model, s, l, p) {
 // Mean age per layer over the positions that were computed at all; null where none was.
 function meanAges(model, ages) {
   return Array.from({ length: model.layers }, (_, l) => {
-    let sum = 0, n = 0;
-    for (let i = l * model.T; i < (l + 1) * model.T; i++) if (ages[i] >= 0) { sum += ages[i]; n++; }
+    let sum = 0,
+      n = 0;
+    for (let i = l * model.T; i < (l + 1) * model.T; i++)
+      if (ages[i] >= 0) {
+        sum += ages[i];
+        n++;
+      }
     return n ? sum / n : null;
   });
 }
@@ -88,15 +100,22 @@ function meanAges(model, ages) {
 // What one cell shows: "reused", "evicted", a reason's key, or "looked" where a part was computed for
 // no reason of the row's own (dLLM-Cache projects all V to see which moved).
 function stateOf(bits, byte, bit) {
-  if (bits & bit) return pure.reasonOf(byte) ?? "looked";
+  if (bits & bit) return reasonOf(byte) ?? "looked";
   return bits & EVICTED ? "evicted" : "reused";
 }
 
 // The states of all cells of one step as numbers into `names`, and the cells left out of attention.
 function cellStates(model, rec, bit) {
-  const { T, layers } = model, parts = rec.code && rec.parts, out = new Uint8Array(layers * T), names = [], gone = [], known = new Map();
+  const { T, layers } = model,
+    parts = rec.code && rec.parts,
+    out = new Uint8Array(layers * T),
+    names = [],
+    gone = [],
+    known = new Map();
   for (let i = 0; i < out.length; i++) {
-    const byte = rec.y[i % T], bits = parts ? parts[i] : byte ? 15 : 0, key = bits << 8 | byte;
+    const byte = rec.y[i % T],
+      bits = parts ? parts[i] : byte ? 15 : 0,
+      key = (bits << 8) | byte;
     if (!known.has(key)) {
       const name = stateOf(bits, byte, bit);
       if (!names.includes(name)) names.push(name);
@@ -108,26 +127,40 @@ function cellStates(model, rec, bit) {
   return { states: out, names, gone };
 }
 
-const ageWords = (age) => (age < 0 ? "never computed" : age === 0 ? "now" : `${age} step${age === 1 ? "" : "s"} old`);
+const ageWords = (age) =>
+  age < 0 ? "never computed" : age === 0 ? "now" : `${age} step${age === 1 ? "" : "s"} old`;
 
 // "K and V 4 steps old", "K 4 steps old, V now": parts of one age are named together.
 function agesWords(ages, keys = PARTS.map((x) => x.key)) {
   const groups = [];
   for (const { key, name } of PARTS.filter((x) => keys.includes(x.key))) {
     const group = groups.find((x) => x.age === ages[key]);
-    if (group) group.names.push(name); else groups.push({ age: ages[key], names: [name] });
+    if (group) group.names.push(name);
+    else groups.push({ age: ages[key], names: [name] });
   }
-  const list = (names) => (names.length < 2 ? names[0] : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
+  const list = (names) =>
+    names.length < 2 ? names[0] : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
   return groups.map(({ age, names }) => `${list(names)} ${ageWords(age)}`).join(", ");
 }
 
 // "layer 3, answer position 5: K 4 steps old, V now" (layers count from 1 in words, as positions do)
 function cacheReadout(model, s, l, p) {
-  const rec = model.recs[s], where = `layer ${l + 1}, ${pure.placeOf(model, p)}`;
+  const rec = model.recs[s],
+    where = `layer ${l + 1}, ${placeOf(model, p)}`;
   if (!rec) return `${where}: the record of step ${s + 1} was lost`;
   const ages = agesWords(agesOf(model, s, l, p), layered(model) ? undefined : ["K", "V"]);
   return `${where}: ${ages}${partsIn(model, rec, l, p) & EVICTED ? "; left out of attention in this step (evicted)" : ""}`;
 }
 
-Object.assign(pure, { PARTS, EVICTED, partsIn, layered, agesAt, agesOf, meanAges, cellStates, ageWords, agesWords, cacheReadout });
-})(globalThis.D2Stage ??= {});
+export {
+  PARTS,
+  partsIn,
+  layered,
+  agesAt,
+  agesOf,
+  meanAges,
+  cellStates,
+  ageWords,
+  agesWords,
+  cacheReadout,
+};

@@ -1,34 +1,46 @@
 /* The run as a moving picture: one frame a step, drawn on a canvas, in one animated WebP.
  *
  * The browser encodes each frame; the container around them (RIFF, VP8X, ANIM, ANMF) is made here. */
-(function (D2) {
-"use strict";
-
-const { stepAt, lastMoment, momentText, tables, MAPS, chipData, visible, css, colourAt, promptText, hitRateSoFar, percent, WRITTEN_NOW, MASKED_NOW } = D2.pure;
-const { h } = D2;
+import { percent } from "./numbers.js";
+import { css, colourAt, WRITTEN_NOW, MASKED_NOW } from "./colours.js";
+import { chipData, hitRateSoFar } from "./run.js";
+import { visible, promptText } from "./says.js";
+import { stepAt, lastMoment, momentText } from "./board.js";
+import { tables, MAPS } from "./pixels.js";
+import { h } from "./dom.js";
 
 // ---- pure: the container, after developers.google.com/speed/webp/docs/riff_container
 
 const tagAt = (bytes, at) => String.fromCharCode(...bytes.subarray(at, at + 4));
-const u24 = (bytes, at) => bytes[at] | bytes[at + 1] << 8 | bytes[at + 2] << 16;
-const u32 = (bytes, at) => (u24(bytes, at) | bytes[at + 3] << 24) >>> 0;
-const little = (value, size) => Array.from({ length: size }, (_, i) => Math.floor(value / 256 ** i) & 255);
+const u24 = (bytes, at) => bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16);
+const u32 = (bytes, at) => (u24(bytes, at) | (bytes[at + 3] << 24)) >>> 0;
+const little = (value, size) =>
+  Array.from({ length: size }, (_, i) => Math.floor(value / 256 ** i) & 255);
 const letters = (text) => [...text].map((c) => c.charCodeAt(0));
 
 // A still WebP -> its size and the chunks that hold its pixels: [ALPH] VP8, or VP8L.
 function readWebp(bytes) {
-  if (bytes.length < 20 || tagAt(bytes, 0) !== "RIFF" || tagAt(bytes, 8) !== "WEBP") throw new Error("a frame is no WebP picture");
-  const end = Math.min(bytes.length, 8 + u32(bytes, 4)), parts = [];
-  let width = 0, height = 0, alpha = false;
+  if (bytes.length < 20 || tagAt(bytes, 0) !== "RIFF" || tagAt(bytes, 8) !== "WEBP")
+    throw new Error("a frame is no WebP picture");
+  const end = Math.min(bytes.length, 8 + u32(bytes, 4)),
+    parts = [];
+  let width = 0,
+    height = 0,
+    alpha = false;
   for (let at = 12; at + 8 <= end;) {
-    const tag = tagAt(bytes, at), size = u32(bytes, at + 4), from = at + 8;
+    const tag = tagAt(bytes, at),
+      size = u32(bytes, at + 4),
+      from = at + 8;
     if (from + size > bytes.length) throw new Error("a frame is cut short");
-    if (tag === "VP8 ") { width = (bytes[from + 6] | bytes[from + 7] << 8) & 0x3fff; height = (bytes[from + 8] | bytes[from + 9] << 8) & 0x3fff; }
+    if (tag === "VP8 ") {
+      width = (bytes[from + 6] | (bytes[from + 7] << 8)) & 0x3fff;
+      height = (bytes[from + 8] | (bytes[from + 9] << 8)) & 0x3fff;
+    }
     if (tag === "VP8L") {
       const bits = u32(bytes, from + 1);
       width = (bits & 0x3fff) + 1;
-      height = (bits >>> 14 & 0x3fff) + 1;
-      alpha ||= Boolean(bits >>> 28 & 1);
+      height = ((bits >>> 14) & 0x3fff) + 1;
+      alpha ||= Boolean((bits >>> 28) & 1);
     }
     if (tag === "ALPH") alpha = true;
     if (["VP8 ", "VP8L", "ALPH"].includes(tag)) parts.push(bytes.subarray(at, from + size));
@@ -40,11 +52,15 @@ function readWebp(bytes) {
 
 // A chunk, filled up to an even length.
 function chunk(tag, ...bodies) {
-  const size = bodies.reduce((n, b) => n + b.length, 0), out = new Uint8Array(8 + size + (size & 1));
+  const size = bodies.reduce((n, b) => n + b.length, 0),
+    out = new Uint8Array(8 + size + (size & 1));
   out.set(letters(tag));
   out.set(little(size, 4), 4);
   let at = 8;
-  for (const body of bodies) { out.set(body, at); at += body.length; }
+  for (const body of bodies) {
+    out.set(body, at);
+    at += body.length;
+  }
   return out;
 }
 
@@ -53,31 +69,51 @@ const even = (part) => (part.length & 1 ? [part, [0]] : [part]);
 // frames: [{bytes of a still WebP, ms}] -> an animation without end, each frame in place of the last.
 function muxWebp(frames) {
   if (!frames.length) throw new Error("there is no frame to put together");
-  const stills = frames.map(({ bytes }) => readWebp(bytes)), width = Math.max(...stills.map((s) => s.width)), height = Math.max(...stills.map((s) => s.height));
+  const stills = frames.map(({ bytes }) => readWebp(bytes)),
+    width = Math.max(...stills.map((s) => s.width)),
+    height = Math.max(...stills.map((s) => s.height));
   const flags = 2 | (stills.some((s) => s.alpha) ? 16 : 0);
-  const head = chunk("VP8X", [flags, 0, 0, 0], little(width - 1, 3), little(height - 1, 3)), anim = chunk("ANIM", [255, 255, 255, 255], [0, 0]);
-  const bodies = stills.map((still, i) => chunk("ANMF", [0, 0, 0, 0, 0, 0], little(still.width - 1, 3), little(still.height - 1, 3),
-    little(Math.min(Math.max(1, Math.round(frames[i].ms)), 2 ** 24 - 1), 3), [2], ...still.parts.flatMap(even)));   // 2: drawn as it is, not blended
+  const head = chunk("VP8X", [flags, 0, 0, 0], little(width - 1, 3), little(height - 1, 3)),
+    anim = chunk("ANIM", [255, 255, 255, 255], [0, 0]);
+  const bodies = stills.map((still, i) =>
+    chunk(
+      "ANMF",
+      [0, 0, 0, 0, 0, 0],
+      little(still.width - 1, 3),
+      little(still.height - 1, 3),
+      little(Math.min(Math.max(1, Math.round(frames[i].ms)), 2 ** 24 - 1), 3),
+      [2],
+      ...still.parts.flatMap(even),
+    ),
+  ); // 2: drawn as it is, not blended
   return chunk("RIFF", letters("WEBP"), head, anim, ...bodies);
 }
 
 // ---- pure: which moments are shown, and where the words stand
 
-const MOST_FRAMES = 128, HELD = 2500;    // ms that the last frame stays
+const MOST_FRAMES = 128,
+  HELD = 2500; // ms that the last frame stays
 
 // The moments of the frames: one a step, or every n-th; at least the first and the last.
 function frameMoments(board) {
-  const last = lastMoment(board), by = board.clock === "step" ? 1 : last / MOST_FRAMES;
-  const count = board.clock === "step" ? last + 1 : MOST_FRAMES, every = Math.max(1, Math.ceil(count / MOST_FRAMES)), out = [];
+  const last = lastMoment(board),
+    by = board.clock === "step" ? 1 : last / MOST_FRAMES;
+  const count = board.clock === "step" ? last + 1 : MOST_FRAMES,
+    every = Math.max(1, Math.ceil(count / MOST_FRAMES)),
+    out = [];
   for (let i = board.clock === "step" ? 0 : 1; i * by < last; i += every) out.push(i * by);
   return [...out, last];
 }
 
 // Boxes in lines: widths -> [x, line] of each, none beyond `room` unless it is alone there.
 function flowed(widths, room, gap) {
-  let x = 0, line = 0;
+  let x = 0,
+    line = 0;
   return widths.map((w) => {
-    if (x > 0 && x + w > room) { x = 0; line++; }
+    if (x > 0 && x + w > room) {
+      x = 0;
+      line++;
+    }
     const at = [x, line];
     x += w + gap;
     return at;
@@ -86,8 +122,15 @@ function flowed(widths, room, gap) {
 
 // ---- the page
 
-const WIDTH = 720, PAD = 18, CHIP = 22, MAP = 130, FONT = "13px system-ui, sans-serif";
-const INK = { light: { paper: "#ffffff", ink: "#1f2937", quiet: "#5b6472", mask: "#e3e6ea", line: "#d5d9df" }, dark: { paper: "#10141b", ink: "#e6e9ee", quiet: "#a3abb8", mask: "#2d3440", line: "#3a424f" } };
+const WIDTH = 720,
+  PAD = 18,
+  CHIP = 22,
+  MAP = 130,
+  FONT = "13px system-ui, sans-serif";
+const INK = {
+  light: { paper: "#ffffff", ink: "#1f2937", quiet: "#5b6472", mask: "#e3e6ea", line: "#d5d9df" },
+  dark: { paper: "#10141b", ink: "#e6e9ee", quiet: "#a3abb8", mask: "#2d3440", line: "#3a424f" },
+};
 
 const cut = (ctx, text, room) => {
   if (ctx.measureText(text).width <= room) return text;
@@ -98,12 +141,17 @@ const cut = (ctx, text, room) => {
 // One lane of the film: where each token stands from its first to its last step, and its map.
 function planLane(ctx, run) {
   ctx.font = FONT;
-  const last = run.recs.length - 1, widths = [];
+  const last = run.recs.length - 1,
+    widths = [];
   for (let p = run.P; p < run.T; p++) {
-    const d = chipData(run, p, last), text = d.eos ? "end" : visible(d.text);
-    widths.push(d.write ? Math.min(WIDTH - 2 * PAD, Math.ceil(ctx.measureText(text).width) + 6) : 14);
+    const d = chipData(run, p, last),
+      text = d.eos ? "end" : visible(d.text);
+    widths.push(
+      d.write ? Math.min(WIDTH - 2 * PAD, Math.ceil(ctx.measureText(text).width) + 6) : 14,
+    );
   }
-  const places = flowed(widths, WIDTH - 2 * PAD, 2), lines = places.at(-1)[1] + 1;
+  const places = flowed(widths, WIDTH - 2 * PAD, 2),
+    lines = places.at(-1)[1] + 1;
   const map = h("canvas");
   map.width = run.T;
   map.height = Math.max(1, run.recs.length);
@@ -113,8 +161,14 @@ function planLane(ctx, run) {
 function drawChips(ctx, { run, widths, places }, step, top, dark, ink) {
   ctx.textBaseline = "middle";
   for (let p = run.P; p < run.T; p++) {
-    const d = chipData(run, p, step), [x, line] = places[p - run.P], w = widths[p - run.P], left = PAD + x, y = top + line * (CHIP + 3);
-    const colour = d.write ? css(colourAt("order", d.write.s / Math.max(1, run.expected - 1), dark)) : ink.mask;
+    const d = chipData(run, p, step),
+      [x, line] = places[p - run.P],
+      w = widths[p - run.P],
+      left = PAD + x,
+      y = top + line * (CHIP + 3);
+    const colour = d.write
+      ? css(colourAt("order", d.write.s / Math.max(1, run.expected - 1), dark))
+      : ink.mask;
     ctx.globalAlpha = d.write ? 0.18 : 1;
     ctx.fillStyle = colour;
     ctx.fillRect(left, y, w, CHIP);
@@ -134,13 +188,19 @@ function drawChips(ctx, { run, widths, places }, step, top, dark, ink) {
 
 // The cache map up to this step; a row once drawn stays.
 function drawMap(ctx, lane, step, top, colours, ink) {
-  const { run, map } = lane, target = map.getContext("2d"), row = new ImageData(run.T, 1), pixels = new Uint32Array(row.data.buffer);
+  const { run, map } = lane,
+    target = map.getContext("2d"),
+    row = new ImageData(run.T, 1),
+    pixels = new Uint32Array(row.data.buffer);
   for (; lane.drawn <= step; lane.drawn++) {
     pixels.fill(0);
     if (run.recs[lane.drawn]) MAPS[0].row(pixels, run.recs[lane.drawn], run, colours);
     target.putImageData(row, 0, lane.drawn);
   }
-  const width = WIDTH - 2 * PAD, count = run.recs.length, tall = MAP * (step + 1) / count, edge = PAD + width * run.P / run.T;
+  const width = WIDTH - 2 * PAD,
+    count = run.recs.length,
+    tall = (MAP * (step + 1)) / count,
+    edge = PAD + (width * run.P) / run.T;
   ctx.fillStyle = ink.mask;
   ctx.globalAlpha = 0.35;
   ctx.fillRect(PAD, top, width, MAP);
@@ -153,19 +213,30 @@ function drawMap(ctx, lane, step, top, colours, ink) {
   ctx.fillRect(edge, top, 1, MAP);
   ctx.fillText("prompt", PAD, top + MAP + 11);
   ctx.textAlign = "right";
-  ctx.fillText("answer · a line is a step: coloured is recomputed, grey is reused", WIDTH - PAD, top + MAP + 11);
+  ctx.fillText(
+    "answer · a line is a step: coloured is recomputed, grey is reused",
+    WIDTH - PAD,
+    top + MAP + 11,
+  );
   ctx.textAlign = "left";
 }
 
 // The frames of a board, one after the other; yields {canvas, ms}. The canvas is the same each time.
 function* filmed(page) {
-  const { board, dark } = page, ink = INK[dark ? "dark" : "light"], scale = 1.25, moments = frameMoments(board);
-  const canvas = h("canvas"), ctx = canvas.getContext("2d", { alpha: false });
-  const lanes = board.lanes.map((run) => planLane(ctx, run)), colours = board.lanes.map((run) => tables(dark, run.expected));
+  const { board, dark } = page,
+    ink = INK[dark ? "dark" : "light"],
+    scale = 1.25,
+    moments = frameMoments(board);
+  const canvas = h("canvas"),
+    ctx = canvas.getContext("2d", { alpha: false });
+  const lanes = board.lanes.map((run) => planLane(ctx, run)),
+    colours = board.lanes.map((run) => tables(dark, run.expected));
   const each = Math.max(60, Math.min(250, 12_000 / moments.length));
-  const timed = board.clock === "step" ? 0 : 20;            // room for a line that tells the time
+  const timed = board.clock === "step" ? 0 : 20; // room for a line that tells the time
   canvas.width = WIDTH * scale;
-  canvas.height = Math.round((PAD + timed + 26 + lanes.reduce((n, lane) => n + lane.height + 8, 0)) * scale);
+  canvas.height = Math.round(
+    (PAD + timed + 26 + lanes.reduce((n, lane) => n + lane.height + 8, 0)) * scale,
+  );
   for (const [k, moment] of moments.entries()) {
     ctx.setTransform(scale, 0, 0, scale, 0, 0);
     ctx.fillStyle = ink.paper;
@@ -177,7 +248,10 @@ function* filmed(page) {
     if (timed) ctx.fillText(`at ${momentText(board.clock, moment)}`, PAD, PAD + 24);
     let top = PAD + timed + 18;
     for (const [i, lane] of lanes.entries()) {
-      const { run } = lane, step = stepAt(board, i, moment), rate = hitRateSoFar(run, step), said = `step ${step + 1} of ${run.recs.length}${rate === null ? "" : ` · ${percent(rate)} from the cache so far`}`;
+      const { run } = lane,
+        step = stepAt(board, i, moment),
+        rate = hitRateSoFar(run, step),
+        said = `step ${step + 1} of ${run.recs.length}${rate === null ? "" : ` · ${percent(rate)} from the cache so far`}`;
       ctx.font = `600 ${FONT}`;
       ctx.fillStyle = ink.ink;
       ctx.fillText(cut(ctx, run.name || run.start.policy, 300), PAD, top + 10);
@@ -204,11 +278,11 @@ async function animation(page, progress = () => {}, signal = null) {
     if (!blob || blob.type !== "image/webp") throw new Error(NO_WEBP);
     frames.push({ bytes: new Uint8Array(await blob.arrayBuffer()), ms });
     progress(part);
-    await new Promise((done) => setTimeout(done, 0));        // the page goes first
+    await new Promise((done) => setTimeout(done, 0)); // the page goes first
   }
-  return signal?.aborted ? null : { blob: new Blob([muxWebp(frames)], { type: "image/webp" }), frames: frames.length };
+  return signal?.aborted
+    ? null
+    : { blob: new Blob([muxWebp(frames)], { type: "image/webp" }), frames: frames.length };
 }
 
-Object.assign(D2.pure ??= {}, { readWebp, muxWebp, frameMoments, flowed });
-Object.assign(D2, { animation });
-})(globalThis.D2Stage ??= {});
+export { readWebp, muxWebp, frameMoments, flowed, animation };

@@ -2,10 +2,7 @@
  *
  * A moment is a value of the clock: a step, measured milliseconds, or FLOPs since each run began.
  * Lane 0 is what the others are compared with. */
-(function (D2) {
-"use strict";
-
-const { emptyModel, applyEvent, writeAt, filledAt } = D2.pure;
+import { emptyModel, applyEvent, writeAt, filledAt } from "./run.js";
 
 const CLOCKS = ["step", "ms", "flops"];
 
@@ -15,20 +12,26 @@ const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, 
 function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
-  else applyEvent(board.lanes.find((run) => run.run === ev.run) ?? emptyModel(), ev);   // of no lane: to nobody
+  else applyEvent(board.lanes.find((run) => run.run === ev.run) ?? emptyModel(), ev); // of no lane: to nobody
   return board;
 }
 
 function addLane(board, ev) {
-  const key = ev.board ?? ev.run, run = applyEvent(emptyModel(), ev);
+  const key = ev.board ?? ev.run,
+    run = applyEvent(emptyModel(), ev);
   if (board.key !== key) return { ...emptyBoard(board.clock), key, lanes: [run] };
-  const on = board.lanes[board.lane], others = board.lanes.filter((other) => other.lane !== run.lane && other.run !== run.run);
+  const on = board.lanes[board.lane],
+    others = board.lanes.filter((other) => other.lane !== run.lane && other.run !== run.run);
   board.lanes = [...others, run].sort((a, b) => a.lane - b.lane);
-  board.lane = Math.max(0, board.lanes.findIndex((other) => other.lane === on.lane));
+  board.lane = Math.max(
+    0,
+    board.lanes.findIndex((other) => other.lane === on.lane),
+  );
   return board;
 }
 
-const boardFrom = (board, text) => (text ? JSON.parse(text).events.reduce(applyToBoard, board) : board);
+const boardFrom = (board, text) =>
+  text ? JSON.parse(text).events.reduce(applyToBoard, board) : board;
 
 // ---- clocks
 
@@ -36,8 +39,9 @@ const boardFrom = (board, text) => (text ? JSON.parse(text).events.reduce(applyT
 function momentsOf(run, clock) {
   const list = run.clocks[clock];
   for (let s = list.length; s < run.recs.length; s++) {
-    const rec = run.recs[s], before = list[s - 1] ?? 0;
-    if (clock === "flops" && rec && !rec.totals) break;    // its totals are on their way
+    const rec = run.recs[s],
+      before = list[s - 1] ?? 0;
+    if (clock === "flops" && rec && !rec.totals) break; // its totals are on their way
     list.push(!rec ? before : clock === "ms" ? before + (rec.ms || 0) : rec.totals.flops);
   }
   return list;
@@ -51,22 +55,34 @@ function momentOf(board, i, s) {
 }
 
 function stepAt(board, i, moment) {
-  const run = board.lanes[i], last = run.recs.length - 1;
+  const run = board.lanes[i],
+    last = run.recs.length - 1;
   if (board.clock === "step") return Math.min(Math.floor(moment), last);
   const list = momentsOf(run, board.clock);
-  let lo = 0, hi = list.length;                            // the number of steps finished by then
-  while (lo < hi) { const mid = (lo + hi) >> 1; if (list[mid] <= moment) lo = mid + 1; else hi = mid; }
+  let lo = 0,
+    hi = list.length; // the number of steps finished by then
+  while (lo < hi) {
+    const mid = (lo + hi) >> 1;
+    if (list[mid] <= moment) lo = mid + 1;
+    else hi = mid;
+  }
   return lo - 1;
 }
 
 const stepsAt = (board, moment) => board.lanes.map((_, i) => stepAt(board, i, moment));
 
 const endOf = (board, i) => momentOf(board, i, board.lanes[i].recs.length - 1);
-const lastMoment = (board) => board.lanes.reduce((most, _, i) => Math.max(most, endOf(board, i)), board.clock === "step" ? -1 : 0);
+const lastMoment = (board) =>
+  board.lanes.reduce(
+    (most, _, i) => Math.max(most, endOf(board, i)),
+    board.clock === "step" ? -1 : 0,
+  );
 
 // Where a reader is who follows the runs: as far as those that still go, else at the very end.
 function liveMoment(board) {
-  const going = board.lanes.flatMap((run, i) => (run.status === "running" ? [endOf(board, i)] : []));
+  const going = board.lanes.flatMap((run, i) =>
+    run.status === "running" ? [endOf(board, i)] : [],
+  );
   return going.length ? Math.max(...going) : lastMoment(board);
 }
 
@@ -74,7 +90,10 @@ function liveMoment(board) {
 function nextMoment(board, moment, by) {
   if (board.clock === "step") return moment + by;
   const within = (i) => (by > 0 ? moment < endOf(board, i) : moment <= endOf(board, i));
-  const longest = board.lanes.reduce((best, _, i) => (endOf(board, i) > endOf(board, best) ? i : best), 0);
+  const longest = board.lanes.reduce(
+    (best, _, i) => (endOf(board, i) > endOf(board, best) ? i : best),
+    0,
+  );
   const i = within(board.lane) ? board.lane : longest;
   return momentOf(board, i, stepAt(board, i, moment) + by);
 }
@@ -84,39 +103,53 @@ function nextMoment(board, moment, by) {
 // The same place in another lane, by its place in the answer; null where it has none.
 function placeIn(from, to, p) {
   const q = p < from.P ? p : p - from.P + to.P;
-  return q < to.T && (p < from.P) === (q < to.P) ? q : null;
+  return q < to.T && p < from.P === q < to.P ? q : null;
 }
 
 // Do both lanes have a token at position p of lane i, at these steps, and is it another one?
 function differs(board, i, p, steps) {
-  const run = board.lanes[i], first = board.lanes[0];
+  const run = board.lanes[i],
+    first = board.lanes[0];
   if (i === 0 || p < run.P) return false;
-  const q = placeIn(run, first, p), mine = writeAt(run, p, steps[i]), its = q === null ? null : writeAt(first, q, steps[0]);
+  const q = placeIn(run, first, p),
+    mine = writeAt(run, p, steps[i]),
+    its = q === null ? null : writeAt(first, q, steps[0]);
   return Boolean(mine && its && mine.text !== its.text);
 }
 
-const changesIn = (run, s) => (run.recs[s] ? [...run.recs[s].w.map(([p, text]) => `${p - run.P} ${text}`), ...run.recs[s].m.map((p) => `${p - run.P}`)].sort().join("\n") : null);
+const changesIn = (run, s) =>
+  run.recs[s]
+    ? [
+        ...run.recs[s].w.map(([p, text]) => `${p - run.P} ${text}`),
+        ...run.recs[s].m.map((p) => `${p - run.P}`),
+      ]
+        .sort()
+        .join("\n")
+    : null;
 
 // Did this step change the canvas of lane i otherwise than that of lane 0? null: not known (yet).
 function stepDiffers(board, i, s) {
   const ended = (run) => run.status !== "running" && s >= run.recs.length;
-  const [a, b] = [board.lanes[0], board.lanes[i]].map((run) => (ended(run) ? "" : changesIn(run, s)));
+  const [a, b] = [board.lanes[0], board.lanes[i]].map((run) =>
+    ended(run) ? "" : changesIn(run, s),
+  );
   return a === null || b === null ? null : a !== b;
 }
 
-const seenIn = new WeakMap();   // lane -> {of, s, at}: the search goes on where it stopped
+const seenIn = new WeakMap(); // lane -> {of, s, at}: the search goes on where it stopped
 
 // The first step whose writes, or masks set again, are others than in lane 0; null when there is none so far.
 function firstDivergence(board, i) {
-  const run = board.lanes[i], first = board.lanes[0];
+  const run = board.lanes[i],
+    first = board.lanes[0];
   if (!i || !run) return null;
   let seen = seenIn.get(run);
-  if (!seen || seen.of !== first) seenIn.set(run, seen = { of: first, s: 0, at: null });
+  if (!seen || seen.of !== first) seenIn.set(run, (seen = { of: first, s: 0, at: null }));
   const end = Math.max(run.recs.length, first.recs.length);
   for (; seen.at === null && seen.s < end; seen.s++) {
     const other = stepDiffers(board, i, seen.s);
     if (other) seen.at = seen.s;
-    else if (other === null && [run, first].some((r) => seen.s >= r.recs.length)) break;   // wait for it; a lost record is passed over
+    else if (other === null && [run, first].some((r) => seen.s >= r.recs.length)) break; // wait for it; a lost record is passed over
   }
   return seen.at;
 }
@@ -125,16 +158,21 @@ function firstDivergence(board, i) {
 function nextDifference(board, s) {
   const lanes = board.lane ? [board.lane] : board.lanes.map((_, i) => i).slice(1);
   const end = Math.max(0, ...board.lanes.map((run) => run.recs.length));
-  for (let next = s + 1; next < end; next++) if (lanes.some((i) => stepDiffers(board, i, next))) return next;
+  for (let next = s + 1; next < end; next++)
+    if (lanes.some((i) => stepDiffers(board, i, next))) return next;
   return null;
 }
 
 // At these steps: how many tokens differ from lane 0, and how many were written at another step.
 function differencesAt(board, i, steps) {
-  const run = board.lanes[i], first = board.lanes[0];
-  let tokens = 0, order = 0;
+  const run = board.lanes[i],
+    first = board.lanes[0];
+  let tokens = 0,
+    order = 0;
   for (let p = run.P; p < run.T; p++) {
-    const q = placeIn(run, first, p), mine = writeAt(run, p, steps[i]), its = q === null ? null : writeAt(first, q, steps[0]);
+    const q = placeIn(run, first, p),
+      mine = writeAt(run, p, steps[i]),
+      its = q === null ? null : writeAt(first, q, steps[0]);
     if (!mine || !its) continue;
     if (mine.text !== its.text) tokens++;
     if (mine.s !== its.s) order++;
@@ -147,12 +185,23 @@ function differencesAt(board, i, steps) {
 // Of each lane at this moment: tokens written, of how many, its end if it has come, and who leads.
 function raceAt(board, moment) {
   const lanes = board.lanes.map((run, i) => {
-    const step = stepAt(board, i, moment), end = endOf(board, i), over = run.status !== "running" && step === run.recs.length - 1;
-    return { step, written: filledAt(run, step), of: run.status === "done" ? filledAt(run, run.recs.length - 1) : run.G, finished: over ? end : null, status: run.status };
+    const step = stepAt(board, i, moment),
+      end = endOf(board, i),
+      over = run.status !== "running" && step === run.recs.length - 1;
+    return {
+      step,
+      written: filledAt(run, step),
+      of: run.status === "done" ? filledAt(run, run.recs.length - 1) : run.G,
+      finished: over ? end : null,
+      status: run.status,
+    };
   });
   const done = lanes.filter((x) => x.finished !== null && x.status === "done");
-  const best = done.length ? Math.min(...done.map((x) => x.finished)) : Math.max(0, ...lanes.map((x) => x.written));
-  const ahead = (x) => (done.length ? x.status === "done" && x.finished === best : x.written === best && best > 0);
+  const best = done.length
+    ? Math.min(...done.map((x) => x.finished))
+    : Math.max(0, ...lanes.map((x) => x.written));
+  const ahead = (x) =>
+    done.length ? x.status === "done" && x.finished === best : x.written === best && best > 0;
   const leads = lanes.length > 1 ? lanes.flatMap((x, i) => (ahead(x) ? [i] : [])) : [];
   return { lanes, leads, over: done.length > 0 };
 }
@@ -160,11 +209,33 @@ function raceAt(board, moment) {
 // A moment in words: "step 12", "812 ms", "3.4 s", "1.2 GFLOPs".
 function momentText(clock, value) {
   if (clock === "step") return `step ${Math.round(value) + 1}`;
-  if (clock === "ms") return value < 9999.5 ? `${value < 99.5 ? Number(value.toFixed(1)) : Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
+  if (clock === "ms")
+    return value < 9999.5
+      ? `${value < 99.5 ? Number(value.toFixed(1)) : Math.round(value)} ms`
+      : `${(value / 1000).toFixed(1)} s`;
   const k = value < 1e3 ? 0 : Math.min(5, Math.floor(Math.log10(value) / 3));
   return `${Number((value / 1e3 ** k).toPrecision(3))} ${["", "k", "M", "G", "T", "P"][k]}FLOPs`;
 }
 
-Object.assign(D2.pure ??= {}, { CLOCKS, emptyBoard, applyToBoard, boardFrom, momentsOf, momentOf, stepAt, stepsAt, endOf, lastMoment, liveMoment, nextMoment,
-  placeIn, differs, stepDiffers, firstDivergence, nextDifference, differencesAt, raceAt, momentText });
-})(globalThis.D2Stage ??= {});
+export {
+  CLOCKS,
+  emptyBoard,
+  applyToBoard,
+  boardFrom,
+  momentsOf,
+  momentOf,
+  stepAt,
+  stepsAt,
+  endOf,
+  lastMoment,
+  liveMoment,
+  nextMoment,
+  placeIn,
+  differs,
+  stepDiffers,
+  firstDivergence,
+  nextDifference,
+  differencesAt,
+  raceAt,
+  momentText,
+};

@@ -1,14 +1,25 @@
 /* The tokens of one run as chips: a list to walk with the arrow keys, and to point at. */
-(function (D2) {
-"use strict";
+import { css, colourAt } from "./colours.js";
+import { reasonOf, REASONS } from "./words.js";
+import { chipData } from "./run.js";
+import { visible, placeOf } from "./says.js";
+import { h } from "./dom.js";
 
-const { chipData, visible, placeOf, css, colourAt, reasonOf, REASONS } = D2.pure;
-const { h } = D2;
-
-const chipList = (cls, label) => h("div", `d2-chips${cls}`, { role: "listbox", "aria-label": label, "aria-orientation": "horizontal" });
+const chipList = (cls, label) =>
+  h("div", `d2-chips${cls}`, {
+    role: "listbox",
+    "aria-label": label,
+    "aria-orientation": "horizontal",
+  });
 
 function makeChips(model) {
-  const make = (p) => h("span", "d2-chip", { tabIndex: p === 0 || p === model.P ? 0 : -1, role: "option", "aria-selected": "false", "data-p": p });
+  const make = (p) =>
+    h("span", "d2-chip", {
+      tabIndex: p === 0 || p === model.P ? 0 : -1,
+      role: "option",
+      "aria-selected": "false",
+      "data-p": p,
+    });
   return Array.from({ length: model.T }, (_, p) => Object.assign(make(p), { was: "" }));
 }
 
@@ -17,55 +28,89 @@ function chipFill(model, p, step, d, mode, dark) {
   const reason = mode === "reason" && model.recs[step] ? reasonOf(model.recs[step].y[p]) : null;
   if (mode === "reason") return reason ? REASONS.find((r) => r.key === reason).colour : "";
   if (!d.write || p < model.P) return "";
-  if (mode === "confidence" && d.write.conf === null) return "";   // written by hand
-  return css(colourAt(mode, mode === "order" ? d.write.s / Math.max(1, model.expected - 1) : d.write.conf, dark));
+  if (mode === "confidence" && d.write.conf === null) return ""; // written by hand
+  return css(
+    colourAt(
+      mode,
+      mode === "order" ? d.write.s / Math.max(1, model.expected - 1) : d.write.conf,
+      dark,
+    ),
+  );
 }
 
 function paintChip(el, model, p, step, mode, dark, picked) {
-  const d = chipData(model, p, step), fill = chipFill(model, p, step, d, mode, dark), is = `${d.state}|${d.eos}|${fill}|${picked}|${d.text}`;
-  if (el.was === is) return;              // most chips stay as they are from step to step
+  const d = chipData(model, p, step),
+    fill = chipFill(model, p, step, d, mode, dark),
+    is = `${d.state}|${d.eos}|${fill}|${picked}|${d.text}`;
+  if (el.was === is) return; // most chips stay as they are from step to step
   el.was = is;
   el.className = `d2-chip d2-${d.state}${d.masked ? " d2-masked" : ""}${d.eos ? " d2-eos" : ""}${fill ? " d2-filled" : ""}${picked ? " d2-picked" : ""}`;
   el.textContent = d.eos ? "end" : d.masked ? "" : visible(d.text);
-  if (d.masked) el.setAttribute("aria-label", `${placeOf(model, p)}, masked`); else el.removeAttribute("aria-label");
+  if (d.masked) el.setAttribute("aria-label", `${placeOf(model, p)}, masked`);
+  else el.removeAttribute("aria-label");
   el.setAttribute("aria-selected", String(picked));
   el.style.setProperty("--d2-fill", fill || "transparent");
-  const br = el.nextSibling && el.nextSibling.tagName === "BR" ? el.nextSibling : null, wants = d.text.endsWith("\n");
+  const br = el.nextSibling && el.nextSibling.tagName === "BR" ? el.nextSibling : null,
+    wants = d.text.endsWith("\n");
   if (wants && !br) el.after(h("br"));
   if (!wants && br) br.remove();
 }
 
 // Arrow keys walk the chips; up and down go to the nearest chip of the line above or below.
 function chipKeys(e, all) {
-  const here = e.target.closest("[data-p]"), i = all.indexOf(here), x = here ? here.offsetLeft : 0;
-  const nearest = (line) => line.reduce((best, el) => (!best || Math.abs(el.offsetLeft - x) < Math.abs(best.offsetLeft - x) ? el : best), null);
+  const here = e.target.closest("[data-p]"),
+    i = all.indexOf(here),
+    x = here ? here.offsetLeft : 0;
+  const nearest = (line) =>
+    line.reduce(
+      (best, el) =>
+        !best || Math.abs(el.offsetLeft - x) < Math.abs(best.offsetLeft - x) ? el : best,
+      null,
+    );
   let to;
   if (e.key === "ArrowLeft") to = all[i - 1];
   else if (e.key === "ArrowRight") to = all[i + 1];
   else if (e.key === "ArrowUp" || e.key === "ArrowDown") {
-    const beyond = all.filter((el) => (e.key === "ArrowUp" ? el.offsetTop < here.offsetTop - 8 : el.offsetTop > here.offsetTop + 8));
+    const beyond = all.filter((el) =>
+      e.key === "ArrowUp" ? el.offsetTop < here.offsetTop - 8 : el.offsetTop > here.offsetTop + 8,
+    );
     const line = e.key === "ArrowUp" ? beyond.at(-1) : beyond[0];
     to = line && nearest(beyond.filter((el) => Math.abs(el.offsetTop - line.offsetTop) < 8));
   } else return;
   e.preventDefault();
-  if (to) { here.tabIndex = -1; to.tabIndex = 0; to.focus(); }
+  if (to) {
+    here.tabIndex = -1;
+    to.tabIndex = 0;
+    to.focus();
+  }
 }
 
 // What pointing at tokens does: in a list of [data-p] elements of lane(); Enter or a click pins one.
 function chipEvents(list, page, lane) {
   const at = (e) => e.target.closest("[data-p]");
-  const point = (e) => { const el = at(e); if (el) page.setHover({ p: Number(el.dataset.p), s: null, lane: lane(), chip: el }); };
-  const pick = (e) => { const el = at(e); if (el) page.select(page.selected === Number(el.dataset.p) ? null : Number(el.dataset.p)); };
+  const point = (e) => {
+    const el = at(e);
+    if (el) page.setHover({ p: Number(el.dataset.p), s: null, lane: lane(), chip: el });
+  };
+  const pick = (e) => {
+    const el = at(e);
+    if (el) page.select(page.selected === Number(el.dataset.p) ? null : Number(el.dataset.p));
+  };
   list.addEventListener("pointerover", point);
   list.addEventListener("focusin", point);
-  list.addEventListener("pointerleave", (e) => { if (e.pointerType !== "touch") page.setHover(null); });
-  list.addEventListener("focusout", () => { if (page.hover?.chip) page.setHover(null); });   // not a mark that a map has just set
+  list.addEventListener("pointerleave", (e) => {
+    if (e.pointerType !== "touch") page.setHover(null);
+  });
+  list.addEventListener("focusout", () => {
+    if (page.hover?.chip) page.setHover(null);
+  }); // not a mark that a map has just set
   list.addEventListener("click", pick);
   list.addEventListener("keydown", (e) => {
-    if (e.key === "Enter" || e.key === " ") { e.preventDefault(); pick(e); }
-    else chipKeys(e, [...list.querySelectorAll("[data-p]")]);
+    if (e.key === "Enter" || e.key === " ") {
+      e.preventDefault();
+      pick(e);
+    } else chipKeys(e, [...list.querySelectorAll("[data-p]")]);
   });
 }
 
-Object.assign(D2, { chipList, makeChips, paintChip, chipEvents });
-})(globalThis.D2Stage ??= {});
+export { chipList, makeChips, paintChip, chipEvents };

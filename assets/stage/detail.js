@@ -1,17 +1,39 @@
 /* The T x T map of one step in the tab Stage, fetched on request; it stays open from run to run. */
-(function (D2) {
-"use strict";
-
-const { decodePlane, colourAt, table, wantsMap, mapNote } = D2.pure;
-const { h } = D2;
+import { decodePlane } from "./numbers.js";
+import { colourAt } from "./colours.js";
+import { wantsMap, mapNote } from "./says.js";
+import { table } from "./pixels.js";
+import { h } from "./dom.js";
+import { evenShades, edgesOf } from "./pixels.js";
 
 function makeDetail(page) {
-  const button = h("button", "d2-text", { type: "button", "aria-expanded": "false", hidden: true, textContent: "show this step's attention map", onclick: toggle });
-  const canvas = h("canvas", "d2-detail-canvas"), note = h("p", "d2-more", { role: "status" });
-  const box = h("div", "d2-detail-box", {}, canvas, ...["d2-hair", "d2-hair-row"].map((c) => h("div", c)));
-  const now = h("button", "d2-text", { type: "button", textContent: "load the map of the step on view", onclick: load });
+  const button = h("button", "d2-text", {
+    type: "button",
+    "aria-expanded": "false",
+    hidden: true,
+    textContent: "show this step's attention map",
+    onclick: toggle,
+  });
+  const canvas = h("canvas", "d2-detail-canvas"),
+    note = h("p", "d2-more", { role: "status" });
+  const box = h(
+    "div",
+    "d2-detail-box",
+    {},
+    canvas,
+    ...["d2-hair", "d2-hair-row"].map((c) => h("div", c)),
+  );
+  const now = h("button", "d2-text", {
+    type: "button",
+    textContent: "load the map of the step on view",
+    onclick: load,
+  });
   const el = h("div", "d2-detail", { hidden: true }, note, box, now);
-  let open = false, shown = null, askedFor = "", asked = 0, timer = 0;
+  let open = false,
+    shown = null,
+    askedFor = "",
+    asked = 0,
+    timer = 0;
 
   const key = () => `${page.model.run}|${page.step}`;
 
@@ -31,7 +53,9 @@ function makeDetail(page) {
   function paint() {
     show();
     if (el.hidden) return;
-    const { model, live } = page, old = shown?.key !== key(), due = old && askedFor !== key();
+    const { model, live } = page,
+      old = shown?.key !== key(),
+      due = old && askedFor !== key();
     box.classList.toggle("d2-stale", old);
     if (shown && (shown.dark !== page.dark || shown.noted !== model.run)) draw();
     clearTimeout(timer);
@@ -40,31 +64,40 @@ function makeDetail(page) {
   }
 
   async function load() {
-    const { model, step: at } = page, { run, T, P } = model;
+    const { model, step: at } = page,
+      { run, T, P } = model;
     if (at < 0) return;
     const mine = ++asked;
     askedFor = key();
     if (!shown) note.textContent = `Loading the map of step ${at + 1} …`;
-    let got = null, problem = "there is none for this step";
-    try { got = await page.ask("attention", { run, step: at, layer: "rollout" }); } catch (error) { problem = String(error && error.message || error); }
-    if (mine !== asked || run !== page.model.run) return;     // the reader has moved on
+    let got = null,
+      problem = "there is none for this step";
+    try {
+      got = await page.ask("attention", { run, step: at, layer: "rollout" });
+    } catch (error) {
+      problem = String((error && error.message) || error);
+    }
+    if (mine !== asked || run !== page.model.run) return; // the reader has moved on
     shown = got && { ...got, key: `${run}|${at}`, run, at, T, P };
     if (got) draw();
     else {
-      canvas.width = canvas.height;              // blank
+      canvas.width = canvas.height; // blank
       note.textContent = `No map: ${problem}.`;
     }
     page.schedule();
   }
 
   function draw() {
-    const { n, map, prompt: pooled, run, at, T, P } = shown, { dark } = page;
-    const bytes = D2.pure.evenShades(decodePlane(map), D2.pure.edgesOf(n, T)), lut = table((u) => colourAt("rollout", u / 255, dark)), image = new ImageData(n, n);
+    const { n, map, prompt: pooled, run, at, T, P } = shown,
+      { dark } = page;
+    const bytes = evenShades(decodePlane(map), edgesOf(n, T)),
+      lut = table((u) => colourAt("rollout", u / 255, dark)),
+      image = new ImageData(n, n);
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];
     canvas.width = canvas.height = n;
     canvas.getContext("2d").putImageData(image, 0, 0);
-    box.style.setProperty("--d2-part", (n !== T && pooled === P ? P / T : pooled / n));   // a pooled map keeps the share
+    box.style.setProperty("--d2-part", n !== T && pooled === P ? P / T : pooled / n); // a pooled map keeps the share
     box.style.setProperty("--d2-all", T);
     note.textContent = mapNote(at, dark, run !== page.model.run);
     shown.dark = dark;
@@ -74,5 +107,4 @@ function makeDetail(page) {
   return { button, el, paint, destroy: () => clearTimeout(timer) };
 }
 
-Object.assign(D2, { makeDetail });
-})(globalThis.D2Stage ??= {});
+export { makeDetail };

@@ -1,8 +1,5 @@
 /* Small helpers of the page. */
-(function (D2) {
-"use strict";
-
-const { css, colourAt, pixel, table } = D2.pure;
+import { css, colourAt } from "./colours.js";
 
 function h(tag, cls, props, ...kids) {
   const el = document.createElement(tag);
@@ -12,8 +9,12 @@ function h(tag, cls, props, ...kids) {
   return el;
 }
 
-const ICONS = { play: "M7 4.5v15l12-7.5z", pause: "M6.5 5h4v14h-4zM13.5 5h4v14h-4z", back: "M15.5 5.5v13L8 12zM6 5.5h1.8v13H6z",
-  next: "M8.5 5.5v13L16 12zM16.2 5.5H18v13h-1.8z" };
+const ICONS = {
+  play: "M7 4.5v15l12-7.5z",
+  pause: "M6.5 5h4v14h-4zM13.5 5h4v14h-4z",
+  back: "M15.5 5.5v13L8 12zM6 5.5h1.8v13H6z",
+  next: "M8.5 5.5v13L16 12zM16.2 5.5H18v13h-1.8z",
+};
 
 function iconButton(icon, label) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -22,7 +23,11 @@ function iconButton(icon, label) {
   svg.setAttribute("aria-hidden", "true");
   svg.append(path);
   const button = h("button", "d2-icon", { type: "button" }, svg);
-  button.show = (name, text) => { path.setAttribute("d", ICONS[name]); button.setAttribute("aria-label", text); button.title = text; };
+  button.show = (name, text) => {
+    path.setAttribute("d", ICONS[name]);
+    button.setAttribute("aria-label", text);
+    button.title = text;
+  };
   button.show(icon, label);
   return button;
 }
@@ -30,9 +35,21 @@ function iconButton(icon, label) {
 // A row of buttons of which one is pressed.
 function choice(label, options, picked, onPick) {
   const group = h("div", "d2-choice", { role: "group", "aria-label": label });
-  const mark = (value) => { for (const b of group.children) b.setAttribute("aria-pressed", String(b.value === value)); };
+  const mark = (value) => {
+    for (const b of group.children) b.setAttribute("aria-pressed", String(b.value === value));
+  };
   for (const [value, text] of options) {
-    group.append(h("button", "", { type: "button", value, textContent: text, onclick: () => { mark(value); onPick(value); } }));
+    group.append(
+      h("button", "", {
+        type: "button",
+        value,
+        textContent: text,
+        onclick: () => {
+          mark(value);
+          onPick(value);
+        },
+      }),
+    );
   }
   mark(picked);
   return Object.assign(group, { mark });
@@ -47,24 +64,28 @@ function swatch(colour, label, count) {
 }
 
 function colourBar(name, dark, ticks, unit) {
-  const bar = h("span", "d2-ramp"), stops = Array.from({ length: 13 }, (_, i) => css(colourAt(name, i / 12, dark)));
+  const bar = h("span", "d2-ramp"),
+    stops = Array.from({ length: 13 }, (_, i) => css(colourAt(name, i / 12, dark)));
   bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   const scale = h("span", "d2-ticks", {}, ...ticks.map((t) => h("span", "", { textContent: t })));
-  return h("span", "d2-bar", {}, h("span", "d2-barbox", {}, bar, scale), h("span", "d2-unit", { textContent: unit }));
+  return h(
+    "span",
+    "d2-bar",
+    {},
+    h("span", "d2-barbox", {}, bar, scale),
+    h("span", "d2-unit", { textContent: unit }),
+  );
 }
-
-// Text with the terms of the glossary made hoverable, once there is a glossary.
-const words = (text) => (D2.worded ? D2.worded(text) : [document.createTextNode(text)]);
 
 // As many pixels as the screen has for it; says whether that has changed (and blanked it).
 function fitCanvas(canvas) {
   const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
-  const w = Math.round(canvas.clientWidth * ratio), ht = Math.round(canvas.clientHeight * ratio);
+  const w = Math.round(canvas.clientWidth * ratio),
+    ht = Math.round(canvas.clientHeight * ratio);
   if (canvas.width === w && canvas.height === ht) return false;
   canvas.width = w;
   canvas.height = ht;
   return true;
 }
 
-Object.assign(D2, { pixel, table, words, fitCanvas, h, ICONS, iconButton, choice, swatch, colourBar });
-})(globalThis.D2Stage ??= {});
+export { fitCanvas, h, ICONS, iconButton, choice, swatch, colourBar };

@@ -1,9 +1,7 @@
 /* What if: an edit of a run as text, STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=V][,decoder.KNOB=V].
  * Steps and positions count from 0; it happens after that step. No document here. */
-(function (D2) {
-"use strict";
-const pure = (D2.pure ??= {});
-const { quoted, placeOf, plural } = pure;
+import { plural } from "./numbers.js";
+import { quoted, placeOf } from "./says.js";
 
 const whole = (x) => Number.isInteger(x) && x >= 0;
 const value = (v) => String(typeof v === "boolean" ? v : Number(v));
@@ -13,15 +11,21 @@ function editText({ step, tokens = [], refresh = null, policy = {}, decoder = {}
   if (!whole(step)) throw new Error(`The step is ${step}; choose a step of the run first.`);
   const parts = [step];
   for (const [p, id] of [...tokens].sort((a, b) => a[0] - b[0])) {
-    if (!whole(p) || !whole(id)) throw new Error(`Token ${id} at position ${p}: both must be whole numbers from 0.`);
+    if (!whole(p) || !whole(id))
+      throw new Error(`Token ${id} at position ${p}: both must be whole numbers from 0.`);
     parts.push(`${p}=${id}`);
   }
   if (refresh === "all") parts.push("refresh=all");
   else if (refresh?.length) parts.push(`refresh=${[...refresh].sort((a, b) => a - b).join(".")}`);
-  for (const [kind, knobs] of [["policy", policy], ["decoder", decoder]]) for (const name of Object.keys(knobs).sort()) {
-    if (!Number.isFinite(Number(knobs[name]))) throw new Error(`${name} is ${knobs[name]}; give a number such as 8 or 0.5.`);
-    parts.push(`${kind}.${name}=${value(knobs[name])}`);
-  }
+  for (const [kind, knobs] of [
+    ["policy", policy],
+    ["decoder", decoder],
+  ])
+    for (const name of Object.keys(knobs).sort()) {
+      if (!Number.isFinite(Number(knobs[name])))
+        throw new Error(`${name} is ${knobs[name]}; give a number such as 8 or 0.5.`);
+      parts.push(`${kind}.${name}=${value(knobs[name])}`);
+    }
   return parts.join(",");
 }
 
@@ -29,28 +33,64 @@ const branchQuery = (run, edit) => `branch=${run}~${editText(edit)}`;
 
 // Whether an edit changes anything.
 const isEdit = ({ tokens = [], refresh = null, policy = {}, decoder = {} }) =>
-  Boolean(tokens.length || refresh === "all" || refresh?.length || Object.keys(policy).length || Object.keys(decoder).length);
+  Boolean(
+    tokens.length ||
+    refresh === "all" ||
+    refresh?.length ||
+    Object.keys(policy).length ||
+    Object.keys(decoder).length,
+  );
 
 // The positions a choice of "refresh" means; null for none.
 function refreshOf(model, what, p) {
   const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
-  return { none: null, position: [p], prompt: range(0, model.P), answer: range(model.P, model.T), all: "all" }[what];
+  return {
+    none: null,
+    position: [p],
+    prompt: range(0, model.P),
+    answer: range(model.P, model.T),
+    all: "all",
+  }[what];
 }
 
 // Knobs of the run that an edit may turn: [{kind, name, value, flag}]
 function knobsOf(start) {
-  return ["policy", "decoder"].flatMap((kind) => Object.entries(start?.knobs?.[kind] || {}).map(([name, v]) => ({ kind, name, value: v, flag: typeof v === "boolean" })));
+  return ["policy", "decoder"].flatMap((kind) =>
+    Object.entries(start?.knobs?.[kind] || {}).map(([name, v]) => ({
+      kind,
+      name,
+      value: v,
+      flag: typeof v === "boolean",
+    })),
+  );
 }
 
 // "After step 12: ' dog' at answer position 3; refresh of the prompt; policy sigma 5."
-function editWords(model, { step, tokens = [], refresh = null, policy = {}, decoder = {} }, names = {}) {
-  const parts = tokens.map(([p, id]) => (names[p] === null ? `mask ${placeOf(model, p)} again` : `write ${names[p] === undefined ? `token ${id}` : quoted(names[p])} at ${placeOf(model, p)}`));
+function editWords(
+  model,
+  { step, tokens = [], refresh = null, policy = {}, decoder = {} },
+  names = {},
+) {
+  const parts = tokens.map(([p, id]) =>
+    names[p] === null
+      ? `mask ${placeOf(model, p)} again`
+      : `write ${names[p] === undefined ? `token ${id}` : quoted(names[p])} at ${placeOf(model, p)}`,
+  );
   if (refresh === "all") parts.push("refresh every position");
   else if (refresh?.length === 1) parts.push(`refresh ${placeOf(model, refresh[0])}`);
-  else if (refresh?.length) parts.push(`refresh ${refresh[0] < model.P ? "the prompt" : "the answer"} (${plural(refresh.length, "position")})`);
-  for (const [kind, knobs] of [["policy", policy], ["decoder", decoder]]) for (const [name, v] of Object.entries(knobs)) parts.push(`set the ${kind}'s ${name.replaceAll("_", " ")} to ${v === true ? "on" : v === false ? "off" : value(v)}`);
+  else if (refresh?.length)
+    parts.push(
+      `refresh ${refresh[0] < model.P ? "the prompt" : "the answer"} (${plural(refresh.length, "position")})`,
+    );
+  for (const [kind, knobs] of [
+    ["policy", policy],
+    ["decoder", decoder],
+  ])
+    for (const [name, v] of Object.entries(knobs))
+      parts.push(
+        `set the ${kind}'s ${name.replaceAll("_", " ")} to ${v === true ? "on" : v === false ? "off" : value(v)}`,
+      );
   return parts.length ? `After step ${step + 1}: ${parts.join("; ")}.` : "";
 }
 
-Object.assign(pure, { editText, branchQuery, isEdit, refreshOf, editKnobs: knobsOf, editWords });
-})(globalThis.D2Stage ??= {});
+export { editText, branchQuery, isEdit, refreshOf, knobsOf as editKnobs, editWords };

@@ -1,14 +1,19 @@
 /* The glossary: terms inside any sentence of the page, explained where they stand. */
-(function (D2) {
-"use strict";
+import { h } from "./dom.js";
 
 // ---- pure
 
 // term -> text becomes one pattern, longest terms first, and the terms by their small letters.
 function readGlossary(terms) {
-  const known = new Map(Object.entries(terms || {}).map(([name, text]) => [name.toLowerCase(), text]));
-  const escaped = [...known.keys()].sort((a, b) => b.length - a.length).map((t) => t.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = escaped.length ? new RegExp(`(?<![\\p{L}\\p{N}_])(${escaped.join("|")})(s?)(?![\\p{L}\\p{N}_])`, "giu") : null;
+  const known = new Map(
+    Object.entries(terms || {}).map(([name, text]) => [name.toLowerCase(), text]),
+  );
+  const escaped = [...known.keys()]
+    .sort((a, b) => b.length - a.length)
+    .map((t) => t.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const pattern = escaped.length
+    ? new RegExp(`(?<![\\p{L}\\p{N}_])(${escaped.join("|")})(s?)(?![\\p{L}\\p{N}_])`, "giu")
+    : null;
   return { known, pattern };
 }
 
@@ -22,10 +27,12 @@ function termIn({ known }, name) {
 // share a text are one term with several names.
 function termParts(glossary, sentence) {
   if (!glossary.pattern) return [sentence];
-  const parts = [], seen = new Set();
+  const parts = [],
+    seen = new Set();
   let from = 0;
   for (const found of sentence.matchAll(glossary.pattern)) {
-    const term = found[1].toLowerCase(), meaning = glossary.known.get(term);
+    const term = found[1].toLowerCase(),
+      meaning = glossary.known.get(term);
     if (seen.has(meaning)) continue;
     seen.add(meaning);
     if (found.index > from) parts.push(sentence.slice(from, found.index));
@@ -38,12 +45,19 @@ function termParts(glossary, sentence) {
 
 // ---- the page: one light box for all terms, above everything, lessons included
 
-let glossary = readGlossary({}), box = null, at = null, timer = 0;
+let glossary = readGlossary({}),
+  box = null,
+  at = null,
+  timer = 0;
 
-function setGlossary(terms) { glossary = readGlossary(terms); }
+function setGlossary(terms) {
+  glossary = readGlossary(terms);
+}
 
 function place() {
-  const a = at.getBoundingClientRect(), w = box.offsetWidth, ht = box.offsetHeight;
+  const a = at.getBoundingClientRect(),
+    w = box.offsetWidth,
+    ht = box.offsetHeight;
   const left = Math.min(Math.max(8, a.left + a.width / 2 - w / 2), Math.max(8, innerWidth - w - 8));
   const below = a.bottom + 6 + ht < innerHeight || a.top - 6 - ht < 0;
   box.style.left = `${left}px`;
@@ -53,19 +67,48 @@ function place() {
 function show(el, term) {
   clearTimeout(timer);
   if (!box) {
-    box = D2.h("div", "d2-term-box", { id: "d2-term-box", role: "tooltip", popover: "manual", hidden: true });
+    box = h("div", "d2-term-box", {
+      id: "d2-term-box",
+      role: "tooltip",
+      popover: "manual",
+      hidden: true,
+    });
     box.addEventListener("pointerenter", () => clearTimeout(timer));
     box.addEventListener("pointerleave", leave);
-    document.addEventListener("keydown", (e) => { if (e.key === "Escape" && at) { e.stopPropagation(); hide(); } }, true);
-    document.addEventListener("pointerdown", (e) => { if (at && !at.contains(e.target) && !box.contains(e.target)) hide(); }, true);
-    document.addEventListener("scroll", () => { if (at) place(); }, true);
+    document.addEventListener(
+      "keydown",
+      (e) => {
+        if (e.key === "Escape" && at) {
+          e.stopPropagation();
+          hide();
+        }
+      },
+      true,
+    );
+    document.addEventListener(
+      "pointerdown",
+      (e) => {
+        if (at && !at.contains(e.target) && !box.contains(e.target)) hide();
+      },
+      true,
+    );
+    document.addEventListener(
+      "scroll",
+      () => {
+        if (at) place();
+      },
+      true,
+    );
   }
-  const home = el.closest(".d2-stage") || document.body;      // its colours
+  const home = el.closest(".d2-stage") || document.body; // its colours
   if (box.parentNode !== home) home.append(box);
   at?.removeAttribute("aria-describedby");
   at = el;
   el.setAttribute("aria-describedby", box.id);
-  box.replaceChildren(D2.h("b", "", { textContent: term }), D2.h("span", "", { textContent: ` ${glossary.known.get(term)}` }));
+  box.replaceChildren(
+    h("b", "", { textContent: term }),
+    h("span", "", { textContent: ` ${glossary.known.get(term)}` }),
+  );
   box.hidden = false;
   if (box.showPopover && !box.matches(":popover-open")) box.showPopover();
   place();
@@ -79,33 +122,49 @@ function hide() {
   at = null;
 }
 
-function leave() { clearTimeout(timer); timer = setTimeout(hide, 180); }   // time to reach the box
+function leave() {
+  clearTimeout(timer);
+  timer = setTimeout(hide, 180);
+} // time to reach the box
 
 // A term as words that tell what they mean, on hover, focus and touch; plain words if it is unknown.
 function explainTerm(name, words) {
   const term = termIn(glossary, name);
   if (term === null) return document.createTextNode(words ?? name);
-  const el = D2.h("span", "d2-term", { tabIndex: 0, role: "button", textContent: words ?? name });
+  const el = h("span", "d2-term", { tabIndex: 0, role: "button", textContent: words ?? name });
   let byTouch = false;
-  el.addEventListener("pointerdown", (e) => { byTouch = e.pointerType === "touch"; });
-  el.addEventListener("pointerenter", (e) => { if (e.pointerType !== "touch") show(el, term); });
-  el.addEventListener("pointerleave", (e) => { if (e.pointerType !== "touch") leave(); });
-  el.addEventListener("focus", () => { if (!byTouch) show(el, term); });
+  el.addEventListener("pointerdown", (e) => {
+    byTouch = e.pointerType === "touch";
+  });
+  el.addEventListener("pointerenter", (e) => {
+    if (e.pointerType !== "touch") show(el, term);
+  });
+  el.addEventListener("pointerleave", (e) => {
+    if (e.pointerType !== "touch") leave();
+  });
+  el.addEventListener("focus", () => {
+    if (!byTouch) show(el, term);
+  });
   el.addEventListener("blur", hide);
-  el.addEventListener("click", (e) => { e.stopPropagation(); if (at === el && byTouch) hide(); else show(el, term); });
+  el.addEventListener("click", (e) => {
+    e.stopPropagation();
+    if (at === el && byTouch) hide();
+    else show(el, term);
+  });
   el.addEventListener("keydown", (e) => {
     if (e.key !== "Enter" && e.key !== " ") return;
     e.preventDefault();
     e.stopPropagation();
-    if (at === el) hide(); else show(el, term);
+    if (at === el) hide();
+    else show(el, term);
   });
   return el;
 }
 
 // A sentence as nodes, the first occurrence of each term explained.
-const worded = (sentence) => termParts(glossary, String(sentence))
-  .map((part) => (typeof part === "string" ? document.createTextNode(part) : explainTerm(part.term, part.text)));
+const worded = (sentence) =>
+  termParts(glossary, String(sentence)).map((part) =>
+    typeof part === "string" ? document.createTextNode(part) : explainTerm(part.term, part.text),
+  );
 
-Object.assign(D2.pure ??= {}, { readGlossary, termIn, termParts });
-Object.assign(D2, { setGlossary, explainTerm, worded });
-})(globalThis.D2Stage ??= {});
+export { readGlossary, termIn, termParts, setGlossary, explainTerm, worded };

@@ -1,8 +1,5 @@
 /* The keyboard: on focus inside the stage, or on hover while nothing else on the page has the focus. */
-(function (D2) {
-"use strict";
-
-const { h } = D2;
+import { h } from "./dom.js";
 
 const KEYS = [
   ["← →", "a step back or forward"],
@@ -16,35 +13,81 @@ const KEYS = [
 ];
 
 function makeKeys(page, { root, on, transport, close }) {
-  const list = h("div", "d2-keys", { role: "dialog", "aria-label": "Keys", tabIndex: -1, hidden: true },
-    h("h4", "d2-title", { textContent: "Keys" }), h("dl", "", {}, ...KEYS.flatMap(([key, what]) => [h("dt", "", { textContent: key }), h("dd", "", { textContent: what })])));
-  const button = h("button", "d2-icon d2-help", { type: "button", title: "Keys (?)", "aria-label": "Keys", "aria-expanded": "false", textContent: "?", onclick: () => toggle() });
+  const list = h(
+    "div",
+    "d2-keys",
+    { role: "dialog", "aria-label": "Keys", tabIndex: -1, hidden: true },
+    h("h4", "d2-title", { textContent: "Keys" }),
+    h(
+      "dl",
+      "",
+      {},
+      ...KEYS.flatMap(([key, what]) => [
+        h("dt", "", { textContent: key }),
+        h("dd", "", { textContent: what }),
+      ]),
+    ),
+  );
+  const button = h("button", "d2-icon d2-help", {
+    type: "button",
+    title: "Keys (?)",
+    "aria-label": "Keys",
+    "aria-expanded": "false",
+    textContent: "?",
+    onclick: () => toggle(),
+  });
 
   function toggle(open = list.hidden) {
     if (list.hidden === !open) return;
     const had = list.contains(document.activeElement);
     list.hidden = !open;
     button.setAttribute("aria-expanded", String(open));
-    if (open) list.focus(); else if (had) button.focus();
+    if (open) list.focus();
+    else if (had) button.focus();
   }
 
-  const ACTIONS = { ArrowLeft: () => transport.by(-1), ArrowRight: () => transport.by(1), Home: () => transport.goto(0), End: transport.end, " ": transport.toggle,
-    n: page.nextDifference, "?": () => toggle() };
+  const ACTIONS = {
+    ArrowLeft: () => transport.by(-1),
+    ArrowRight: () => transport.by(1),
+    Home: () => transport.goto(0),
+    End: transport.end,
+    " ": transport.toggle,
+    n: page.nextDifference,
+    "?": () => toggle(),
+  };
   for (let i = 0; i < 6; i++) ACTIONS[i + 1] = () => page.setLane(i);
 
   on(document, "keydown", (e) => {
-    const focused = root.contains(document.activeElement), free = !document.activeElement || document.activeElement === document.body;
-    if (e.key === "Escape") { toggle(false); close(); }
-    if (e.defaultPrevented || e.altKey || e.ctrlKey || e.metaKey || !page.model.run || !ACTIONS[e.key]) return;
+    const focused = root.contains(document.activeElement),
+      free = !document.activeElement || document.activeElement === document.body;
+    if (e.key === "Escape") {
+      toggle(false);
+      close();
+    }
+    if (
+      e.defaultPrevented ||
+      e.altKey ||
+      e.ctrlKey ||
+      e.metaKey ||
+      !page.model.run ||
+      !ACTIONS[e.key]
+    )
+      return;
     if (!focused && !(free && root.matches(":hover"))) return;
     const { tagName: tag = "", type } = focused ? document.activeElement : {};
-    if (["SELECT", "TEXTAREA"].includes(tag) || (tag === "INPUT" && type !== "range") || (e.key === " " && ["BUTTON", "SUMMARY"].includes(tag))) return;   // theirs
+    if (
+      ["SELECT", "TEXTAREA"].includes(tag) ||
+      (tag === "INPUT" && type !== "range") ||
+      (e.key === " " && ["BUTTON", "SUMMARY"].includes(tag))
+    )
+      return; // theirs
     e.preventDefault();
     ACTIONS[e.key]();
   });
-  on(document, "pointerdown", (e) => { if (!list.contains(e.target) && !button.contains(e.target)) toggle(false); });
+  on(document, "pointerdown", (e) => {
+    if (!list.contains(e.target) && !button.contains(e.target)) toggle(false);
+  });
   return { button, list };
 }
 
-Object.assign(D2, { makeKeys });
-})(globalThis.D2Stage ??= {});
+export { makeKeys };

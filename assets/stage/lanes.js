@@ -1,13 +1,11 @@
 /* The lanes of the board in one row: which one is in hand, and where each leaves the first. */
-(function (D2) {
-"use strict";
-
-const { firstDivergence } = D2.pure;
-const { h } = D2;
+import { firstDivergence } from "./board.js";
+import { h } from "./dom.js";
 
 // What a lane says of itself, beside its name.
 function laneNote(board, i) {
-  const run = board.lanes[i], at = firstDivergence(board, i);
+  const run = board.lanes[i],
+    at = firstDivergence(board, i);
   if (i === 0) return board.lanes.length > 1 ? "the others are compared with it" : "";
   if (at !== null) return "";
   return run.recs.length || run.status !== "running" ? "same as lane 1 so far" : "about to start";
@@ -15,13 +13,27 @@ function laneNote(board, i) {
 
 function makeLanes(page) {
   const el = h("div", "d2-lanes", { role: "group", "aria-label": "Lanes", "data-point": "lanes" });
-  let shown = "", chips = [];
+  let shown = "",
+    chips = [];
 
   function build(board) {
     chips = board.lanes.map((run, i) => {
-      const name = h("span", "d2-lane-name", { textContent: run.name }), note = h("span", "d2-lane-note");
-      const pick = h("button", "d2-lane-pick", { type: "button", title: `Show lane ${i + 1} (${i + 1})`, onclick: () => page.setLane(i) }, h("b", "d2-badge", { textContent: i + 1 }), name, note);
-      const jump = h("button", "d2-lane-jump", { type: "button", hidden: true, "aria-label": `Where lane ${i + 1} leaves lane 1`, onclick: () => page.gotoIn(i, firstDivergence(page.board, i)) });
+      const name = h("span", "d2-lane-name", { textContent: run.name }),
+        note = h("span", "d2-lane-note");
+      const pick = h(
+        "button",
+        "d2-lane-pick",
+        { type: "button", title: `Show lane ${i + 1} (${i + 1})`, onclick: () => page.setLane(i) },
+        h("b", "d2-badge", { textContent: i + 1 }),
+        name,
+        note,
+      );
+      const jump = h("button", "d2-lane-jump", {
+        type: "button",
+        hidden: true,
+        "aria-label": `Where lane ${i + 1} leaves lane 1`,
+        onclick: () => page.gotoIn(i, firstDivergence(page.board, i)),
+      });
       return { pick, note, jump, el: h("span", "d2-lane-chip", {}, pick, jump) };
     });
     el.classList.toggle("d2-lanes-many", chips.length > 4);
@@ -29,17 +41,26 @@ function makeLanes(page) {
   }
 
   function paint() {
-    const { board } = page, is = board.lanes.map((run) => `${run.run} ${run.name}`).join("|");
-    if (shown !== is) { shown = is; build(board); }
+    const { board } = page,
+      is = board.lanes.map((run) => `${run.run} ${run.name}`).join("|");
+    if (shown !== is) {
+      shown = is;
+      build(board);
+    }
     chips.forEach(({ pick, note, jump }, i) => {
-      const { branch } = board.lanes[i], at = firstDivergence(board, i), said = laneNote(board, i);
+      const { branch } = board.lanes[i],
+        at = firstDivergence(board, i),
+        said = laneNote(board, i);
       pick.setAttribute("aria-pressed", String(i === board.lane));
-      note.textContent = branch ? `${branch.says || "what if"} (left lane ${branch.lane + 1} at step ${branch.step + 1})` : said;
+      note.textContent = branch
+        ? `${branch.says || "what if"} (left lane ${branch.lane + 1} at step ${branch.step + 1})`
+        : said;
       note.title = note.textContent;
       jump.hidden = at === null;
       if (at !== null) {
         jump.textContent = `≠ from step ${at + 1}`;
-        jump.title = jump.ariaLabel = `Lane ${i + 1} writes something else than lane 1 from step ${at + 1} on: go there`;
+        jump.title =
+          jump.ariaLabel = `Lane ${i + 1} writes something else than lane 1 from step ${at + 1} on: go there`;
       }
     });
   }
@@ -47,5 +68,4 @@ function makeLanes(page) {
   return { el, paint };
 }
 
-Object.assign(D2, { makeLanes });
-})(globalThis.D2Stage ??= {});
+export { makeLanes };

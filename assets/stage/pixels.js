@@ -1,15 +1,20 @@
 /* The rows of the maps as pixels. Pure: a row is an array of 32-bit colours. */
-(function (D2) {
-"use strict";
-
-const { density, rolloutMass, WRITTEN_NOW, MASKED_NOW, PAPER, rgb, mixed, colourAt, massShade, REASONS, reasonOf, changeAt } = D2.pure;
+import { density, rolloutMass } from "./numbers.js";
+import { WRITTEN_NOW, MASKED_NOW, PAPER, rgb, mixed, colourAt, massShade } from "./colours.js";
+import { REASONS, reasonOf } from "./words.js";
+import { changeAt } from "./run.js";
 
 // One 32-bit pixel per byte value, in the memory order of ImageData.
-const pixel = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0;
-const table = (colour) => Uint32Array.from({ length: 256 }, (_, i) => { const c = colour(i); return c ? pixel(c) : 0; });
+const pixel = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+const table = (colour) =>
+  Uint32Array.from({ length: 256 }, (_, i) => {
+    const c = colour(i);
+    return c ? pixel(c) : 0;
+  });
 
-const SHADES = 8;   // of a reason's colour: paler where fewer layers recomputed the position
-const shade = (rec, p, layers) => (rec.l ? Math.round(SHADES * Math.min(1, rec.l[p] / layers)) : SHADES);
+const SHADES = 8; // of a reason's colour: paler where fewer layers recomputed the position
+const shade = (rec, p, layers) =>
+  rec.l ? Math.round(SHADES * Math.min(1, rec.l[p] / layers)) : SHADES;
 
 function tables(dark, expected) {
   const paper = PAPER[dark ? "dark" : "light"];
@@ -17,29 +22,80 @@ function tables(dark, expected) {
   return {
     density: table((u) => colourAt("density", density(u), dark)),
     rollout: table((u) => colourAt("rollout", massShade(rolloutMass(u)), dark)),
-    cache: Array.from({ length: SHADES + 1 }, (_, i) => table((u) => mixed(rgb(paper.reused), u ? reason[reasonOf(u)] : rgb(paper.reused), 0.25 + 0.75 * i / SHADES))),
-    order: Uint32Array.from({ length: expected }, (_, s) => pixel(colourAt("order", s / Math.max(1, expected - 1), dark))),
-    masked: pixel(rgb(paper.masked)), now: pixel(rgb(WRITTEN_NOW)), again: pixel(rgb(MASKED_NOW)),
+    cache: Array.from({ length: SHADES + 1 }, (_, i) =>
+      table((u) =>
+        mixed(
+          rgb(paper.reused),
+          u ? reason[reasonOf(u)] : rgb(paper.reused),
+          0.25 + (0.75 * i) / SHADES,
+        ),
+      ),
+    ),
+    order: Uint32Array.from({ length: expected }, (_, s) =>
+      pixel(colourAt("order", s / Math.max(1, expected - 1), dark)),
+    ),
+    masked: pixel(rgb(paper.masked)),
+    now: pixel(rgb(WRITTEN_NOW)),
+    again: pixel(rgb(MASKED_NOW)),
   };
 }
 
 // Each fills one row of pixels (all T positions) for one step; 0 is transparent: nothing to show.
 const MAPS = [
-  { key: "cache", short: "cache", title: "Cache: reused or recomputed",
-    row(out, rec, m, t) { for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(rec, p, m.layers)][rec.y[p]]; } },
-  { key: "density", short: "density", title: "Certainty density",
-    row(out, rec, m, t) { if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]]; } },
-  { key: "rollout", short: "rollout", title: "Attention rollout",
-    row(out, rec, m, t) { if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]]; } },
-  { key: "order", short: "order", title: "Decode order",
+  {
+    key: "cache",
+    short: "cache",
+    title: "Cache: reused or recomputed",
+    row(out, rec, m, t) {
+      for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(rec, p, m.layers)][rec.y[p]];
+    },
+  },
+  {
+    key: "density",
+    short: "density",
+    title: "Certainty density",
+    row(out, rec, m, t) {
+      if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]];
+    },
+  },
+  {
+    key: "rollout",
+    short: "rollout",
+    title: "Attention rollout",
+    row(out, rec, m, t) {
+      if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]];
+    },
+  },
+  {
+    key: "order",
+    short: "order",
+    title: "Decode order",
     row(out, rec, m, t) {
       for (let p = m.P; p < m.T; p++) {
-        const change = changeAt(m, p, rec.s), now = change?.s === rec.s;
+        const change = changeAt(m, p, rec.s),
+          now = change?.s === rec.s;
         if (!change || change.text === null) out[p] = now ? t.again : t.masked;
         else out[p] = now ? t.now : t.order[change.s];
       }
-    } },
+    },
+  },
 ];
 
-Object.assign(D2.pure ??= {}, { pixel, table, SHADES, shade, tables, MAPS });
-})(globalThis.D2Stage ??= {});
+// A map of more than 256 positions arrives summed: cell i holds the positions from edges[i] up to the next.
+const edgesOf = (n, T) => Array.from({ length: n + 1 }, (_, i) => Math.floor((i * T) / n));
+const shareOf = (code) => (code / 255) ** 2; // of the largest cell
+
+// A cell of two positions is no darker than two cells of one: shades by share of a pair, not of a cell.
+function evenShades(bytes, edges) {
+  const n = edges.length - 1,
+    wide = edges.slice(1).map((e, i) => e - edges[i]);
+  if (wide.every((w) => w === wide[0])) return bytes;
+  const shares = Float64Array.from(
+      bytes,
+      (u, i) => shareOf(u) / (wide[Math.floor(i / n)] * wide[i % n]),
+    ),
+    most = shares.reduce((a, b) => Math.max(a, b), 0) || 1;
+  return Uint8Array.from(shares, (x) => Math.round(255 * Math.sqrt(x / most)));
+}
+
+export { edgesOf, evenShades, shareOf, pixel, table, SHADES, shade, tables, MAPS };

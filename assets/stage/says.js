@@ -1,39 +1,67 @@
 /* What the stage says of a run: sentences, captions, tooltips. Pure. */
-(function (D2) {
-"use strict";
-
-const { confidence, density, rolloutMass, fixed, percent, plural, amount, short, policyWords, decoderWords, labelIn, reasonsIn, reasonCounts, touchedIn, layersDiffer, textBefore, chipData } = D2.pure;
+import {
+  confidence,
+  density,
+  rolloutMass,
+  fixed,
+  percent,
+  plural,
+  amount,
+  short,
+} from "./numbers.js";
+import { policyWords, decoderWords, labelIn, reasonsIn, reasonCounts } from "./words.js";
+import { touchedIn, layersDiffer, textBefore, chipData } from "./run.js";
 
 // Make every character visible: a newline as an arrow, other control codes as their pictures.
 function visible(text) {
   if (text === "") return "·";
-  return text.replace(/\r?\n/g, "↵").replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+  return text
+    .replace(/\r?\n/g, "↵")
+    .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
 }
 const quoted = (text) => `'${visible(text)}'`;
 
 function formatTotals(totals) {
   const t = totals || {};
-  const tps = t.tps ?? NaN, ratio = t.flops_none ? t.flops / t.flops_none : NaN;
-  return { tps: fixed(tps, tps < 10 ? 2 : 1), hit: percent(t.hit_rate ?? NaN), flops: Number.isFinite(ratio) ? `${fixed(ratio, 2)}×` : "–" };
+  const tps = t.tps ?? NaN,
+    ratio = t.flops_none ? t.flops / t.flops_none : NaN;
+  return {
+    tps: fixed(tps, tps < 10 ? 2 : 1),
+    hit: percent(t.hit_rate ?? NaN),
+    flops: Number.isFinite(ratio) ? `${fixed(ratio, 2)}×` : "–",
+  };
 }
 
 // In words a position counts from 1, as a step does; in the data both count from 0.
-const placeOf = (model, p) => (p < model.P ? `prompt position ${p + 1}` : `answer position ${p - model.P + 1}`);
+const placeOf = (model, p) =>
+  p < model.P ? `prompt position ${p + 1}` : `answer position ${p - model.P + 1}`;
 const tokenName = (model, text) => (model.eos.has(text) ? "end" : visible(text));
 
 // "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with confidence 0.98."
-const sureness = (conf) => (conf === null || conf === undefined ? "by hand" : `with confidence ${fixed(conf, 2)}`);
+const sureness = (conf) =>
+  conf === null || conf === undefined ? "by hand" : `with confidence ${fixed(conf, 2)}`;
 
 function explain(rec, model, step) {
-  if (!rec) return model.recs.length > step && step >= 0 ? `Step ${step + 1}: its record was lost.` : `All ${model.G} answer positions are masked; waiting for the first step.`;
-  const written = [...rec.w].sort((a, b) => a[0] - b[0]), n = written.length;
-  const name = (text) => (text === null ? "a token" : model.eos.has(text) ? "the end token" : quoted(text));
-  const some = (list) => `, by answer position: ${list.slice(0, 3).map(([p, text]) => `${name(text)} (${p - model.P + 1})`).join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;
+  if (!rec)
+    return model.recs.length > step && step >= 0
+      ? `Step ${step + 1}: its record was lost.`
+      : `All ${model.G} answer positions are masked; waiting for the first step.`;
+  const written = [...rec.w].sort((a, b) => a[0] - b[0]),
+    n = written.length;
+  const name = (text) =>
+    text === null ? "a token" : model.eos.has(text) ? "the end token" : quoted(text);
+  const some = (list) =>
+    `, by answer position: ${list
+      .slice(0, 3)
+      .map(([p, text]) => `${name(text)} (${p - model.P + 1})`)
+      .join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;
   let wrote = "wrote nothing";
-  if (n === 1) wrote = `wrote ${name(written[0][1])} at ${placeOf(model, written[0][0])} ${sureness(written[0][2])}`;
+  if (n === 1)
+    wrote = `wrote ${name(written[0][1])} at ${placeOf(model, written[0][0])} ${sureness(written[0][2])}`;
   if (n > 1) wrote = `wrote ${n} tokens${some(written)}`;
   const again = rec.m.map((p) => [p, textBefore(model, p, rec.s)]);
-  if (again.length === 1) wrote += `; masked ${name(again[0][1])} again at ${placeOf(model, again[0][0])}`;
+  if (again.length === 1)
+    wrote += `; masked ${name(again[0][1])} again at ${placeOf(model, again[0][0])}`;
   if (again.length > 1) wrote += `; masked ${again.length} tokens again${some(again)}`;
   const mean = layersDiffer(rec) ? ` (mean over ${model.layers} layers)` : "";
   return `Step ${rec.s + 1}: recomputed ${amount(rec.rows)} of ${model.T} positions${mean}, then ${wrote}.`;
@@ -41,51 +69,90 @@ function explain(rec, model, step) {
 
 // The second half, for who has never heard of it: what the recomputing was for.
 function explainWhy(rec, model) {
-  const rest = model.T - touchedIn(rec), differ = layersDiffer(rec);
+  const rest = model.T - touchedIn(rec),
+    differ = layersDiffer(rec);
   if (rest === 0 && !differ) return "Every position was computed, nothing came from the cache.";
-  const counts = reasonCounts(rec), its = rest === 1 ? "its" : "their", { kept = "keys and values (K,V)" } = policyWords(model.start);
-  const parts = model.reasons.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} × ${r.label}`);
-  const why = parts.length ? `Recomputed${differ ? " in at least one layer" : ""}: ${parts.join(", ")}. ` : "";
-  const evicted = rec.out ? `, if not evicted: each layer left ${plural(amount(rec.out), "position")} out of attention` : "";
-  return why + (rest ? `The other ${rest} reused ${its} cached ${kept}${evicted}.` : "The other layers reused what is cached.");
+  const counts = reasonCounts(rec),
+    its = rest === 1 ? "its" : "their",
+    { kept = "keys and values (K,V)" } = policyWords(model.start);
+  const parts = model.reasons
+    .filter((r) => counts[r.key])
+    .map((r) => `${counts[r.key]} × ${r.label}`);
+  const why = parts.length
+    ? `Recomputed${differ ? " in at least one layer" : ""}: ${parts.join(", ")}. `
+    : "";
+  const evicted = rec.out
+    ? `, if not evicted: each layer left ${plural(amount(rec.out), "position")} out of attention`
+    : "";
+  return (
+    why +
+    (rest
+      ? `The other ${rest} reused ${its} cached ${kept}${evicted}.`
+      : "The other layers reused what is cached.")
+  );
 }
 // What each map shows. A caption must be true of the run on view, so it asks for its knobs.
 const knobsOf = (start, kind) => start.knobs?.[kind] || {};
 
 const captions = {
   cache(start) {
-    const { kept = "keys and values (K,V)", more = () => "", even } = policyWords(start), own = more(knobsOf(start, "policy"));
-    const paler = start.by_layer && !even ? `, and is paler where only some of the ${start.layers} layers did` : "";
+    const { kept = "keys and values (K,V)", more = () => "", even } = policyWords(start),
+      own = more(knobsOf(start, "policy"));
+    const paler =
+      start.by_layer && !even
+        ? `, and is paler where only some of the ${start.layers} layers did`
+        : "";
     return `Grey: ${kept} reused from the cache. A coloured position was computed again in this step; the colour says why${paler}.${own && ` ${own}`}`;
   },
   density(start) {
-    const { sigma, as_shipped: padded } = knobsOf(start, "decoder"), { tests, scores = "confidence", ownWidth } = decoderWords(start);
-    const shipped = (policyWords(start).pads && knobsOf(start, "policy").as_shipped) || (sigma > 0 && padded);
-    const edge = shipped ? "as shipped, the last answer position counts again beyond the right edge"
+    const { sigma, as_shipped: padded } = knobsOf(start, "decoder"),
+      { tests, scores = "confidence", ownWidth } = decoderWords(start);
+    const shipped =
+      (policyWords(start).pads && knobsOf(start, "policy").as_shipped) || (sigma > 0 && padded);
+    const edge = shipped
+      ? "as shipped, the last answer position counts again beyond the right edge"
       : "nothing lies beyond the right edge, so the last positions reach about one half at most";
-    const width = ownWidth ? `σ follows the spread of the latest writes, from ${short(start.sigma)} positions at first` : `σ = ${short(start.sigma)} positions`;
-    const use = !(sigma > 0) ? "The decoder ignores it in this run (its sigma is 0)."
-      : tests ? "What passes the decoder's test is written anyway; other guesses are ranked by confidence times density, which favours places next to known text."
-      : `The decoder multiplies ${scores} by it to rank its guesses, which favours places next to known text.`;
+    const width = ownWidth
+      ? `σ follows the spread of the latest writes, from ${short(start.sigma)} positions at first`
+      : `σ = ${short(start.sigma)} positions`;
+    const use = !(sigma > 0)
+      ? "The decoder ignores it in this run (its sigma is 0)."
+      : tests
+        ? "What passes the decoder's test is written anyway; other guesses are ranked by confidence times density, which favours places next to known text."
+        : `The decoder multiplies ${scores} by it to rank its guesses, which favours places next to known text.`;
     return `How much of a position's neighbourhood is already known, nearer neighbours counting more (Gaussian, ${width}; ${edge}). ${use}`;
   },
   rollout(start) {
     const { rollout_p, as_shipped: shipped } = knobsOf(start, "policy");
-    const next = rollout_p === 0 && !shipped ? "This run does not use it (its rollout p is 0)." : "The reused positions with the most are recomputed next.";
-    return start.rollout ? `Where attention leads, followed through all layers of this step. A recomputed position passes its weight on to the positions it reads; a reused one keeps its own (1) and gains what is passed to it. ${next}` : "";
+    const next =
+      rollout_p === 0 && !shipped
+        ? "This run does not use it (its rollout p is 0)."
+        : "The reused positions with the most are recomputed next.";
+    return start.rollout
+      ? `Where attention leads, followed through all layers of this step. A recomputed position passes its weight on to the positions it reads; a reused one keeps its own (1) and gains what is passed to it. ${next}`
+      : "";
   },
   order(start) {
-    const { sigma } = knobsOf(start, "decoder"), { order, ownWidth } = decoderWords(start);
-    const how = order ? `: ${order(knobsOf(start, "decoder"))}` : "", blocks = start.block_length < start.G ? ", block by block" : "";
+    const { sigma } = knobsOf(start, "decoder"),
+      { order, ownWidth } = decoderWords(start);
+    const how = order ? `: ${order(knobsOf(start, "decoder"))}` : "",
+      blocks = start.block_length < start.G ? ", block by block" : "";
     const prior = "favours places next to known text, so the order leans left to right";
-    const lean = !(sigma > 0) ? "" : ownWidth ? ` The certainty prior, its width set by the run itself, ${prior}.`
-      : ` The certainty prior (σ = ${short(sigma)}) ${prior}; set the decoder's sigma to 0 to let it jump.`;
+    const lean = !(sigma > 0)
+      ? ""
+      : ownWidth
+        ? ` The certainty prior, its width set by the run itself, ${prior}.`
+        : ` The certainty prior (σ = ${short(sigma)}) ${prior}; set the decoder's sigma to 0 to let it jump.`;
     return `When each token was written${blocks}${how}.${lean}`;
   },
 };
 
 const promptText = (model) => model.prompt.join("").replace(/\s+/g, " ").trim() || "(no prompt)";
-const madeBy = (start) => ["policy", "decoder", "model"].filter((k) => start[k]).map((k) => `${k} ${start[k]}`).join(" · ");
+const madeBy = (start) =>
+  ["policy", "decoder", "model"]
+    .filter((k) => start[k])
+    .map((k) => `${k} ${start[k]}`)
+    .join(" · ");
 
 // Above the bars of the likeliest tokens. They are shares of the plain distribution; the confidence
 // of a write may be of another one, or no share at all: it is not drawn as a bar.
@@ -98,35 +165,46 @@ function barsCaption(start) {
 function candidateBars(model, write) {
   if (!write || !write.top.length) return [];
   const bars = write.top.map(([text, share]) => ({ text: tokenName(model, text), share }));
-  if (!write.top.some(([text]) => text === write.text)) bars.push({ text: tokenName(model, write.text), share: null });
+  if (!write.top.some(([text]) => text === write.text))
+    bars.push({ text: tokenName(model, write.text), share: null });
   return bars;
 }
 
-const confidenceUnit = (start) => `confidence when written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
+const confidenceUnit = (start) =>
+  `confidence when written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
 const lampText = (model) => (model.status !== "running" ? "end" : model.paused ? "paused" : "live");
 
 // The state of a run that needs words: stored, ended early, failed, incomplete. How it ended is said
 // at its last step, s: earlier ones still have masks to fill.
 function noteOf(model, s) {
-  const lines = [], atEnd = s >= model.recs.length - 1;
+  const lines = [],
+    atEnd = s >= model.recs.length - 1;
   if (model.start.stored) lines.push("A stored run; press Run for a live one.");
   if (model.status === "done" && model.note && atEnd) lines.push(model.note);
-  if (model.status === "stopped") lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
-  if (model.status === "failed") lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
-  if (model.gaps) lines.push(`${plural(model.gaps, "record")} lost on the way; their lines are blank.`);
+  if (model.status === "stopped")
+    lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
+  if (model.status === "failed")
+    lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
+  if (model.gaps)
+    lines.push(`${plural(model.gaps, "record")} lost on the way; their lines are blank.`);
   return lines.join(" ").trim();
 }
 
 // The T x T map costs the server a pass: while a run is followed live, it waits to be asked for.
-const wantsMap = (model, live) => model.recs.length > 0 && (model.status !== "running" || model.paused || !live);
+const wantsMap = (model, live) =>
+  model.recs.length > 0 && (model.status !== "running" || model.paused || !live);
 
 function mapNote(s, dark, before) {
   return `${before ? "From the run before: step" : "Step"} ${s + 1}, computed anew by a full pass without a cache. Line i, column j: how much position i draws on position j, followed through all layers; dashed lines part the prompt from the answer. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
 }
 // Everything the stage can say about position p at step s.
 function tooltipData(model, p, s) {
-  const rec = model.recs[s], chip = chipData(model, p, s), g = p - model.P, byReason = {};
-  let recomputed = 0, steps = 0;
+  const rec = model.recs[s],
+    chip = chipData(model, p, s),
+    g = p - model.P,
+    byReason = {};
+  let recomputed = 0,
+    steps = 0;
   for (let i = 0; i <= s; i++) {
     if (!model.recs[i]) continue;
     const byte = model.recs[i].y[p];
@@ -134,29 +212,88 @@ function tooltipData(model, p, s) {
     if (byte) recomputed++;
     for (const key of reasonsIn(byte)) byReason[key] = (byReason[key] || 0) + 1;
   }
-  return { ...chip, pos: p, answer: g >= 0 ? g : null, step: chip.write ? chip.write.s : null, conf: chip.write ? chip.write.conf : null,
-    top: chip.write ? chip.write.top : [], bars: candidateBars(model, chip.write), place: placeOf(model, p), density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
-    rollout: rec && rec.r ? rolloutMass(rec.r[p]) : null, candidate: rec && rec.c && g >= 0 ? confidence(rec.c[g]) : null,
-    now: rec ? reasonsIn(rec.y[p]).map((key) => labelIn(model, key)) : null, layers: rec && rec.l && rec.l[p] < model.layers ? `${rec.l[p]} of ${model.layers} layers` : null,
-    was: chip.again === null ? null : textBefore(model, p, chip.again), recomputed, steps, byReason };
+  return {
+    ...chip,
+    pos: p,
+    answer: g >= 0 ? g : null,
+    step: chip.write ? chip.write.s : null,
+    conf: chip.write ? chip.write.conf : null,
+    top: chip.write ? chip.write.top : [],
+    bars: candidateBars(model, chip.write),
+    place: placeOf(model, p),
+    density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
+    rollout: rec && rec.r ? rolloutMass(rec.r[p]) : null,
+    candidate: rec && rec.c && g >= 0 ? confidence(rec.c[g]) : null,
+    now: rec ? reasonsIn(rec.y[p]).map((key) => labelIn(model, key)) : null,
+    layers:
+      rec && rec.l && rec.l[p] < model.layers ? `${rec.l[p]} of ${model.layers} layers` : null,
+    was: chip.again === null ? null : textBefore(model, p, chip.again),
+    recomputed,
+    steps,
+    byReason,
+  };
 }
 
 // "answer position 17: ' apples' - density 0.42, rollout 1.7, confidence 0.93, reused"
 function readout(data) {
   const token = data.masked ? "masked" : data.eos ? "end" : quoted(data.text);
-  const conf = data.conf ?? data.candidate, facts = [];
+  const conf = data.conf ?? data.candidate,
+    facts = [];
   if (data.density !== null) facts.push(`density ${fixed(data.density, 2)}`);
-  if (data.rollout !== null) facts.push(`rollout ${fixed(data.rollout, data.rollout < 0.1 ? 3 : 1)}`);
+  if (data.rollout !== null)
+    facts.push(`rollout ${fixed(data.rollout, data.rollout < 0.1 ? 3 : 1)}`);
   if (conf !== null) facts.push(`confidence ${fixed(conf, 2)}`);
-  if (data.now) facts.push(data.now.length ? `recomputed${data.layers ? ` in ${data.layers}` : ""} (${data.now.join(", ")})` : "reused");
+  if (data.now)
+    facts.push(
+      data.now.length
+        ? `recomputed${data.layers ? ` in ${data.layers}` : ""} (${data.now.join(", ")})`
+        : "reused",
+    );
   return `${data.place}: ${token} - ${facts.join(", ")}`;
 }
 const STATS = [
-  ["step", "step", "One denoising step: one pass of the model over what must be computed, then a few tokens are written. Shown: the step on view / steps received so far."],
-  ["tps", "tokens / s", "Answer tokens before the first end token (EOS), divided by the seconds the run has taken, both up to the step on view. The padding after the end does not count. It is wall time, measured once on this machine: equal work can take unequal time, FLOPs compare the work."],
-  ["hit", "cache hit rate", "Of all positions in all steps up to the step on view, the share that came from the cache: 1 − recomputed positions / (steps × canvas length). Where layers differ, recomputed positions are the mean over the layers."],
-  ["flops", "FLOPs vs no cache", "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic. A second look that the decoder takes counts as work of the run alone."],
+  [
+    "step",
+    "step",
+    "One denoising step: one pass of the model over what must be computed, then a few tokens are written. Shown: the step on view / steps received so far.",
+  ],
+  [
+    "tps",
+    "tokens / s",
+    "Answer tokens before the first end token (EOS), divided by the seconds the run has taken, both up to the step on view. The padding after the end does not count. It is wall time, measured once on this machine: equal work can take unequal time, FLOPs compare the work.",
+  ],
+  [
+    "hit",
+    "cache hit rate",
+    "Of all positions in all steps up to the step on view, the share that came from the cache: 1 − recomputed positions / (steps × canvas length). Where layers differ, recomputed positions are the mean over the layers.",
+  ],
+  [
+    "flops",
+    "FLOPs vs no cache",
+    "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic. A second look that the decoder takes counts as work of the run alone.",
+  ],
 ];
 
-Object.assign(D2.pure ??= {}, { visible, quoted, formatTotals, placeOf, tokenName, explain, explainWhy, knobsOf, captions, promptText, madeBy, barsCaption, candidateBars, confidenceUnit, lampText, noteOf, wantsMap, mapNote, tooltipData, readout, STATS });
-})(globalThis.D2Stage ??= {});
+export {
+  visible,
+  quoted,
+  formatTotals,
+  placeOf,
+  tokenName,
+  explain,
+  explainWhy,
+  knobsOf,
+  captions,
+  promptText,
+  madeBy,
+  barsCaption,
+  candidateBars,
+  confidenceUnit,
+  lampText,
+  noteOf,
+  wantsMap,
+  mapNote,
+  tooltipData,
+  readout,
+  STATS,
+};

@@ -2,30 +2,38 @@
  *
  * The stage is cloned, every canvas becomes an image, the styles go with it, and the whole is drawn
  * as an SVG: nothing is loaded, no library. */
-(function (D2) {
-"use strict";
-
-const { promptText, madeBy, clamp } = D2.pure;
-const { h } = D2;
+import { clamp } from "./numbers.js";
+import { promptText, madeBy } from "./says.js";
+import { h } from "./dom.js";
 
 // ---- pure
 
-const MOST_PIXELS = 16000;      // of one side of a canvas, in any browser
+const MOST_PIXELS = 16000; // of one side of a canvas, in any browser
 
 // What a picture is called underneath: the prompt, who made it, and the step.
 function pictureCaption(board, steps) {
-  const runs = board.lanes, shown = (run, i) => `${madeBy(run.start)} · ${steps[i] < 0 ? "before the first step" : `step ${steps[i] + 1} of ${run.recs.length}`}`;
+  const runs = board.lanes,
+    shown = (run, i) =>
+      `${madeBy(run.start)} · ${steps[i] < 0 ? "before the first step" : `step ${steps[i] + 1} of ${run.recs.length}`}`;
   const prompt = promptText(runs[0]);
-  return [prompt.length > 300 ? `${prompt.slice(0, 299)}…` : prompt, ...runs.map((run, i) => (runs.length > 1 ? `${i + 1}: ` : "") + shown(run, i))];
+  return [
+    prompt.length > 300 ? `${prompt.slice(0, 299)}…` : prompt,
+    ...runs.map((run, i) => (runs.length > 1 ? `${i + 1}: ` : "") + shown(run, i)),
+  ];
 }
 
 // Text that XML can hold: without control codes and halves of characters.
-const inXml = (text) => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|\p{Surrogate}/gu, "\ufffd");
+const inXml = (text) =>
+  text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|\p{Surrogate}/gu, "\ufffd");
 
 // Names of the variables that a style takes from its surroundings.
-const borrowed = (style) => [...new Set([...style.matchAll(/var\(\s*(--[\w-]+)/g)].map((m) => m[1]))].filter((name) => !name.startsWith("--d2-"));
+const borrowed = (style) =>
+  [...new Set([...style.matchAll(/var\(\s*(--[\w-]+)/g)].map((m) => m[1]))].filter(
+    (name) => !name.startsWith("--d2-"),
+  );
 
-const fileName = (run, step, ending) => `d2cache-${String(run.start?.policy ?? "run").replace(/[^\w-]/g, "")}-step-${step + 1}.${ending}`;
+const fileName = (run, step, ending) =>
+  `d2cache-${String(run.start?.policy ?? "run").replace(/[^\w-]/g, "")}-step-${step + 1}.${ending}`;
 
 // ---- the page
 
@@ -34,7 +42,11 @@ function stageRules() {
   const out = [];
   for (const sheet of document.styleSheets) {
     let rules = [];
-    try { rules = sheet.cssRules; } catch { continue; }      // of another origin: not the stage's
+    try {
+      rules = sheet.cssRules;
+    } catch {
+      continue;
+    } // of another origin: not the stage's
     for (const rule of rules) if (/\bd2-/.test(rule.cssText)) out.push(rule.cssText);
   }
   return out.join("\n");
@@ -50,31 +62,61 @@ const PICTURE_CSS = `
   .d2-picture * { scrollbar-width: none !important; animation: none !important; transition: none !important; }`;
 
 // What has no place in a picture: controls, words for screen readers, what is not shown.
-const OUT = ["[hidden]", "script", ".d2-topbar", ".d2-tabbar", ".d2-tabrow", ".d2-tip", ".d2-sr", ".d2-export", "[data-picture=out]"].join(",");
+const OUT = [
+  "[hidden]",
+  "script",
+  ".d2-topbar",
+  ".d2-tabbar",
+  ".d2-tabrow",
+  ".d2-tip",
+  ".d2-sr",
+  ".d2-export",
+  "[data-picture=out]",
+].join(",");
 
 function withImages(root) {
-  const clone = root.cloneNode(true), canvases = [...root.querySelectorAll("canvas")];
+  const clone = root.cloneNode(true),
+    canvases = [...root.querySelectorAll("canvas")];
   [...clone.querySelectorAll("canvas")].forEach((empty, i) => {
-    const from = canvases[i], image = h("img", empty.className, { alt: "" });
+    const from = canvases[i],
+      image = h("img", empty.className, { alt: "" });
     if (from.width && from.height && from.clientWidth) image.src = from.toDataURL();
-    image.setAttribute("style", `${empty.getAttribute("style") ?? ""};width:${from.clientWidth}px;height:${from.clientHeight}px`);
+    image.setAttribute(
+      "style",
+      `${empty.getAttribute("style") ?? ""};width:${from.clientWidth}px;height:${from.clientHeight}px`,
+    );
     empty.replaceWith(image);
   });
   // what the reader has chosen stands in properties, not in the markup
   const fields = [...root.querySelectorAll("input, select, textarea")];
-  [...clone.querySelectorAll("input, select, textarea")].forEach((field, i) => field.replaceWith(h("span", "d2-more", { textContent: fields[i].type === "checkbox" ? (fields[i].checked ? "☑" : "☐") : fields[i].value })));
+  [...clone.querySelectorAll("input, select, textarea")].forEach((field, i) =>
+    field.replaceWith(
+      h("span", "d2-more", {
+        textContent:
+          fields[i].type === "checkbox" ? (fields[i].checked ? "☑" : "☐") : fields[i].value,
+      }),
+    ),
+  );
   for (const el of clone.querySelectorAll(OUT)) el.remove();
   return clone;
 }
 
 // The stage as an SVG text of its own, with its size in CSS pixels.
 function asSvg(page, lines) {
-  const { root } = page, rules = stageRules(), seen = getComputedStyle(root), width = Math.ceil(root.clientWidth);
+  const { root } = page,
+    rules = stageRules(),
+    seen = getComputedStyle(root),
+    width = Math.ceil(root.clientWidth);
   const clone = withImages(root);
   clone.classList.add("d2-picture");
-  for (const name of borrowed(rules)) if (seen.getPropertyValue(name)) clone.style.setProperty(name, seen.getPropertyValue(name));
+  for (const name of borrowed(rules))
+    if (seen.getPropertyValue(name)) clone.style.setProperty(name, seen.getPropertyValue(name));
   clone.style.width = `${width}px`;
-  clone.querySelector(".d2-inner").append(h("div", "d2-picture-caption", {}, ...lines.map((text) => h("p", "", { textContent: text }))));
+  clone
+    .querySelector(".d2-inner")
+    .append(
+      h("div", "d2-picture-caption", {}, ...lines.map((text) => h("p", "", { textContent: text }))),
+    );
   clone.prepend(h("style", "", { textContent: PICTURE_CSS }));
   // measured where it has the same width, out of sight
   const shelf = h("div", "", { inert: true, "aria-hidden": "true" }, clone);
@@ -84,8 +126,14 @@ function asSvg(page, lines) {
   clone.remove();
   shelf.remove();
   clone.prepend(h("style", "", { textContent: rules }));
-  const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), box = document.createElementNS(space, "foreignObject");
-  for (const [el, names] of [[svg, { width, height }], [box, { width: "100%", height: "100%" }]]) for (const [name, value] of Object.entries(names)) el.setAttribute(name, value);
+  const space = "http://www.w3.org/2000/svg",
+    svg = document.createElementNS(space, "svg"),
+    box = document.createElementNS(space, "foreignObject");
+  for (const [el, names] of [
+    [svg, { width, height }],
+    [box, { width: "100%", height: "100%" }],
+  ])
+    for (const [name, value] of Object.entries(names)) el.setAttribute(name, value);
   box.append(clone);
   svg.append(box);
   return { text: inXml(new XMLSerializer().serializeToString(svg)), width, height };
@@ -94,30 +142,48 @@ function asSvg(page, lines) {
 // A PNG of the tab on view with its caption, twice as fine as the page where that fits on a canvas.
 async function picture(page) {
   page.drawAll?.();
-  const { text, width, height } = asSvg(page, pictureCaption(page.board, page.board.lanes.map((_, i) => page.stepOf(i))));
+  const { text, width, height } = asSvg(
+    page,
+    pictureCaption(
+      page.board,
+      page.board.lanes.map((_, i) => page.stepOf(i)),
+    ),
+  );
   const image = new Image();
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
   await image.decode();
-  const ratio = clamp(MOST_PIXELS / Math.max(width, height), 0.1, 2), canvas = h("canvas");
+  const ratio = clamp(MOST_PIXELS / Math.max(width, height), 0.1, 2),
+    canvas = h("canvas");
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
   const ctx = canvas.getContext("2d");
   ctx.drawImage(image, 0, 0, canvas.width, canvas.height);
   let blob = null;
-  try { blob = await new Promise((done) => canvas.toBlob(done, "image/png")); } catch { /* a browser that trusts no drawn page */ }
-  if (!blob) throw new Error("this browser makes no picture of a page; take a screenshot with its own tools");
-  return { blob, name: fileName(page.model, page.step, "png"), width: canvas.width, height: canvas.height };
+  try {
+    blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+  } catch {
+    /* a browser that trusts no drawn page */
+  }
+  if (!blob)
+    throw new Error(
+      "this browser makes no picture of a page; take a screenshot with its own tools",
+    );
+  return {
+    blob,
+    name: fileName(page.model, page.step, "png"),
+    width: canvas.width,
+    height: canvas.height,
+  };
 }
 
 // Hands the reader a file.
 function download(blob, name) {
-  const url = URL.createObjectURL(blob), link = h("a", "", { href: url, download: name });
+  const url = URL.createObjectURL(blob),
+    link = h("a", "", { href: url, download: name });
   document.body.append(link);
   link.click();
   link.remove();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-Object.assign(D2.pure ??= {}, { pictureCaption, inXml, borrowed, fileName });
-Object.assign(D2, { picture, download });
-})(globalThis.D2Stage ??= {});
+export { pictureCaption, inXml, borrowed, fileName, picture, download };

@@ -1,27 +1,45 @@
 /* The tabs below the transport. A tab registers itself: D2.tabs.push({key, title, place, mount}). */
-(function (D2) {
-"use strict";
-
-const { h } = D2;
+import { TABS } from "./views.js";
+import { h } from "./dom.js";
 
 function makeTabs(page, { uid, onShow }) {
-  const specs = [...D2.tabs].sort((a, b) => a.place - b.place);
-  const bar = h("div", "d2-tabbar", { role: "tablist", "aria-label": "Views", "data-point": "tabs" }), panels = h("div", "d2-panels");
+  const specs = [...TABS].sort((a, b) => a.place - b.place);
+  const bar = h("div", "d2-tabbar", {
+      role: "tablist",
+      "aria-label": "Views",
+      "data-point": "tabs",
+    }),
+    panels = h("div", "d2-panels");
   let shown = null;
   const tabs = specs.map((spec) => {
-    const button = h("button", "d2-tab", { type: "button", role: "tab", id: `${uid}-tab-${spec.key}`, textContent: spec.title, "data-point": `${spec.key}-tab`, "aria-selected": "false",
-      "aria-controls": `${uid}-panel-${spec.key}`, tabIndex: -1, onclick: () => onShow(spec.key) });
-    const host = h("div", `d2-panel d2-panel-${spec.key}`, { role: "tabpanel", id: `${uid}-panel-${spec.key}`, "aria-labelledby": button.id, hidden: true });
+    const button = h("button", "d2-tab", {
+      type: "button",
+      role: "tab",
+      id: `${uid}-tab-${spec.key}`,
+      textContent: spec.title,
+      "data-point": `${spec.key}-tab`,
+      "aria-selected": "false",
+      "aria-controls": `${uid}-panel-${spec.key}`,
+      tabIndex: -1,
+      onclick: () => onShow(spec.key),
+    });
+    const host = h("div", `d2-panel d2-panel-${spec.key}`, {
+      role: "tabpanel",
+      id: `${uid}-panel-${spec.key}`,
+      "aria-labelledby": button.id,
+      hidden: true,
+    });
     bar.append(button);
     panels.append(host);
     return { spec, button, host, view: null };
   });
 
   bar.addEventListener("keydown", (e) => {
-    const i = tabs.findIndex((tab) => tab.button === e.target), n = tabs.length;
+    const i = tabs.findIndex((tab) => tab.button === e.target),
+      n = tabs.length;
     const to = { ArrowRight: (i + 1) % n, ArrowLeft: (i + n - 1) % n, Home: 0, End: n - 1 }[e.key];
     if (i < 0 || to === undefined) return;
-    e.preventDefault();                    // the stage's own arrows move the clock
+    e.preventDefault(); // the stage's own arrows move the clock
     onShow(tabs[to].spec.key);
     tabs[to].button.focus();
   });
@@ -36,18 +54,25 @@ function makeTabs(page, { uid, onShow }) {
       tab.button.tabIndex = on ? 0 : -1;
       tab.host.hidden = !on;
     }
-    if (shown !== to) bar.scrollLeft = to.button.offsetLeft - (bar.clientWidth - to.button.offsetWidth) / 2;   // on a phone it may lie outside
+    if (shown !== to)
+      bar.scrollLeft = to.button.offsetLeft - (bar.clientWidth - to.button.offsetWidth) / 2; // on a phone it may lie outside
     shown = to;
     return true;
   }
 
   // A view that fails must not take the others with it.
   function guarded(tab, what) {
-    try { what(); }
-    catch (error) {
+    try {
+      what();
+    } catch (error) {
       console.error(error);
       tab.view = { paint() {}, destroy() {} };
-      tab.host.replaceChildren(h("p", "d2-note d2-alert", { role: "alert", textContent: `This view failed (${error.message}). The other tabs go on; reload the page to try again.` }));
+      tab.host.replaceChildren(
+        h("p", "d2-note d2-alert", {
+          role: "alert",
+          textContent: `This view failed (${error.message}). The other tabs go on; reload the page to try again.`,
+        }),
+      );
     }
   }
 
@@ -59,11 +84,23 @@ function makeTabs(page, { uid, onShow }) {
     });
   }
 
-  const drawAll = () => { if (shown?.view?.drawAll) guarded(shown, () => shown.view.drawAll()); };
-  const destroy = () => { for (const tab of tabs) tab.view?.destroy?.(); };
-  return { bar, panels, show, paint, drawAll, destroy, get key() { return shown?.spec.key ?? null; } };
+  const drawAll = () => {
+    if (shown?.view?.drawAll) guarded(shown, () => shown.view.drawAll());
+  };
+  const destroy = () => {
+    for (const tab of tabs) tab.view?.destroy?.();
+  };
+  return {
+    bar,
+    panels,
+    show,
+    paint,
+    drawAll,
+    destroy,
+    get key() {
+      return shown?.spec.key ?? null;
+    },
+  };
 }
 
-D2.tabs ??= [];
-Object.assign(D2, { makeTabs });
-})(globalThis.D2Stage ??= {});
+export { makeTabs };

@@ -1,59 +1,120 @@
 /* One floating box of words, kept inside the stage: for tokens, and for controls that explain themselves. */
-(function (D2) {
-"use strict";
-
-const { clamp, fixed, plural, quoted, visible, barsCaption, policyWords } = D2.pure;
-const { h, swatch } = D2;
+import { clamp, fixed, plural } from "./numbers.js";
+import { policyWords } from "./words.js";
+import { quoted, visible, barsCaption } from "./says.js";
+import { h, swatch } from "./dom.js";
 
 function makeTip({ uid, inner, on }) {
-  const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true }), help = h("div", "d2-sr", { hidden: true });
-  let tipOf = null, ids = 0;           // tipOf: the control whose words the tooltip shows
+  const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true }),
+    help = h("div", "d2-sr", { hidden: true });
+  let tipOf = null,
+    ids = 0; // tipOf: the control whose words the tooltip shows
 
   function show(anchor, kids) {
     tipOf = null;
     tip.replaceChildren(...kids);
     tip.hidden = false;
-    const a = anchor.getBoundingClientRect(), box = inner.getBoundingClientRect(), w = tip.offsetWidth, ht = tip.offsetHeight;
+    const a = anchor.getBoundingClientRect(),
+      box = inner.getBoundingClientRect(),
+      w = tip.offsetWidth,
+      ht = tip.offsetHeight;
     const below = a.bottom + 8 + ht < globalThis.innerHeight || a.top - 8 - ht < 0;
     tip.style.left = `${clamp(a.left + a.width / 2 - w / 2 - box.left, 8, Math.max(8, box.width - w - 8))}px`;
     tip.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
   }
 
-  function hide() { tip.hidden = true; tipOf = null; }
+  function hide() {
+    tip.hidden = true;
+    tipOf = null;
+  }
 
   // A control whose meaning pops up by mouse, keyboard and touch alike. words: text, or an element that holds it.
   function explained(control, words) {
-    if (typeof words === "string") help.append(words = h("span", "", { textContent: words }));
+    if (typeof words === "string") help.append((words = h("span", "", { textContent: words })));
     if (!words.id) words.id = `${uid}-words-${++ids}`;
     control.setAttribute("aria-describedby", words.id);
-    const tell = () => { show(control, [h("p", "", { textContent: words.textContent })]); tipOf = control; };
+    const tell = () => {
+      show(control, [h("p", "", { textContent: words.textContent })]);
+      tipOf = control;
+    };
     for (const type of ["pointerenter", "focus", "click"]) on(control, type, tell);
-    on(control, "pointerleave", (e) => { if (e.pointerType !== "touch") hide(); });   // a finger leaves by lifting
+    on(control, "pointerleave", (e) => {
+      if (e.pointerType !== "touch") hide();
+    }); // a finger leaves by lifting
     on(control, "blur", hide);
     return control;
   }
 
-  on(document, "pointerdown", (e) => { if (tipOf && !tipOf.contains(e.target)) hide(); });
+  on(document, "pointerdown", (e) => {
+    if (tipOf && !tipOf.contains(e.target)) hide();
+  });
   return { tip, help, show, hide, explained, explaining: () => tipOf !== null };
 }
 
 // Everything about one token, as tooltipData found it.
 function tipContent(model, d) {
-  const title = h("p", "d2-tip-token", { textContent: d.masked ? (d.again === null ? "still masked" : "masked again") : d.eos ? "end token" : visible(d.text) });
+  const title = h("p", "d2-tip-token", {
+    textContent: d.masked
+      ? d.again === null
+        ? "still masked"
+        : "masked again"
+      : d.eos
+        ? "end token"
+        : visible(d.text),
+  });
   const kids = [title, h("p", "d2-tip-where", { textContent: d.place })];
-  if (d.write) kids.push(h("p", "", { textContent: `written in step ${d.step + 1} ${d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`}` }));
-  if (d.again !== null) kids.push(h("p", "", { textContent: `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ${d.again + 1}` }));
-  if (d.masked && d.candidate !== null) kids.push(h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }));
-  if (d.bars.length) kids.push(h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }), h("div", "d2-top", {}, ...d.bars.flatMap(({ text, share }) => {
-    const fill = h("i");
-    fill.style.width = `${clamp(share, 0, 1) * 100}%`;
-    return [h("span", "d2-top-token", { textContent: text }), h("span", "d2-top-bar", {}, fill), h("span", "d2-top-p", { textContent: share === null ? "written" : fixed(share, 2) })];
-  })));
-  const layered = model.start.by_layer && !policyWords(model.start).even ? ", in at least one layer" : "";
-  kids.push(h("p", "", { textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far${layered}` }));
-  kids.push(h("p", "d2-tip-reasons", {}, ...model.reasons.filter((r) => d.byReason[r.key]).map((r) => swatch(r.colour, r.label, d.byReason[r.key]))));
+  if (d.write)
+    kids.push(
+      h("p", "", {
+        textContent: `written in step ${d.step + 1} ${d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`}`,
+      }),
+    );
+  if (d.again !== null)
+    kids.push(
+      h("p", "", {
+        textContent: `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ${d.again + 1}`,
+      }),
+    );
+  if (d.masked && d.candidate !== null)
+    kids.push(
+      h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }),
+    );
+  if (d.bars.length)
+    kids.push(
+      h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }),
+      h(
+        "div",
+        "d2-top",
+        {},
+        ...d.bars.flatMap(({ text, share }) => {
+          const fill = h("i");
+          fill.style.width = `${clamp(share, 0, 1) * 100}%`;
+          return [
+            h("span", "d2-top-token", { textContent: text }),
+            h("span", "d2-top-bar", {}, fill),
+            h("span", "d2-top-p", { textContent: share === null ? "written" : fixed(share, 2) }),
+          ];
+        }),
+      ),
+    );
+  const layered =
+    model.start.by_layer && !policyWords(model.start).even ? ", in at least one layer" : "";
+  kids.push(
+    h("p", "", {
+      textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far${layered}`,
+    }),
+  );
+  kids.push(
+    h(
+      "p",
+      "d2-tip-reasons",
+      {},
+      ...model.reasons
+        .filter((r) => d.byReason[r.key])
+        .map((r) => swatch(r.colour, r.label, d.byReason[r.key])),
+    ),
+  );
   return kids;
 }
 
-Object.assign(D2, { makeTip, tipContent });
-})(globalThis.D2Stage ??= {});
+export { makeTip, tipContent };

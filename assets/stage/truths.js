@@ -1,16 +1,38 @@
 /* What an exact shadow pass says about the cache: drift, changed predictions, the oracle. No document. */
-(function (D2) {
-"use strict";
-const pure = (D2.pure ??= {});
-const { placeOf, fixed, plural, drift, divergence } = pure;
+import { fixed, plural, drift, divergence } from "./numbers.js";
+import { placeOf } from "./says.js";
 
 const TRUTHS = [
-  { key: "kd", label: "K drift", unit: "K drift: 1 − cosine", of: drift, low: 2 ** -14, high: 2, answer: false,
-    why: "How far the key (K) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers. 0: the same direction; 1: nothing in common." },
-  { key: "vd", label: "V drift", unit: "V drift: 1 − cosine", of: drift, low: 2 ** -14, high: 2, answer: false,
-    why: "How far the value (V) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers." },
-  { key: "kl", label: "KL of predictions", unit: "KL, in nats", of: divergence, low: 2 ** -12, high: 16, answer: true,
-    why: "How far the prediction at a position is from that of an exact pass: the Kullback-Leibler divergence of the exact probabilities from the cached ones, in nats. 0: the same prediction. Only where a prediction was made." },
+  {
+    key: "kd",
+    label: "K drift",
+    unit: "K drift: 1 − cosine",
+    of: drift,
+    low: 2 ** -14,
+    high: 2,
+    answer: false,
+    why: "How far the key (K) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers. 0: the same direction; 1: nothing in common.",
+  },
+  {
+    key: "vd",
+    label: "V drift",
+    unit: "V drift: 1 − cosine",
+    of: drift,
+    low: 2 ** -14,
+    high: 2,
+    answer: false,
+    why: "How far the value (V) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers.",
+  },
+  {
+    key: "kl",
+    label: "KL of predictions",
+    unit: "KL, in nats",
+    of: divergence,
+    low: 2 ** -12,
+    high: 16,
+    answer: true,
+    why: "How far the prediction at a position is from that of an exact pass: the Kullback-Leibler divergence of the exact probabilities from the cached ones, in nats. 0: the same prediction. Only where a prediction was made.",
+  },
 ];
 
 const hasTruth = (model) => model.recs.some((rec) => rec?.truth);
@@ -18,24 +40,41 @@ const hasTruth = (model) => model.recs.some((rec) => rec?.truth);
 // "hit": moved most and recomputed; "missed": moved most, reused; "needless": recomputed, moved less; "kept".
 function oracleMarks(model, s) {
   const rec = model.recs[s];
-  if (!rec?.truth || rec.truth.recall === null) return null;     // no choice: all or nothing was recomputed
+  if (!rec?.truth || rec.truth.recall === null) return null; // no choice: all or nothing was recomputed
   const oracle = new Set(rec.truth.oracle);
-  return Array.from(rec.y, (byte, p) => (oracle.has(p) ? (byte ? "hit" : "missed") : byte ? "needless" : "kept"));
+  return Array.from(rec.y, (byte, p) =>
+    oracle.has(p) ? (byte ? "hit" : "missed") : byte ? "needless" : "kept",
+  );
 }
 
 const MARKS = [
   { key: "hit", label: "hit", why: "its kept K,V had drifted most, and the policy recomputed it" },
-  { key: "missed", label: "missed", why: "its kept K,V had drifted most, but the policy reused them" },
-  { key: "needless", label: "beyond the oracle's", why: "the policy recomputed it, though others had drifted more; some it must compute, to predict there" },
+  {
+    key: "missed",
+    label: "missed",
+    why: "its kept K,V had drifted most, but the policy reused them",
+  },
+  {
+    key: "needless",
+    label: "beyond the oracle's",
+    why: "the policy recomputed it, though others had drifted more; some it must compute, to predict there",
+  },
   { key: "kept", label: "rightly reused", why: "among those that had drifted least, and reused" },
 ];
 
 function truthSums(model) {
-  let recall = 0, recalls = 0, flips = 0, flipSteps = 0, steps = 0;
+  let recall = 0,
+    recalls = 0,
+    flips = 0,
+    flipSteps = 0,
+    steps = 0;
   for (const rec of model.recs) {
     if (!rec?.truth) continue;
     steps++;
-    if (rec.truth.recall !== null) { recall += rec.truth.recall; recalls++; }
+    if (rec.truth.recall !== null) {
+      recall += rec.truth.recall;
+      recalls++;
+    }
     flips += rec.truth.flips.length;
     flipSteps += rec.truth.flips.length > 0;
   }
@@ -43,29 +82,42 @@ function truthSums(model) {
 }
 
 // A value of a map between low and high on its logarithmic scale, 0..1.
-const logShade = (v, low, high) => (v <= 0 ? 0 : Math.min(1, Math.max(0, Math.log(v / low) / Math.log(high / low))));
+const logShade = (v, low, high) =>
+  v <= 0 ? 0 : Math.min(1, Math.max(0, Math.log(v / low) / Math.log(high / low)));
 
 // "step 12, answer position 5: K drift 0.031; its best guess differs from the exact one"
 function truthReadout(model, kind, s, p) {
-  const truth = model.recs[s]?.truth, where = `step ${s + 1}, ${placeOf(model, p)}`;
+  const truth = model.recs[s]?.truth,
+    where = `step ${s + 1}, ${placeOf(model, p)}`;
   if (!truth) return `${where}: no truth is known of this step`;
-  const plane = truth[kind.key], i = kind.answer ? p - model.P : p;
+  const plane = truth[kind.key],
+    i = kind.answer ? p - model.P : p;
   if (kind.answer && i < 0) return `${where}: nothing is predicted in the prompt`;
-  const u = plane ? plane[i] : 0, value = kind.of(u);
-  const words = u ? `${kind.label} ${value < 0.01 ? value.toExponential(1) : fixed(value, value < 1 ? 3 : 2)}` : kind.answer ? "no difference, or no prediction" : "no drift";
+  const u = plane ? plane[i] : 0,
+    value = kind.of(u);
+  const words = u
+    ? `${kind.label} ${value < 0.01 ? value.toExponential(1) : fixed(value, value < 1 ? 3 : 2)}`
+    : kind.answer
+      ? "no difference, or no prediction"
+      : "no drift";
   return `${where}: ${words}${truth.flips.includes(p) ? "; its best guess differs from the exact one" : ""}`;
 }
 
 function oracleSentence(model, s) {
-  const rec = model.recs[s], marks = oracleMarks(model, s);
+  const rec = model.recs[s],
+    marks = oracleMarks(model, s);
   if (!rec?.truth) return `Step ${s + 1}: no truth is known of it.`;
   if (!marks) {
     const rows = rec.y.reduce((n, byte) => n + (byte > 0), 0);
-    return rows === rec.y.length ? `Step ${s + 1} recomputed every position: there was nothing to choose.` : rows ? `Step ${s + 1}: what had drifted before it is not known.` : `Step ${s + 1} recomputed nothing.`;
+    return rows === rec.y.length
+      ? `Step ${s + 1} recomputed every position: there was nothing to choose.`
+      : rows
+        ? `Step ${s + 1}: what had drifted before it is not known.`
+        : `Step ${s + 1} recomputed nothing.`;
   }
-  const n = (key) => marks.filter((m) => m === key).length, k = n("hit") + n("missed");
+  const n = (key) => marks.filter((m) => m === key).length,
+    k = n("hit") + n("missed");
   return `Step ${s + 1}: of the ${plural(k, "position")} whose kept K,V had drifted most, the policy recomputed ${n("hit")} (recall ${fixed(rec.truth.recall, 2)}).`;
 }
 
-Object.assign(pure, { TRUTHS, hasTruth, oracleMarks, MARKS, truthSums, logShade, truthReadout, oracleSentence });
-})(globalThis.D2Stage ??= {});
+export { TRUTHS, hasTruth, oracleMarks, MARKS, truthSums, logShade, truthReadout, oracleSentence };

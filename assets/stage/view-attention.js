@@ -1,119 +1,226 @@
 /* The attention tab: who looks at whom, from an exact full pass on the canvas of the step on view. */
-(function (D2) {
-"use strict";
-
-const { decodePlane, writeAt, textBefore, placeOf, quoted, visible, wantsMap, mapNote, fixed, rgb, pixel, colourAt, table, WRITTEN_NOW } = D2.pure;
-const { h, colourBar } = D2;
-const { words, term, marker, fill, pick, makePlane, asker } = D2.looks;
+import { decodePlane, fixed } from "./numbers.js";
+import { rgb, colourAt, WRITTEN_NOW } from "./colours.js";
+import { writeAt, textBefore } from "./run.js";
+import { placeOf, quoted, visible, wantsMap, mapNote } from "./says.js";
+import { edgesOf, shareOf, evenShades, pixel, table } from "./pixels.js";
+import { h, colourBar } from "./dom.js";
+import { words, term, marker, fill, pick, makePlane, asker } from "./view-parts.js";
 
 // What stands at a position before a step. Told apart by colour and, in the strip, by lightness.
 const KINDS = {
-  prompt: { label: "prompt", colour: { light: "#7d8896", dark: "#8d99a8" }, why: "a position of the prompt" },
-  decoded: { label: "decoded", colour: { light: WRITTEN_NOW, dark: "#f08a3c" }, why: "an answer position that was written before this step" },
-  masked: { label: "masked", colour: { light: "#0b4f8a", dark: "#9cc9ee" }, why: "an answer position that is still masked before this step" },
+  prompt: {
+    label: "prompt",
+    colour: { light: "#7d8896", dark: "#8d99a8" },
+    why: "a position of the prompt",
+  },
+  decoded: {
+    label: "decoded",
+    colour: { light: WRITTEN_NOW, dark: "#f08a3c" },
+    why: "an answer position that was written before this step",
+  },
+  masked: {
+    label: "masked",
+    colour: { light: "#0b4f8a", dark: "#9cc9ee" },
+    why: "an answer position that is still masked before this step",
+  },
 };
-const kindAt = (model, p, s) => (p < model.P ? "prompt" : writeAt(model, p, s - 1) ? "decoded" : "masked");
-
-// A map of more than 256 positions arrives summed: cell i holds the positions from edges[i] up to the next.
-const edgesOf = (n, T) => Array.from({ length: n + 1 }, (_, i) => Math.floor(i * T / n));
-const shareOf = (code) => (code / 255) ** 2;          // of the largest cell
-
-// A cell of two positions is no darker than two cells of one: shades by share of a pair, not of a cell.
-function evenShades(bytes, edges) {
-  const n = edges.length - 1, wide = edges.slice(1).map((e, i) => e - edges[i]);
-  if (wide.every((w) => w === wide[0])) return bytes;
-  const shares = Float64Array.from(bytes, (u, i) => shareOf(u) / (wide[Math.floor(i / n)] * wide[i % n])), most = shares.reduce((a, b) => Math.max(a, b), 0) || 1;
-  return Uint8Array.from(shares, (x) => Math.round(255 * Math.sqrt(x / most)));
-}
+const kindAt = (model, p, s) =>
+  p < model.P ? "prompt" : writeAt(model, p, s - 1) ? "decoded" : "masked";
 
 function nameOf(model, s, from, to) {
   if (to - from > 1) return `positions ${from + 1} to ${to}`;
-  const text = textBefore(model, from, s) ?? (from < model.P ? model.prompt[from] : null);   // an edit may have changed the prompt
+  const text = textBefore(model, from, s) ?? (from < model.P ? model.prompt[from] : null); // an edit may have changed the prompt
   return `${placeOf(model, from)} (${text == null ? "masked" : model.eos.has(text) ? "end" : quoted(visible(text))})`;
 }
 
 // "query answer position 3 (masked), key prompt position 2 (' has'): 0.041 of the query's weight"
 function cellWords(model, got, q, k) {
-  const e = got.edges, query = nameOf(model, got.at, e[q], e[q + 1]), key = nameOf(model, got.at, e[k], e[k + 1]), u = got.bytes[q * got.n + k];
-  const share = got.largest === undefined ? `${fixed(100 * shareOf(u), 1)} % of the largest cell` : `share ${fixed(shareOf(u) * got.largest / (e[q + 1] - e[q]), 3)}`;
+  const e = got.edges,
+    query = nameOf(model, got.at, e[q], e[q + 1]),
+    key = nameOf(model, got.at, e[k], e[k + 1]),
+    u = got.bytes[q * got.n + k];
+  const share =
+    got.largest === undefined
+      ? `${fixed(100 * shareOf(u), 1)} % of the largest cell`
+      : `share ${fixed((shareOf(u) * got.largest) / (e[q + 1] - e[q]), 3)}`;
   return `query ${query}, key ${key}: ${share}`;
 }
 
 function mount(host, page) {
-  let layer = "rollout", got = null, askedFor = "", problem = "", timer = 0, drawn = "", filled = "";
-  const ask = asker(page), mark = marker(page);
-  const which = pick("Which map", [["rollout", "rollout through all layers"]], layer, (v) => { layer = v; page.schedule(); });
-  const note = h("p", "d2-more", { role: "status" }), now = h("button", "d2-button", { type: "button", textContent: "Load the map of this step", onclick: load });
-  const legend = h("div", "d2-legend"), bars = h("canvas", "d2-columns"), across = h("canvas", "d2-kinds", { "aria-hidden": "true" }), down = h("canvas", "d2-kinds", { "aria-hidden": "true" });
-  const received = term(page, "attention received", "The sum of a column of the map divided by the mean over all columns: how much a position is looked at, 1 is the average position.");
+  let layer = "rollout",
+    got = null,
+    askedFor = "",
+    problem = "",
+    timer = 0,
+    drawn = "",
+    filled = "";
+  const ask = asker(page),
+    mark = marker(page);
+  const which = pick("Which map", [["rollout", "rollout through all layers"]], layer, (v) => {
+    layer = v;
+    page.schedule();
+  });
+  const note = h("p", "d2-more", { role: "status" }),
+    now = h("button", "d2-button", {
+      type: "button",
+      textContent: "Load the map of this step",
+      onclick: load,
+    });
+  const legend = h("div", "d2-legend"),
+    bars = h("canvas", "d2-columns"),
+    across = h("canvas", "d2-kinds", { "aria-hidden": "true" }),
+    down = h("canvas", "d2-kinds", { "aria-hidden": "true" });
+  const received = term(
+    page,
+    "attention received",
+    "The sum of a column of the map divided by the mean over all columns: how much a position is looked at, 1 is the average position.",
+  );
   const most = h("p", "d2-more");
   const plane = makePlane(page, {
-    label: "Queries by keys", idle: "Point at a cell, or use the arrow keys here: the line is the query that looks, the column is the key that is looked at.",
-    read: (k, q) => (got ? cellWords(page.model, got, q, k) : ""), choose: (k, q) => got && page.select(got.edges[q]),
-    point: (k) => page.setHover(k === null || !got ? null : { p: got.edges[k], s: null, lane: page.lane }),
+    label: "Queries by keys",
+    idle: "Point at a cell, or use the arrow keys here: the line is the query that looks, the column is the key that is looked at.",
+    read: (k, q) => (got ? cellWords(page.model, got, q, k) : ""),
+    choose: (k, q) => got && page.select(got.edges[q]),
+    point: (k) =>
+      page.setHover(k === null || !got ? null : { p: got.edges[k], s: null, lane: page.lane }),
     columnOf: (p) => (got ? got.edges.findIndex((e, i) => p >= e && p < got.edges[i + 1]) : -1),
   });
   down.classList.add("d2-kinds-down");
   const square = h("div", "d2-square", {}, h("span"), bars, h("span"), across, down, plane.el);
-  const body = h("div", "d2-square-box", { hidden: true }, h("div", "", {}, received, square), h("div", "", {}, plane.said, most, legend));
-  host.append(h("section", "d2-look", { "aria-label": "Attention" },
-    h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Who looks at whom" }), h("div", "d2-tools", {}, which)),
-    words("d2-more", "Each position reads from the others by attention. The map is of an exact pass without a cache: what attention is, not what the cache made of it."),
-    now, note, body));
+  const body = h(
+    "div",
+    "d2-square-box",
+    { hidden: true },
+    h("div", "", {}, received, square),
+    h("div", "", {}, plane.said, most, legend),
+  );
+  host.append(
+    h(
+      "section",
+      "d2-look",
+      { "aria-label": "Attention" },
+      h(
+        "div",
+        "d2-head",
+        {},
+        h("h4", "d2-title", { textContent: "Who looks at whom" }),
+        h("div", "d2-tools", {}, which),
+      ),
+      words(
+        "d2-more",
+        "Each position reads from the others by attention. The map is of an exact pass without a cache: what attention is, not what the cache made of it.",
+      ),
+      now,
+      note,
+      body,
+    ),
+  );
 
   const keyOf = () => `${page.model.run}|${page.step}|${layer}`;
 
   async function load() {
-    const { model, step } = page, key = keyOf();
+    const { model, step } = page,
+      key = keyOf();
     if (step < 0) return;
     askedFor = key;
     problem = "";
     page.schedule();
-    ask("attention", { run: model.run, step, layer: layer === "rollout" ? layer : Number(layer) }, (answer, failed) => {
-      problem = failed || "";
-      const bytes = answer && decodePlane(answer.map), edges = answer && edgesOf(answer.n, model.T);
-      if (answer) got = { ...answer, key, run: model.run, at: step, layer, bytes, edges, shades: evenShades(bytes, edges) };
-      page.schedule();
-    });
+    ask(
+      "attention",
+      { run: model.run, step, layer: layer === "rollout" ? layer : Number(layer) },
+      (answer, failed) => {
+        problem = failed || "";
+        const bytes = answer && decodePlane(answer.map),
+          edges = answer && edgesOf(answer.n, model.T);
+        if (answer)
+          got = {
+            ...answer,
+            key,
+            run: model.run,
+            at: step,
+            layer,
+            bytes,
+            edges,
+            shades: evenShades(bytes, edges),
+          };
+        page.schedule();
+      },
+    );
   }
 
   function cells(canvas, n, at, colour) {
     canvas.width = at === "x" ? n : 1;
     canvas.height = at === "x" ? 1 : n;
-    const image = new ImageData(canvas.width, canvas.height), out = new Uint32Array(image.data.buffer);
+    const image = new ImageData(canvas.width, canvas.height),
+      out = new Uint32Array(image.data.buffer);
     for (let i = 0; i < n; i++) out[i] = colour(i);
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
   function draw(model, dark) {
-    const lut = table((u) => colourAt("rollout", u / 255, dark)), { n, shades, edges, at } = got;
-    plane.draw(n, n, (out) => { for (let i = 0; i < out.length; i++) out[i] = lut[shades[i]]; });
+    const lut = table((u) => colourAt("rollout", u / 255, dark)),
+      { n, shades, edges, at } = got;
+    plane.draw(n, n, (out) => {
+      for (let i = 0; i < out.length; i++) out[i] = lut[shades[i]];
+    });
     const tint = (i) => KINDS[kindAt(model, edges[i], at)].colour[dark ? "dark" : "light"];
-    for (const [canvas, axis] of [[across, "x"], [down, "y"]]) cells(canvas, n, axis, (i) => pixel(rgb(tint(i))));
-    const w = bars.width = 2 * (bars.clientWidth || 300), ht = bars.height = 2 * (bars.clientHeight || 56), ctx = bars.getContext("2d"), top = Math.max(1, ...got.columns);
+    for (const [canvas, axis] of [
+      [across, "x"],
+      [down, "y"],
+    ])
+      cells(canvas, n, axis, (i) => pixel(rgb(tint(i))));
+    const w = (bars.width = 2 * (bars.clientWidth || 300)),
+      ht = (bars.height = 2 * (bars.clientHeight || 56)),
+      ctx = bars.getContext("2d"),
+      top = Math.max(1, ...got.columns);
     ctx.clearRect(0, 0, w, ht);
-    for (let i = 0; i < n; i++) {                       // of positions that share a cell, the tallest
+    for (let i = 0; i < n; i++) {
+      // of positions that share a cell, the tallest
       const value = Math.max(...got.columns.slice(edges[i], edges[i + 1]));
       ctx.fillStyle = tint(i);
-      ctx.fillRect(w * i / n, ht * (1 - value / top), Math.max(1, w / n - (w / n > 4 ? 1 : 0)), ht * value / top);
+      ctx.fillRect(
+        (w * i) / n,
+        ht * (1 - value / top),
+        Math.max(1, w / n - (w / n > 4 ? 1 : 0)),
+        (ht * value) / top,
+      );
     }
-    ctx.fillStyle = dark ? "#e6e9ee" : "#1f2937";       // the average position
+    ctx.fillStyle = dark ? "#e6e9ee" : "#1f2937"; // the average position
     for (let x = 0; x < w; x += 8) ctx.fillRect(x, Math.round(ht * (1 - 1 / top)) - 1, 4, 2);
-    const order = [...got.columns.keys()].sort((a, b) => got.columns[b] - got.columns[a]).slice(0, 3);
+    const order = [...got.columns.keys()]
+      .sort((a, b) => got.columns[b] - got.columns[a])
+      .slice(0, 3);
     most.textContent = `Most is received by ${order.map((p) => `${nameOf(model, at, p, p + 1)}: ${fixed(got.columns[p], 1)}×`).join(", ")} the average.`;
-    fill(legend, String(dark), () => [...Object.values(KINDS).map((kind) => mark(kind.colour[dark ? "dark" : "light"], kind.label, kind.why)),
-      colourBar("rollout", dark, ["0", "1/16", "1/4", "9/16", "1"], "share, as a part of the largest on this map (square-root scale)")]);
+    fill(legend, String(dark), () => [
+      ...Object.values(KINDS).map((kind) =>
+        mark(kind.colour[dark ? "dark" : "light"], kind.label, kind.why),
+      ),
+      colourBar(
+        "rollout",
+        dark,
+        ["0", "1/16", "1/4", "9/16", "1"],
+        "share, as a part of the largest on this map (square-root scale)",
+      ),
+    ]);
   }
 
-  const layerNote = (s, dark) => `Step ${s + 1}, computed anew by a full pass without a cache. Line i, column j: the share of position i's attention that falls on position j in this layer, mean over the heads. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
+  const layerNote = (s, dark) =>
+    `Step ${s + 1}, computed anew by a full pass without a cache. Line i, column j: the share of position i's attention that falls on position j in this layer, mean over the heads. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
 
   function say(model, dark, fresh) {
-    if (page.offline) return "This map needs the running app: it is computed anew for each step. All else on this page works without.";
+    if (page.offline)
+      return "This map needs the running app: it is computed anew for each step. All else on this page works without.";
     if (!model.recs.length) return "No step yet.";
     if (problem && !fresh) return `No map: ${problem.replace(/\.$/, "")}.`;
     if (!fresh && askedFor === keyOf()) return `Loading the map of step ${page.step + 1} …`;
     if (!got) return "";
-    return got.layer === "rollout" ? mapNote(got.at, dark, got.run !== model.run).replace("; dashed lines part the prompt from the answer", "") : layerNote(got.at, dark);
+    return got.layer === "rollout"
+      ? mapNote(got.at, dark, got.run !== model.run).replace(
+          "; dashed lines part the prompt from the answer",
+          "",
+        )
+      : layerNote(got.at, dark);
   }
 
   function paint() {
@@ -123,10 +230,21 @@ function mount(host, page) {
     if (filled !== names) {
       filled = names;
       if (layer !== "rollout" && Number(layer) >= model.layers) layer = "rollout";
-      which.fill([["rollout", "rollout through all layers"], ...Array.from({ length: model.layers }, (_, l) => [String(l), `layer ${l + 1}${l === 0 ? " (first)" : l === model.layers - 1 ? " (last)" : ""}`])], layer);
+      which.fill(
+        [
+          ["rollout", "rollout through all layers"],
+          ...Array.from({ length: model.layers }, (_, l) => [
+            String(l),
+            `layer ${l + 1}${l === 0 ? " (first)" : l === model.layers - 1 ? " (last)" : ""}`,
+          ]),
+        ],
+        layer,
+      );
     }
-    if (got && got.run !== model.run) got = null;       // another run's canvas: its positions mean other tokens
-    const fresh = got?.key === keyOf(), due = !page.offline && step >= 0 && !fresh && askedFor !== keyOf(), waits = due && !wantsMap(model, page.live);
+    if (got && got.run !== model.run) got = null; // another run's canvas: its positions mean other tokens
+    const fresh = got?.key === keyOf(),
+      due = !page.offline && step >= 0 && !fresh && askedFor !== keyOf(),
+      waits = due && !wantsMap(model, page.live);
     clearTimeout(timer);
     if (due && !waits) timer = setTimeout(load, 250);
     now.hidden = !waits && !(problem && !fresh);
@@ -137,14 +255,23 @@ function mount(host, page) {
     if (note.textContent !== text) note.textContent = text;
     if (got) {
       const key = `${got.key}|${dark}|${bars.clientWidth}`;
-      if (drawn !== key) { drawn = key; draw(model, dark); }
+      if (drawn !== key) {
+        drawn = key;
+        draw(model, dark);
+      }
       plane.follow(page.hover?.p ?? page.selected);
     }
   }
 
-  return { paint, destroy: () => { clearTimeout(timer); plane.destroy(); } };
+  return {
+    paint,
+    destroy: () => {
+      clearTimeout(timer);
+      plane.destroy();
+    },
+  };
 }
 
-Object.assign(D2.pure, { attentionKind: kindAt, edgesOf, shareOf, evenShades, attentionWords: cellWords });
-(D2.tabs ??= []).push({ key: "attention", title: "Attention", place: 40, mount });
-})(globalThis.D2Stage ??= {});
+const tab = { key: "attention", title: "Attention", place: 40, mount };
+
+export { kindAt as attentionKind, cellWords as attentionWords, tab };

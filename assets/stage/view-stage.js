@@ -1,61 +1,163 @@
 /* The tab Stage: the run of the lane in hand as chips, sentences and four maps on one position axis. */
-(function (D2) {
-"use strict";
-
-const { clamp, plural, MAPS, PAPER, WRITTEN_NOW, MASKED_NOW, css, rgb, tables, explain, explainWhy, captions, promptText, madeBy, confidenceUnit, reasonsIn, reasonCounts, touchedIn, noteOf } = D2.pure;
-const { h, choice, swatch, colourBar, makeMap, resetStore, drawRow, showMap, showStrip, chipList, makeChips, paintChip, chipEvents, words, makeDetail } = D2;
+import { clamp, plural } from "./numbers.js";
+import { PAPER, WRITTEN_NOW, MASKED_NOW, css, rgb } from "./colours.js";
+import { reasonsIn, reasonCounts } from "./words.js";
+import { touchedIn } from "./run.js";
+import {
+  explain,
+  explainWhy,
+  captions,
+  promptText,
+  madeBy,
+  confidenceUnit,
+  noteOf,
+} from "./says.js";
+import { MAPS, tables } from "./pixels.js";
+import { h, choice, swatch, colourBar, fitCanvas } from "./dom.js";
+import { worded as words } from "./glossary.js";
+import { makeMap, resetStore, drawRow, showMap, showStrip } from "./maps.js";
+import { chipList, makeChips, paintChip, chipEvents } from "./chips.js";
+import { makeDetail } from "./detail.js";
 
 function mount(host, page) {
   const uid = page.uid;
-  let model = page.model, built = null, zoom = "all", mode = "order", colours = null;
-  let chips = [], marked = null;          // marked: the position outlined now
-  let dirty = true, drawn = 0, drawnFor = "", shownZoom = "", legendFor = "", countedUpTo = 0, bitsSeen = 0;
+  let model = page.model,
+    built = null,
+    zoom = "all",
+    mode = "order",
+    colours = null;
+  let chips = [],
+    marked = null; // marked: the position outlined now
+  let dirty = true,
+    drawn = 0,
+    drawnFor = "",
+    shownZoom = "",
+    legendFor = "",
+    countedUpTo = 0,
+    bitsSeen = 0;
 
   // ---- skeleton
-  const sentence = h("p", "d2-sentence"), why = h("p", "d2-why"), note = h("p", "d2-note", { role: "status", hidden: true });
-  const answer = chipList("", "Answer tokens, by position"), prompt = chipList(" d2-prompt", "Prompt tokens, by position");
-  const promptTitle = h("summary", "d2-summary"), chipLegend = h("div", "d2-legend");
-  const asked = h("p", "d2-asked"), made = h("p", "d2-more");
-  const left = h("div", "d2-left", {}, h("div", "d2-said", { "data-point": "sentence" }, sentence, why, note), h("div", "d2-which", {}, asked, made),
+  const sentence = h("p", "d2-sentence"),
+    why = h("p", "d2-why"),
+    note = h("p", "d2-note", { role: "status", hidden: true });
+  const answer = chipList("", "Answer tokens, by position"),
+    prompt = chipList(" d2-prompt", "Prompt tokens, by position");
+  const promptTitle = h("summary", "d2-summary"),
+    chipLegend = h("div", "d2-legend");
+  const asked = h("p", "d2-asked"),
+    made = h("p", "d2-more");
+  const left = h(
+    "div",
+    "d2-left",
+    {},
+    h("div", "d2-said", { "data-point": "sentence" }, sentence, why, note),
+    h("div", "d2-which", {}, asked, made),
     h("details", "d2-fold", { "data-point": "prompt" }, promptTitle, prompt),
-    h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Answer" }),
-      choice("Colour of the tokens", [["order", "order"], ["confidence", "confidence"], ["reason", "recomputed now"]], mode, (v) => { mode = v; page.schedule(); })),
-    answer, chipLegend);
+    h(
+      "div",
+      "d2-head",
+      {},
+      h("h4", "d2-title", { textContent: "Answer" }),
+      choice(
+        "Colour of the tokens",
+        [
+          ["order", "order"],
+          ["confidence", "confidence"],
+          ["reason", "recomputed now"],
+        ],
+        mode,
+        (v) => {
+          mode = v;
+          page.schedule();
+        },
+      ),
+    ),
+    answer,
+    chipLegend,
+  );
   answer.dataset.point = "answer";
   for (const list of [answer, prompt]) chipEvents(list, page, () => page.lane);
 
-  const maps = MAPS.map(makeMap), byKey = Object.fromEntries(maps.map((m) => [m.spec.key, m]));
-  const axis = h("div", "d2-axis", { "aria-hidden": "true" }, h("span", "d2-axis-prompt"), h("span", "d2-axis-answer"));
+  const maps = MAPS.map(makeMap),
+    byKey = Object.fromEntries(maps.map((m) => [m.spec.key, m]));
+  const axis = h(
+    "div",
+    "d2-axis",
+    { "aria-hidden": "true" },
+    h("span", "d2-axis-prompt"),
+    h("span", "d2-axis-answer"),
+  );
   const detail = makeDetail(page);
   byKey.rollout.el.append(detail.button, detail.el);
   const help = h("div", "d2-sr", { hidden: true });
-  const whys = Object.fromEntries(model.reasons.map((r) => [r.key, h("span", "", { id: `${uid}-why-${r.key}` })]));
+  const whys = Object.fromEntries(
+    model.reasons.map((r) => [r.key, h("span", "", { id: `${uid}-why-${r.key}` })]),
+  );
   help.append(...Object.values(whys));
-  const reasonLegends = [reasonLegend(byKey.cache.legend), reasonLegend(h("div", "d2-reasons"))];   // the second is for the chips
-  const againMarks = [0, 1].map(() => swatch(MASKED_NOW, "masked again in this step"));   // in the legends of the map and of the chips
-  byKey.cache.strip.before(h("span", "d2-striplabel", { textContent: "hit rate", "aria-hidden": "true" }));
-  const right = h("div", "d2-right", {},
-    h("div", "d2-head", {}, h("h4", "d2-title", { textContent: "Every position, every step" }),
-      choice("Part of the canvas", [["all", "whole canvas"], ["answer", "answer only"]], zoom, (v) => { zoom = v; page.setHover(null); })),
-    h("p", "d2-more", { textContent: "One column is one position of the canvas, one line is one denoising step; time runs downwards. Point anywhere to follow a position, click to go to that step." }),
-    axis, ...maps.map((m) => m.el));
+  const reasonLegends = [reasonLegend(byKey.cache.legend), reasonLegend(h("div", "d2-reasons"))]; // the second is for the chips
+  const againMarks = [0, 1].map(() => swatch(MASKED_NOW, "masked again in this step")); // in the legends of the map and of the chips
+  byKey.cache.strip.before(
+    h("span", "d2-striplabel", { textContent: "hit rate", "aria-hidden": "true" }),
+  );
+  const right = h(
+    "div",
+    "d2-right",
+    {},
+    h(
+      "div",
+      "d2-head",
+      {},
+      h("h4", "d2-title", { textContent: "Every position, every step" }),
+      choice(
+        "Part of the canvas",
+        [
+          ["all", "whole canvas"],
+          ["answer", "answer only"],
+        ],
+        zoom,
+        (v) => {
+          zoom = v;
+          page.setHover(null);
+        },
+      ),
+    ),
+    h("p", "d2-more", {
+      textContent:
+        "One column is one position of the canvas, one line is one denoising step; time runs downwards. Point anywhere to follow a position, click to go to that step.",
+    }),
+    axis,
+    ...maps.map((m) => m.el),
+  );
   host.append(h("div", "d2-body", {}, left, right), help);
 
   // ---- pointing
   const window_ = () => (zoom === "answer" ? [model.P, model.T] : [0, model.T]);
 
   function cellAt(plane, e) {
-    const box = plane.getBoundingClientRect(), [x0, x1] = window_();
-    const p = x0 + Math.floor((e.clientX - box.left) / box.width * (x1 - x0)), s = Math.floor((e.clientY - box.top) / box.height * model.expected);
-    return { p: clamp(p, x0, x1 - 1), s: clamp(s, 0, Math.max(0, model.recs.length - 1)), lane: page.lane, chip: null };
+    const box = plane.getBoundingClientRect(),
+      [x0, x1] = window_();
+    const p = x0 + Math.floor(((e.clientX - box.left) / box.width) * (x1 - x0)),
+      s = Math.floor(((e.clientY - box.top) / box.height) * model.expected);
+    return {
+      p: clamp(p, x0, x1 - 1),
+      s: clamp(s, 0, Math.max(0, model.recs.length - 1)),
+      lane: page.lane,
+      chip: null,
+    };
   }
 
   for (const { plane } of maps) {
-    const point = (e) => { if (model.run) page.setHover(cellAt(plane, e)); };
+    const point = (e) => {
+      if (model.run) page.setHover(cellAt(plane, e));
+    };
     plane.addEventListener("pointermove", point);
     plane.addEventListener("pointerdown", point);
-    plane.addEventListener("pointerleave", (e) => { if (e.pointerType !== "touch") page.setHover(null); });   // a finger leaves by lifting: keep its mark
-    plane.addEventListener("click", (e) => { if (model.run) page.goto(cellAt(plane, e).s); });
+    plane.addEventListener("pointerleave", (e) => {
+      if (e.pointerType !== "touch") page.setHover(null);
+    }); // a finger leaves by lifting: keep its mark
+    plane.addEventListener("click", (e) => {
+      if (model.run) page.goto(cellAt(plane, e).s);
+    });
   }
 
   // ---- painting
@@ -83,7 +185,8 @@ function mount(host, page) {
 
   // New rows only; all rows again when the run, the theme or the scale of the order has changed.
   function paintMaps() {
-    const { dark } = page, key = `${model.run}|${dark}|${model.expected}`;
+    const { dark } = page,
+      key = `${model.run}|${dark}|${model.expected}`;
     if (drawnFor !== key) {
       drawnFor = key;
       drawn = 0;
@@ -93,7 +196,8 @@ function mount(host, page) {
       dirty = true;
     }
     if (drawn === model.recs.length && !dirty && shownZoom === zoom) return;
-    for (; drawn < model.recs.length; drawn++) for (const m of maps) drawRow(m, model, drawn, colours);   // a lost record leaves a blank row
+    for (; drawn < model.recs.length; drawn++)
+      for (const m of maps) drawRow(m, model, drawn, colours); // a lost record leaves a blank row
     const [x0, x1] = window_();
     maps.forEach((m) => showMap(m, model, x0, x1));
     showStrip(byKey.cache, model, dark ? "#7f93ad" : "#8fa3bb");
@@ -110,12 +214,26 @@ function mount(host, page) {
     const { dark } = page;
     for (const r of model.reasons) {
       whys[r.key].textContent = r.why;
-      for (const { swatches } of reasonLegends) swatches.find((x) => x.key === r.key).label.textContent = r.label;
+      for (const { swatches } of reasonLegends)
+        swatches.find((x) => x.key === r.key).label.textContent = r.label;
     }
-    byKey.density.legend.replaceChildren(colourBar("density", dark, ["0", "0.5", "1"], "share of the neighbourhood that is known"));
-    byKey.rollout.legend.replaceChildren(colourBar("rollout", dark, ["1/16", "1/2", "4", "32"], "× the mean mass of a position (log scale)"));
-    byKey.order.legend.replaceChildren(swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"), swatch(WRITTEN_NOW, "written in this step"), againMarks[0],
-      colourBar("order", dark, ["1", String(model.expected)], "step of writing"));
+    byKey.density.legend.replaceChildren(
+      colourBar("density", dark, ["0", "0.5", "1"], "share of the neighbourhood that is known"),
+    );
+    byKey.rollout.legend.replaceChildren(
+      colourBar(
+        "rollout",
+        dark,
+        ["1/16", "1/2", "4", "32"],
+        "× the mean mass of a position (log scale)",
+      ),
+    );
+    byKey.order.legend.replaceChildren(
+      swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"),
+      swatch(WRITTEN_NOW, "written in this step"),
+      againMarks[0],
+      colourBar("order", dark, ["1", String(model.expected)], "step of writing"),
+    );
     for (const m of maps) {
       m.more.replaceChildren(...words(captions[m.spec.key](model.start)));
       m.last.textContent = model.expected;
@@ -125,16 +243,21 @@ function mount(host, page) {
     byKey.rollout.absent.hidden = !none;
     axis.children[0].textContent = `prompt · ${model.P}`;
     axis.children[1].textContent = `answer · ${model.G}`;
-    byKey.density.plane.lastChild.textContent = byKey.order.plane.lastChild.textContent = model.P / model.T < 0.3 ? "given" : "the prompt is given, never masked";
+    byKey.density.plane.lastChild.textContent = byKey.order.plane.lastChild.textContent =
+      model.P / model.T < 0.3 ? "given" : "the prompt is given, never masked";
     host.classList.toggle("d2-many", model.G > 256);
   }
 
   function paintStep() {
-    const { step, dark } = page, rec = model.recs[step];
+    const { step, dark } = page,
+      rec = model.recs[step];
     chips.forEach((el, p) => paintChip(el, model, p, step, mode, dark, page.selected === p));
     sentence.textContent = explain(rec, model, step);
     const reason = rec ? explainWhy(rec, model) : "";
-    if (why.was !== reason) { why.was = reason; why.replaceChildren(...words(reason)); }
+    if (why.was !== reason) {
+      why.was = reason;
+      why.replaceChildren(...words(reason));
+    }
     right.style.setProperty("--d2-step", step);
     paintCounts(rec);
     paintNote();
@@ -144,9 +267,20 @@ function mount(host, page) {
   // The legend of the cache map: made once, so that the focus can rest on it while a run goes on.
   function reasonLegend(el) {
     const swatches = model.reasons.map(({ key, colour = "" }) => {
-      const dot = h("i", "d2-dot"), label = h("span"), count = h("b");
+      const dot = h("i", "d2-dot"),
+        label = h("span"),
+        count = h("b");
       dot.style.background = colour;
-      return { key, dot, label, count, el: page.explained(h("button", "d2-swatch", { type: "button" }, dot, label, count), whys[key]) };
+      return {
+        key,
+        dot,
+        label,
+        count,
+        el: page.explained(
+          h("button", "d2-swatch", { type: "button" }, dot, label, count),
+          whys[key],
+        ),
+      };
     });
     el.replaceChildren(...swatches.map((x) => x.el));
     return { el, swatches };
@@ -157,18 +291,30 @@ function mount(host, page) {
     const key = `${drawnFor}|${page.step}|${mode}|${drawn}`;
     if (legendFor === key) return;
     legendFor = key;
-    const { dark } = page, counts = { ...(rec ? reasonCounts(rec) : {}), reused: rec ? model.T - touchedIn(rec) : 0 };
-    for (; countedUpTo < model.recs.length; countedUpTo++) for (const byte of model.recs[countedUpTo]?.y || []) bitsSeen |= byte;
+    const { dark } = page,
+      counts = { ...(rec ? reasonCounts(rec) : {}), reused: rec ? model.T - touchedIn(rec) : 0 };
+    for (; countedUpTo < model.recs.length; countedUpTo++)
+      for (const byte of model.recs[countedUpTo]?.y || []) bitsSeen |= byte;
     const seen = new Set(["reused", ...reasonsIn(bitsSeen)]);
-    for (const { swatches } of reasonLegends) for (const x of swatches) {
-      if (x.key === "reused") x.dot.style.background = PAPER[dark ? "dark" : "light"].reused;
-      x.el.hidden = !seen.has(x.key);
-      x.count.textContent = counts[x.key] || 0;
-    }
-    const ring = swatch(WRITTEN_NOW, "written in this step"), tail = { reason: reasonLegends[1].el };
-    if (mode === "order") tail.order = colourBar("order", dark, ["1", String(model.expected)], "step of writing");
-    if (mode === "confidence") tail.confidence = colourBar("confidence", dark, ["0", "0.5", "1"], confidenceUnit(model.start));
-    if (chipLegend.lastChild !== tail[mode]) chipLegend.replaceChildren(ring, againMarks[1], tail[mode]);   // not again: a swatch may hold the focus
+    for (const { swatches } of reasonLegends)
+      for (const x of swatches) {
+        if (x.key === "reused") x.dot.style.background = PAPER[dark ? "dark" : "light"].reused;
+        x.el.hidden = !seen.has(x.key);
+        x.count.textContent = counts[x.key] || 0;
+      }
+    const ring = swatch(WRITTEN_NOW, "written in this step"),
+      tail = { reason: reasonLegends[1].el };
+    if (mode === "order")
+      tail.order = colourBar("order", dark, ["1", String(model.expected)], "step of writing");
+    if (mode === "confidence")
+      tail.confidence = colourBar(
+        "confidence",
+        dark,
+        ["0", "0.5", "1"],
+        confidenceUnit(model.start),
+      );
+    if (chipLegend.lastChild !== tail[mode])
+      chipLegend.replaceChildren(ring, againMarks[1], tail[mode]); // not again: a swatch may hold the focus
     for (const mark of againMarks) mark.hidden = !model.again;
   }
 
@@ -180,7 +326,9 @@ function mount(host, page) {
   }
 
   function paintHover() {
-    const { hover } = page, p = hover && hover.p < model.T ? hover.p : null, [x0] = window_();
+    const { hover } = page,
+      p = hover && hover.p < model.T ? hover.p : null,
+      [x0] = window_();
     if (marked !== p) {
       chips[marked]?.classList.remove("d2-marked");
       marked = p;
@@ -193,13 +341,21 @@ function mount(host, page) {
   }
 
   const sizes = new ResizeObserver(() => {
-    if (maps.map((m) => [m.canvas, m.strip].map(D2.fitCanvas).some(Boolean)).some(Boolean)) dirty = true;
+    if (maps.map((m) => [m.canvas, m.strip].map(fitCanvas).some(Boolean)).some(Boolean))
+      dirty = true;
     page.schedule();
   });
   sizes.observe(right);
 
-  return { paint, destroy() { sizes.disconnect(); detail.destroy(); } };
+  return {
+    paint,
+    destroy() {
+      sizes.disconnect();
+      detail.destroy();
+    },
+  };
 }
 
-D2.tabs.push({ key: "stage", title: "Stage", place: 10, mount });
-})(globalThis.D2Stage ??= {});
+const tab = { key: "stage", title: "Stage", place: 10, mount };
+
+export { tab };

@@ -1,60 +1,156 @@
 /* Why a position was recomputed, in words that are true of the policy and decoder that run. */
-(function (D2) {
-"use strict";
-
-const { short } = D2.pure;
+import { short } from "./numbers.js";
 
 // Why a position was recomputed, the most telling reason first: the order is the priority of the map.
 const REASONS = [
-  { key: "written", bit: 4, label: "written a step ago", colour: "#e69f00", why: "its token was written by the step before; the cached K,V still belong to a mask" },
-  { key: "chosen", bit: 2, label: "picked by score", colour: "#009e73", why: "picked by a score that the policy gives each position" },
-  { key: "rollout", bit: 8, label: "attention rollout", colour: "#cc79a7", why: "one of the positions where attention led most in the step before" },
-  { key: "gap", bit: 16, label: "gap fill", colour: "#f0e442", why: "lies in a gap between recomputed positions" },
-  { key: "shift", bit: 32, label: "shift", colour: "#999933", why: "a neighbour that is needed where a model predicts one position to the right" },
-  { key: "block", bit: 64, label: "block", colour: "#0072b2", why: "inside the block that is being decoded" },
-  { key: "window", bit: 128, label: "window", colour: "#56b4e9", why: "inside the window around what is being decoded" },
-  { key: "full", bit: 1, label: "full pass", colour: "#a08468", why: "a pass over the whole canvas" },
+  {
+    key: "written",
+    bit: 4,
+    label: "written a step ago",
+    colour: "#e69f00",
+    why: "its token was written by the step before; the cached K,V still belong to a mask",
+  },
+  {
+    key: "chosen",
+    bit: 2,
+    label: "picked by score",
+    colour: "#009e73",
+    why: "picked by a score that the policy gives each position",
+  },
+  {
+    key: "rollout",
+    bit: 8,
+    label: "attention rollout",
+    colour: "#cc79a7",
+    why: "one of the positions where attention led most in the step before",
+  },
+  {
+    key: "gap",
+    bit: 16,
+    label: "gap fill",
+    colour: "#f0e442",
+    why: "lies in a gap between recomputed positions",
+  },
+  {
+    key: "shift",
+    bit: 32,
+    label: "shift",
+    colour: "#999933",
+    why: "a neighbour that is needed where a model predicts one position to the right",
+  },
+  {
+    key: "block",
+    bit: 64,
+    label: "block",
+    colour: "#0072b2",
+    why: "inside the block that is being decoded",
+  },
+  {
+    key: "window",
+    bit: 128,
+    label: "window",
+    colour: "#56b4e9",
+    why: "inside the window around what is being decoded",
+  },
+  {
+    key: "full",
+    bit: 1,
+    label: "full pass",
+    colour: "#a08468",
+    why: "a pass over the whole canvas",
+  },
 ];
-const REUSED = { key: "reused", label: "reused", why: "the cached K,V of an earlier step were used: no work" };
+const REUSED = {
+  key: "reused",
+  label: "reused",
+  why: "the cached K,V of an earlier step were used: no work",
+};
 // Where a policy or decoder means something of its own by a reason, or by what stands below; the
 // words must be true of the run on view. What is not named here gets the plain words.
 const POLICY_WORDS = {
-  d2: { pads: true, chosen: { label: "chosen mask", why: "a mask with a sure guess near known text: likely to be written soon" } },
-  dkv: { chosen: { label: "still masked", why: "masked: such a position is recomputed at every step" } },
+  d2: {
+    pads: true,
+    chosen: {
+      label: "chosen mask",
+      why: "a mask with a sure guess near known text: likely to be written soon",
+    },
+  },
+  dkv: {
+    chosen: { label: "still masked", why: "masked: such a position is recomputed at every step" },
+  },
   dllm: {
     kept: "layer outputs",
-    reused: { why: "the cached outputs of its layers were used; at most its values (V) were computed, to see how far they moved" },
-    full: { label: "refresh", why: "the prompt, the answer or the whole first layer was due to be computed again" },
-    chosen: { label: "values moved", why: "among those whose values (V) moved most since the step before, in some layer; of equals the leftmost" },
-    more: (knobs) => (knobs.rho > 0 ? "Between refreshes each layer computes the values (V) of the whole answer, to find those that moved most." : ""),
+    reused: {
+      why: "the cached outputs of its layers were used; at most its values (V) were computed, to see how far they moved",
+    },
+    full: {
+      label: "refresh",
+      why: "the prompt, the answer or the whole first layer was due to be computed again",
+    },
+    chosen: {
+      label: "values moved",
+      why: "among those whose values (V) moved most since the step before, in some layer; of equals the leftmost",
+    },
+    more: (knobs) =>
+      knobs.rho > 0
+        ? "Between refreshes each layer computes the values (V) of the whole answer, to find those that moved most."
+        : "",
   },
   elastic: {
-    chosen: { label: "attention drifted", why: "attention had drifted in some layer: from there on the layers recompute every position" },
+    chosen: {
+      label: "attention drifted",
+      why: "attention had drifted in some layer: from there on the layers recompute every position",
+    },
     window: { label: "leftmost masks", why: "one of the masked positions furthest left" },
     more: () => "When attention drifts in a layer, the layers after it recompute every position.",
   },
   prefix: { window: { label: "after the block", why: "follows the block that is being decoded" } },
   sparse: {
     even: true,
-    reused: { why: "the cached K,V of an earlier step were used, or left out of attention (evicted): no work" },
-    more: (knobs) => (knobs.keep_ratio < 1 ? "While a block is filled, each layer leaves those that the block looks at least out of attention (evicted)." : ""),
+    reused: {
+      why: "the cached K,V of an earlier step were used, or left out of attention (evicted): no work",
+    },
+    more: (knobs) =>
+      knobs.keep_ratio < 1
+        ? "While a block is filled, each layer leaves those that the block looks at least out of attention (evicted)."
+        : "",
   },
 };
 const DECODER_WORDS = {
   adaptive: { order: () => "the likeliest guesses first", ownWidth: true },
   confidence: { order: () => "the likeliest guesses first" },
   eb: { order: () => "as many of the surest guesses at once as a bound on their entropy allows" },
-  entropy: { order: () => "first where the fewest words compete", confidence: "1 − entropy / its largest value" },
-  factor: { order: () => "as many of the surest guesses at once as are rarely wrong together", tests: true },
+  entropy: {
+    order: () => "first where the fewest words compete",
+    confidence: "1 − entropy / its largest value",
+  },
+  factor: {
+    order: () => "as many of the surest guesses at once as are rarely wrong together",
+    tests: true,
+  },
   klass: { order: () => "all guesses at once that are sure and have hardly changed", tests: true },
-  margin: { order: () => "first where the best guess leads the second most", confidence: "lead of the best guess over the second" },
-  pc: { order: (knobs) => `${knobs.position > 0 ? "early positions and " : ""}sure, rare words first` },
+  margin: {
+    order: () => "first where the best guess leads the second most",
+    confidence: "lead of the best guess over the second",
+  },
+  pc: {
+    order: (knobs) => `${knobs.position > 0 ? "early positions and " : ""}sure, rare words first`,
+  },
   random: { order: () => "in an order drawn by lot", scores: "its lots" },
-  slowfast: { order: () => "a few at first, and all sure guesses of a stretch once its end is settled", tests: true },
-  threshold: { order: (knobs) => `all guesses of confidence ${short(knobs.threshold)} or more at once`, tests: true },
+  slowfast: {
+    order: () => "a few at first, and all sure guesses of a stretch once its end is settled",
+    tests: true,
+  },
+  threshold: {
+    order: (knobs) => `all guesses of confidence ${short(knobs.threshold)} or more at once`,
+    tests: true,
+  },
   wino: {
     order: () => "many sure guesses at once; what a second look doubts is masked again",
-    written: { label: "changed a step ago", why: "its token was written, or masked again, by the step before; the cached K,V still belong to the old one" },
+    written: {
+      label: "changed a step ago",
+      why: "its token was written, or masked again, by the step before; the cached K,V still belong to the old one",
+    },
   },
 };
 const wordsOf = (table, name) => (Object.hasOwn(table, name ?? "") ? table[name] : {});
@@ -62,7 +158,12 @@ const policyWords = (start) => wordsOf(POLICY_WORDS, start.policy);
 const decoderWords = (start) => wordsOf(DECODER_WORDS, start.decoder);
 
 // "reused" and the reasons, in the words that hold for one run.
-const reasonsOf = (start) => [REUSED, ...REASONS].map((r) => ({ ...r, ...policyWords(start)[r.key], ...decoderWords(start)[r.key] }));
+const reasonsOf = (start) =>
+  [REUSED, ...REASONS].map((r) => ({
+    ...r,
+    ...policyWords(start)[r.key],
+    ...decoderWords(start)[r.key],
+  }));
 const labelIn = (model, key) => model.reasons.find((r) => r.key === key).label;
 const reasonsIn = (byte) => REASONS.filter((r) => byte & r.bit).map((r) => r.key);
 const reasonOf = (byte) => (REASONS.find((r) => byte & r.bit) || { key: null }).key;
@@ -73,5 +174,17 @@ function reasonCounts(rec) {
   return counts;
 }
 
-Object.assign(D2.pure ??= {}, { REASONS, REUSED, POLICY_WORDS, DECODER_WORDS, wordsOf, policyWords, decoderWords, reasonsOf, labelIn, reasonsIn, reasonOf, reasonCounts });
-})(globalThis.D2Stage ??= {});
+export {
+  REASONS,
+  REUSED,
+  POLICY_WORDS,
+  DECODER_WORDS,
+  wordsOf,
+  policyWords,
+  decoderWords,
+  reasonsOf,
+  labelIn,
+  reasonsIn,
+  reasonOf,
+  reasonCounts,
+};

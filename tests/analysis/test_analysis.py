@@ -10,7 +10,16 @@ import torch
 from lab import DECODER_KNOBS, DECODERS, POLICIES, random_prompt, small_model
 
 import d2cache
-from analysis import bench, figures, metrics, probes, stage, study
+from analysis import bench, figures, metrics, probes, study
+from analysis.page.events import (
+    LARGEST_MAP,
+    LiveEvents,
+    _run_lengths,
+    ending,
+    map_payload,
+    message,
+    trace_events,
+)
 from d2cache.model import Linear
 from d2cache.trace import Recorder
 
@@ -26,11 +35,11 @@ def run_both_ways(model, ids, policy, decoder="confidence", **settings):
     for step in d2cache.generate(model, ids, policy, decoder, **settings):
         recorder.add(step)
         if events is None:
-            events = stage.LiveEvents("key", step)
+            events = LiveEvents("key", step)
             out.append(events.start())
         out += events.step(step)
     trace = recorder.trace()
-    return [*out, events.end(*stage.ending(trace))], trace
+    return [*out, events.end(*ending(trace))], trace
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +85,7 @@ def cells(text: str, layers: int) -> np.ndarray:
 
 def test_live_and_replayed_events_are_the_same(live):
     events, trace = live
-    again = stage.trace_events(trace, "key")
+    again = trace_events(trace, "key")
     assert len(again) == len(events) == 2 * len(trace.seconds) + 2
     for a, b in zip(events[1:], again[1:], strict=True):
         assert a == b
@@ -96,7 +105,7 @@ def test_live_and_replayed_events_are_the_same(live):
 def test_every_method_tells_one_story_live_and_replayed(small, policy, decoder):
     """Of steps that write what was masked again, and of canvases that follow from the steps."""
     events, trace = small_run(small, policy, decoder)
-    again = stage.trace_events(trace, "key")
+    again = trace_events(trace, "key")
     last = {write[0]: r["s"] for r in records(events) for write in r["w"]}
     for r in records(events):
         for write in r["w"]:
@@ -153,7 +162,7 @@ def test_what_a_hand_wrote_is_told_live_and_replayed_without_a_confidence(small,
     events, trace = run_both_ways(
         small, random_prompt(9), made, gen_length=16, block_length=8, edits=edits
     )
-    again = stage.trace_events(trace, "key")
+    again = trace_events(trace, "key")
     hand = {2: [[1, "<5>", None, []], [12, "<7>", None, []], [24, "<8>", None, []]]}
     hand[4] = [[1, "<6>", None, []]]
     last = {write[0]: r["s"] for r in records(events) for write in r["w"]}
@@ -178,8 +187,8 @@ def test_a_file_that_writes_where_nothing_was_predicted_still_makes_events(small
     events, trace = small_run(small, ("none", {}), "wino", wide_in=0.2, narrow_out=0.9)
     s, at = next((r["s"], r["m"][0]) for r in records(events) if r["m"])
     trace.confidence[: s + 1, at - 9] = -np.inf  # its first write, which no check looks at
-    told = stage.trace_events(trace, "key")
-    stage.message(told)
+    told = trace_events(trace, "key")
+    message(told)
     assert None in [write[2] for r in records(told) for write in r["w"] if write[0] == at]
 
 
@@ -216,15 +225,15 @@ def test_a_run_cut_short_says_so_and_a_finished_one_does_not(live, model):
     for step in steps:
         recorder.add(step)
         if step.index == 4:
-            assert stage.ending(recorder.trace())[0] == "stopped"
-    assert stage.ending(recorder.trace()) == ("done", "")
+            assert ending(recorder.trace())[0] == "stopped"
+    assert ending(recorder.trace()) == ("done", "")
 
 
 def test_equal_parts_longer_than_a_byte_counts_are_told_in_pieces():
     parts = np.full((2, 600), 15, np.uint8)
     parts[1, 255:] = 3
-    assert np.array_equal(cells(stage._run_lengths(parts), 2), parts)
-    assert len(base64.b64decode(stage._run_lengths(parts))) == 2 * (4 + 2)
+    assert np.array_equal(cells(_run_lengths(parts), 2), parts)
+    assert len(base64.b64decode(_run_lengths(parts))) == 2 * (4 + 2)
 
 
 def test_a_run_says_where_it_stands_among_others(live, small):
@@ -232,12 +241,12 @@ def test_a_run_says_where_it_stands_among_others(live, small):
     assert live[0][0]["mask"] == live[1].run["shape"]["mask_id"]
     plain = dict(board="key", lane=0, name="d2", branch=None)
     trace = live[1]
-    for told in (stage.trace_events(trace, "key")[0], live[0][0]):
+    for told in (trace_events(trace, "key")[0], live[0][0]):
         assert {**told, **plain, "truth": False} == told
-    told = stage.trace_events(trace, "key", **place)[0]
+    told = trace_events(trace, "key", **place)[0]
     assert {**told, **place, "truth": False} == told
     step = next(d2cache.generate(small, [1, 2], "none", gen_length=4))
-    told = stage.LiveEvents("key", step, **place, truth=True).start()
+    told = LiveEvents("key", step, **place, truth=True).start()
     assert {**told, **place, "truth": True} == told
 
 
@@ -252,10 +261,10 @@ def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
     drift = np.array([0, 2.0**-14.1, 2.0**-14, 1e-3, 0.25, 1, 2])
     kl = np.array([np.nan, 0, -1e-9, 2.0**-12.1, 2.0**-11.95, 0.5, 3, 16, 90])
     one = look(3, kl, drift, drift[::-1], flips=(10, 12), oracle=(4, 11), recall=0.5)
-    events = stage.trace_events(trace, "key", looks=[one])
+    events = trace_events(trace, "key", looks=[one])
     assert events[0]["truth"] is True
     at = [e["k"] for e in events].index("truth")
-    told = json.loads(stage.message(events[at : at + 1]))["events"][0]
+    told = json.loads(message(events[at : at + 1]))["events"][0]
     assert (events[at - 2]["k"], events[at - 2]["s"], told["s"]) == ("rec", 3, 3)
     assert (told["flips"], told["oracle"], told["recall"]) == ([10, 12], [4, 11], 0.5)
     for name, true in (("kd", drift), ("vd", drift[::-1])):
@@ -266,7 +275,7 @@ def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
     code, back = plane(told["kl"]), 2 ** ((plane(told["kl"]) - 255) / 16) * 16
     assert np.array_equal(code > 0, kl >= 2.0**-12)
     assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.06)
-    live = stage.LiveEvents("key", next(d2cache.generate(small, [1, 2], gen_length=4)))
+    live = LiveEvents("key", next(d2cache.generate(small, [1, 2], gen_length=4)))
     assert live.truth(one) == events[at]
 
 
@@ -278,8 +287,8 @@ def test_a_step_of_512_positions_fits_4_kilobytes(model, policy):
         recorder.add(step)
         if step.index == 8:
             break
-    events = stage.trace_events(recorder.trace(), "0123456789abcdef")
-    sizes = [len(stage.message(events[i : i + 2])) for i in range(1, 19, 2)]
+    events = trace_events(recorder.trace(), "0123456789abcdef")
+    sizes = [len(message(events[i : i + 2])) for i in range(1, 19, 2)]
     assert 1024 < max(sizes) <= 4096
 
 
@@ -365,9 +374,9 @@ def test_rollout_map_of_the_full_pass_has_the_runs_column_sums(live, model):
 def test_a_large_map_is_averaged_down_and_keeps_its_shape():
     rollout = np.zeros((600, 600), np.float32)
     rollout[:300, 150] = 1
-    sent = stage.map_payload(rollout, 100)
+    sent = map_payload(rollout, 100)
     grid = plane(sent["map"]).reshape(sent["n"], sent["n"])
-    assert sent["n"] == stage.LARGEST_MAP and grid[: sent["n"] // 2 - 1].max(1).min() > 150
+    assert sent["n"] == LARGEST_MAP and grid[: sent["n"] // 2 - 1].max(1).min() > 150
     assert grid[sent["n"] // 2 + 1 :].max() == 0
     assert abs(grid[0].argmax() / sent["n"] - 0.25) < 0.01
     assert sent["largest"] == 3, "rows of 600 meet in 256 cells, three in some"

@@ -11,7 +11,8 @@ import pytest
 from lab import random_prompt, small_model
 
 import d2cache
-from analysis import export, figures, metrics, probes
+from analysis import figures, metrics, probes
+from analysis.page import stored
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def story():
-    return export.stored("d2-story")
+    return stored.load("d2-story")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import browser
 
-from analysis import lessons
+from analysis.page import lessons
 
 MOST = 300_000
 SIZES = {"light": (1500, 1120, "light"), "dark": (1500, 1120, "dark"), "phone": (390, 1400, "dark")}

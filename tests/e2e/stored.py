@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import d2cache
-from analysis.export import ASSETS
+from analysis.page.stored import ASSETS
 from d2cache.teaching import tasks
 
 FOLDER = ASSETS / "traces"

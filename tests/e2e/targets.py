@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import browser
 
 import d2cache
-from analysis import export
+from analysis.page import export
 
 STORY = "Tell a story about a brave fox named Max who finds a key in the forest."
 WATCH = """() => {

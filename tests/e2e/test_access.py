@@ -8,7 +8,7 @@ from browser import open_tab
 from test_page import ask, state
 from test_tabs import STORY, ended, frames, show
 
-from analysis.links import Asked, Lane
+from analysis.page.query import Asked, Lane
 
 TABS = ("Stage", "Compare", "Cache", "Attention", "Truth", "Token", "Figures")
 LANES = tuple(map(Lane.parse, ("none", "d2,current_k=2")))

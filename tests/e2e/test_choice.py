@@ -13,7 +13,7 @@ from checkpoints import write_checkpoint
 from test_page import QUESTION, answer_on_stage, run_to_end, said, state, wait_said
 
 import d2cache
-from analysis import live
+from analysis.page.models import Loading, Models, offered_models
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +155,14 @@ def test_a_model_that_is_not_offered_is_refused_whoever_asks(chrome, address, as
 
 
 def offer(folders, *labels):
-    return live.Models({label: str(folders / label) for label in labels})
+    return Models({label: str(folders / label) for label in labels})
 
 
 def test_a_model_is_loaded_once_and_behind_the_page(folders):
     models = offer(folders, "broken", "small-dream")
     with models.one_load:  # nothing can be loaded meanwhile
         for _ in range(2):
-            with pytest.raises(live.Loading, match="Loading small-dream. Press Run when it is"):
+            with pytest.raises(Loading, match="Loading small-dream. Press Run when it is"):
                 models.get("small-dream")
         at_work = [thread for thread in threading.enumerate() if thread.name == "load small-dream"]
         assert len(at_work) == 1
@@ -182,7 +182,7 @@ def test_the_first_model_is_waited_for(folders):
 def test_a_model_that_failed_can_be_tried_again(folders, tmp_path):
     folder = write_checkpoint(tmp_path / "late", "dream")
     (folder / "config.json").rename(folder / "elsewhere")
-    models = live.Models({"late": str(folder) + "/"})
+    models = Models({"late": str(folder) + "/"})
     with pytest.raises(
         ValueError, match="^The model late cannot be loaded: late has no config.json. Choose"
     ):
@@ -208,13 +208,13 @@ def test_a_trace_finds_the_model_that_made_it(folders):
 
 def test_what_a_host_lists_is_offered(folders):
     tiny, dream = "tiny", str(folders / "small-dream")
-    assert live.offered_models(f" {dream}/ ,tiny, a/b,") == {
+    assert offered_models(f" {dream}/ ,tiny, a/b,") == {
         "small-dream": f"{dream}/",
         "tiny": tiny,
         "a/b": "a/b",
     }
-    alone = live.offered_models(None)
-    assert next(iter(alone)) == "tiny" and live.offered_models("") == alone
+    alone = offered_models(None)
+    assert next(iter(alone)) == "tiny" and offered_models("") == alone
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_what_a_host_lists_is_offered(folders):
 )
 def test_a_wrong_list_is_refused(folders, listed, says):
     with pytest.raises(ValueError, match=says):
-        live.offered_models(listed.format(root=folders))
+        offered_models(listed.format(root=folders))
 
 
 def test_a_wrong_list_stops_the_page_at_its_start_in_one_line():

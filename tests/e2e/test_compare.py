@@ -11,8 +11,8 @@ from browser import open_tab
 from test_page import QUESTION, ask, said, state, wait_said
 
 import d2cache
-from analysis import export, lessons
-from analysis.links import Asked, Lane, Link
+from analysis.page import lessons, stored
+from analysis.page.query import Asked, Lane, Link
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_a_stored_run_is_one_choice_or_one_link_away(chrome, address):
         tab.wait_for_function("name => location.search.includes(name)", arg=names[1])
         # the controls say what is on the stage
         assert tab.locator("#policy input").input_value().startswith("none: ")
-        first = export.bundled()[names[1]]["prompt"]
+        first = stored.listed()[names[1]]["prompt"]
         assert tab.locator("#prompt textarea").input_value() == first
 
 

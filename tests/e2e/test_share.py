@@ -20,14 +20,14 @@ from test_tabs import (
     text_at,
 )
 
-from analysis import export
+from analysis.page import export, stored
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """A page of two lanes and the page of the stored runs."""
     folder = tmp_path_factory.mktemp("pages")
-    lanes = export.lanes([export.stored("none-word"), export.stored("d2-word")])
+    lanes = export.lanes([stored.load("none-word"), stored.load("d2-word")])
     (folder / "lanes.html").write_text(export.page(lanes, "Two <lanes>"), encoding="utf-8")
     (folder / "all.html").write_text(export.bundled_page(), encoding="utf-8")
     return folder
@@ -71,10 +71,10 @@ def test_a_page_from_the_disk_plays_with_all_its_lanes(from_disk):
 
 @pytest.mark.parametrize("from_disk", [("all", 1200, "dark")], indirect=True)
 def test_the_static_page_shows_each_stored_run_and_its_address_says_which(from_disk):
-    for name, one in export.bundled().items():
+    for name, one in stored.listed().items():
         from_disk.get_by_role("button", name=one["title"], exact=True).click()
         from_disk.wait_for_function("name => d2stage.state().run === name", arg=name)
-        assert state(from_disk)["steps"] == len(export.stored(name).seconds)
+        assert state(from_disk)["steps"] == len(stored.load(name).seconds)
         assert from_disk.locator(".file-words").inner_text() == one["words"]
         assert from_disk.url.endswith(f"#{name}")
     from_disk.reload()
@@ -109,7 +109,7 @@ def test_a_picture_of_the_view_is_no_blank_sheet(from_disk, tmp_path):
 
 
 def test_the_animation_has_a_frame_a_step_and_holds_the_last(from_disk, tmp_path):
-    steps = len(export.stored("d2-word").seconds)
+    steps = len(stored.load("d2-word").seconds)
     assert saved(from_disk, "Animation (WebP)", tmp_path / "a.webp").endswith(".webp")
     with Image.open(tmp_path / "a.webp") as film:
         assert film.format == "WEBP" and film.n_frames == steps and film.info["loop"] == 0

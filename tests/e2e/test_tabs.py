@@ -17,7 +17,7 @@ from test_page import state, wait_said
 
 import d2cache
 from analysis import figures, probes
-from analysis.links import Asked, Lane
+from analysis.page.query import Asked, Lane
 from d2cache import Edit, Part, Trace
 from d2cache.trace import Totals
 
@@ -247,7 +247,13 @@ def test_cache_tells_each_cells_age_and_colours_it_by_its_reason(board, lane):
     tab, trace = board.tab, board.traces[lane]
     count, (layers, length) = len(trace.seconds), trace.recomputed_by_layer.shape[1:]
     show(tab, "Cache")
-    reasons = tab.evaluate("D2Stage.pure.REASONS.map(r => [r.bit, ...D2Stage.pure.rgb(r.colour)])")
+    reasons = [
+        [int(bit), *bytes.fromhex(colour)]
+        for bit, colour in re.findall(
+            r'bit: (\d+),[^}]*?colour: "#(\w{6})"',
+            (browser.ROOT / "assets/stage/words.js").read_text(),
+        )
+    ]
     apart = 0
     for step in (0, 1, 9, count - 1, 5):  # forwards and back, as a reader scrubs
         at(tab, step, lane)

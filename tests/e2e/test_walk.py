@@ -6,7 +6,7 @@ import re
 import pytest
 from browser import open_tab
 
-from analysis import lessons
+from analysis.page import lessons
 
 LESSONS = {one["key"]: one for one in lessons.lessons()}
 

@@ -2,28 +2,42 @@
 // The address: does it say what is looked at, and is it read the same way?
 import { test } from "node:test";
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import vm from "node:vm";
+import { plain, pure } from "./load.mjs";
 
-const world = vm.createContext({ URLSearchParams });
-vm.runInContext(readFileSync(new URL("../../assets/stage/address.js", import.meta.url), "utf8"), world);
-const pure = world.D2Stage.pure;
-const plain = (x) => JSON.parse(JSON.stringify(x));
 const usual = { tab: "stage", live: true, step: 4, lane: 0, clock: "step", selected: null };
 
 test("what stands at its usual value is left out", () => {
-  assert.equal(pure.addressOf("prompt=a%20b&lane=none&lane=d2,current_k=8/margin", usual), "prompt=a+b&lane=none&lane=d2,current_k=8/margin");
+  assert.equal(
+    pure.addressOf("prompt=a%20b&lane=none&lane=d2,current_k=8/margin", usual),
+    "prompt=a+b&lane=none&lane=d2,current_k=8/margin",
+  );
 });
 
 test("what is looked at is added, counted from 1 as on screen, and read back", () => {
-  const text = pure.addressOf("lane=d2&tab=old&at=99", { tab: "cache", live: false, step: 4, lane: 1, clock: "ms", selected: 7 });
-  assert.deepEqual(plain(pure.viewOf(text)), { tab: "cache", at: "5", see: "2", clock: "ms", pos: "8" });
+  const text = pure.addressOf("lane=d2&tab=old&at=99", {
+    tab: "cache",
+    live: false,
+    step: 4,
+    lane: 1,
+    clock: "ms",
+    selected: 7,
+  });
+  assert.deepEqual(plain(pure.viewOf(text)), {
+    tab: "cache",
+    at: "5",
+    see: "2",
+    clock: "ms",
+    pos: "8",
+  });
   assert.deepEqual(new URLSearchParams(text).getAll("lane"), ["d2"]);
 });
 
 test("a prompt survives whatever is in it", () => {
   const prompt = "a&b=c, ~ / % + ü\n[x]?";
-  const text = pure.addressOf(new URLSearchParams({ prompt }).toString(), { ...usual, selected: 0 });
+  const text = pure.addressOf(new URLSearchParams({ prompt }).toString(), {
+    ...usual,
+    selected: 0,
+  });
   assert.equal(new URLSearchParams(text).get("prompt"), prompt);
   assert.equal(new URLSearchParams(text).get("pos"), "1");
 });
@@ -31,5 +45,6 @@ test("a prompt survives whatever is in it", () => {
 test("looking is told from asking for a run", () => {
   assert.equal(pure.viewOf("?lane=d2&__theme=dark"), null);
   assert.equal(pure.asksForRuns("?tab=cache&at=3&__theme=dark"), false);
-  for (const q of ["lane=d2", "trace=x&tab=cache", "seed=1", "branch=a~3"]) assert.equal(pure.asksForRuns(q), true);
+  for (const q of ["lane=d2", "trace=x&tab=cache", "seed=1", "branch=a~3"])
+    assert.equal(pure.asksForRuns(q), true);
 });

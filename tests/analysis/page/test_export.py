@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 import d2cache
-from analysis import bench, export, stage
+from analysis import bench
+from analysis import export as command
+from analysis.page import bundle, export, notebook, stored
+from analysis.page.events import message, trace_events
 from d2cache.teaching import tasks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 from stored import STORIES, answer_is_right  # noqa: E402
 
@@ -93,10 +96,7 @@ def test_a_page_needs_nothing_from_elsewhere_and_says_so_to_the_browser(long_run
 def test_a_page_runs_the_very_scripts_of_the_live_page_in_their_order(long_runs):
     page = Parsed(export.page(export.lanes(long_runs[:1]), "same"))
     run = [text for attrs, text in page.all("script") if "type" not in attrs]
-    names = json.loads((ROOT / "assets/stage/files.json").read_text())
-    assert len(run) == 2 and run[1] == export.PLAYER_JS
-    at = [run[0].index((ROOT / "assets/stage" / name).read_text()) for name in names]
-    assert at == sorted(at)
+    assert run == [bundle.scripts(), export.PLAYER_JS]
     sheets = sorted((ROOT / "assets/stage").glob("*.css"))
     assert all(sheet.read_text() in page.all("style")[0][1] for sheet in sheets) and sheets
 
@@ -117,7 +117,7 @@ def test_texts_that_would_end_the_script_stay_text(long_runs, monkeypatch):
 
 def test_messages_and_events_however_mixed_make_the_same_page(long_runs):
     lanes = export.lanes(long_runs)
-    messages = [stage.message(events) for events in lanes]
+    messages = [message(events) for events in lanes]
     flat = [event for events in zip(*lanes, strict=False) for event in events]  # in turns
     flat += [event for events in lanes for event in events if event not in flat]
     flat.append({"k": "link", "query": "lane=d2"})
@@ -126,7 +126,7 @@ def test_messages_and_events_however_mixed_make_the_same_page(long_runs):
 
 
 def test_a_file_says_nothing_of_a_live_page_and_waits_for_no_further_step(long_runs):
-    events = stage.trace_events(long_runs[0], "key", stored=True)
+    events = trace_events(long_runs[0], "key", stored=True)
     half = [*events[:21], {"k": "pause", "run": "key"}]
     [[shown]] = told(Parsed(export.page(half, "half")))
     assert not shown[0]["stored"] and events[0]["stored"]
@@ -194,7 +194,7 @@ def test_the_notebook_cell_makes_the_run_again(model, monkeypatch, capsys, with_
             stop_at_eos=True,
         )
     )
-    source = export.notebook(trace, prompt if with_text else None)
+    source = notebook.cell(trace, prompt if with_text else None)
     assert (repr(prompt) in source) == with_text
     same_run(execute(source, monkeypatch, model), trace)
     assert model.decode(trace.answer) in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_the_notebook_cell_makes_the_run_again(model, monkeypatch, capsys, with_
 def test_the_notebook_cell_loads_the_weights_that_the_run_had():
     short = d2cache.load("tiny", device="cpu", weights="fp8")
     trace = d2cache.Trace.record(d2cache.generate(short, [3, 4, 5], "prefix", gen_length=8))
-    source = export.notebook(trace)
+    source = notebook.cell(trace)
     assert "d2cache.load('tiny', weights='fp8')" in source and "import torch" not in source
     space = {}
     exec(source, space)
@@ -219,7 +219,7 @@ def test_the_notebook_cell_makes_the_edits_again(model, monkeypatch):
     ]
     prompt = model.encode("Reverse 1, 2, 3.")
     trace = d2cache.Trace.record(d2cache.generate(model, prompt, gen_length=12, edits=edits))
-    source = export.notebook(trace)
+    source = notebook.cell(trace)
     assert source.count("Edit.parse") == 3
     same_run(execute(source, monkeypatch, model), trace)
 
@@ -227,7 +227,7 @@ def test_the_notebook_cell_makes_the_edits_again(model, monkeypatch):
 def test_the_notebook_cell_loads_the_model_itself(model):
     trace = d2cache.Trace.record(d2cache.generate(model, [3, 4, 5], "prefix", gen_length=8))
     space = {}
-    exec(export.notebook(trace), space)
+    exec(notebook.cell(trace), space)
     if space["model"].device.type == "cpu":
         same_run(space["trace"], trace)
 
@@ -235,8 +235,8 @@ def test_the_notebook_cell_loads_the_model_itself(model):
 def test_a_batch_makes_no_cell(model):
     trace = d2cache.Trace.record(d2cache.generate(model, [[3, 4], [5, 6]], "none", gen_length=4))
     with pytest.raises(ValueError, match=r"2 rows.*trace\.row"):
-        export.notebook(trace)
-    export.notebook(trace.row(1))
+        notebook.cell(trace)
+    notebook.cell(trace.row(1))
 
 
 # ------------------------------------------------------------------------------ command line
@@ -251,7 +251,7 @@ def test_the_command_writes_one_page_of_all_traces(model, tmp_path, capsys):
         files.append(str(tmp_path / f"{policy}.safetensors"))
         trace.save(files[-1])
     out = tmp_path / "page.html"
-    assert export.main([*files, "-o", str(out)]) == 0
+    assert command.main([*files, "-o", str(out)]) == 0
     page = Parsed(out.read_text())
     assert [events[0]["k"] for events in told(page)[0]] == ["start", "start"]
     assert "A <b>" in page.all("title")[0][1]
@@ -268,7 +268,7 @@ def test_the_command_writes_one_page_of_all_traces(model, tmp_path, capsys):
 )
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys, arguments, says):
     out = tmp_path / "page.html"
-    assert export.main([*arguments, "-o", str(out)]) == 2
+    assert command.main([*arguments, "-o", str(out)]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not out.exists()
 
@@ -301,7 +301,7 @@ def test_a_stored_run_is_small_and_of_the_bundled_model_as_it_is(model, story):
 
 def test_the_static_page_holds_every_stored_run_and_is_small(tmp_path):
     out = tmp_path / "index.html"
-    assert export.main(["--bundled", "-o", str(out)]) == 0
+    assert command.main(["--bundled", "-o", str(out)]) == 0
     assert out.stat().st_size < 3e6
     page = Parsed(out.read_text())
     stories = [attrs for attrs, _ in page.all("script") if "data-story" in attrs]
@@ -314,10 +314,10 @@ def test_the_static_page_holds_every_stored_run_and_is_small(tmp_path):
 
 
 def test_stored_runs_by_name():
-    assert export.bundled() == {
+    assert stored.listed() == {
         s.name: {"title": s.title, "words": s.words, "prompt": s.problem.prompt} for s in STORIES
     }
-    assert isinstance(export.stored("d2-word"), d2cache.Trace)
+    assert isinstance(stored.load("d2-word"), d2cache.Trace)
     for wrong in ("d2", "../tiny/frequency"):
         with pytest.raises(ValueError, match=r"choose of d2-word, none-word"):
-            export.stored(wrong)
+            stored.load(wrong)

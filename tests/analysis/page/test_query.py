@@ -5,7 +5,7 @@ from urllib.parse import quote
 import pytest
 
 import d2cache
-from analysis.links import MOST_LANES, Asked, Lane, Link, name_lanes
+from analysis.page.query import MOST_LANES, Asked, Lane, Link, name_lanes
 
 ASKED = Asked(
     prompt="How many? a&b=c, 100 % ~ [x]\nLine two + ü",

@@ -14,7 +14,7 @@ import d2cache
 from d2cache import weights
 from d2cache.__main__ import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEYS = {
     "text",
     "answer_tokens",

@@ -52,10 +52,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import d2cache
-from analysis.links import Asked, Link
+from analysis.page.query import Asked, Link
 from d2cache.registry import describe
 
-FOLDER = Path(__file__).parents[1] / "assets" / "lessons"
+FOLDER = Path(__file__).parents[2] / "assets" / "lessons"
 TABS = ("stage", "compare", "cache", "attention", "truth", "token")
 CLOCKS = ("step", "ms", "flops")
 POINTS = (

@@ -9,148 +9,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import d2cache
-from analysis import probes, stage
-from analysis.links import MOST_LANES, Asked, Lane, name_lanes
-from d2cache import models
+from analysis import probes
+from analysis.page.events import LiveEvents, ending, trace_events
+from analysis.page.models import ENGINE
+from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
 from d2cache.trace import Recorder
 
 LOG = logging.getLogger("d2cache.live")
 MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
 KEPT_BOARDS = 64  # visitors whose last runs are kept
-
-ENGINE = threading.Lock()  # one step, or one probe, at a time on the device
-
-
-# ------------------------------------------------------------------------------ models
-
-
-class Loading(ValueError):
-    """The model that was asked for is on its way."""
-
-
-class Models:
-    """The models that this host offers, by the label that a visitor sees; each loaded once, kept.
-
-    The first is loaded when the page starts, the others behind the page when they are first
-    wanted, so that nobody's run waits for another's model.
-    """
-
-    def __init__(self, offered: dict[str, str]):
-        self.offered = offered  # label -> what d2cache.load takes
-        self.loaded: dict[str, d2cache.Model] = {}
-        self.state: dict[str, str] = {}  # label -> a sentence, while it loads and when it failed
-        self.busy: set[str] = set()
-        self.one_load = threading.Lock()
-        self.news = threading.Condition()
-
-    @property
-    def first(self) -> str:
-        return next(iter(self.offered))
-
-    def get(self, label: str) -> d2cache.Model:
-        """A model that is loaded; waits for the first one.
-
-        Loading says that another one is on its way, ValueError that it is not offered or failed.
-        """
-        self.start(label)
-        if label == self.first:
-            for _ in self.watch(label):
-                pass
-        with self.news:
-            if label in self.loaded:
-                return self.loaded[label]
-            if label in self.busy:
-                raise Loading(f"{self.state[label]} Press Run when it is there.")
-            raise ValueError(f"{self.state[label]}. Choose another model.")
-
-    def start(self, label: str) -> None:
-        """Begin to load behind the page, unless it is loaded or loading."""
-        if not isinstance(label, str) or label not in self.offered:
-            raise ValueError(
-                f"The model is {label!r}; this page offers {', '.join(self.offered)}: choose one."
-            )
-        with self.news:
-            if label in self.loaded or label in self.busy:
-                return
-            self.busy.add(label)
-            self.state[label] = f"Loading {label}."
-        threading.Thread(
-            target=self._load, args=(label,), name=f"load {label}", daemon=True
-        ).start()
-
-    def watch(self, label: str):
-        """What the loading of a model is at, a sentence each time that changes, to its end."""
-        said = None
-        while True:
-            with self.news:
-                while label in self.busy and self.state[label] == said:
-                    self.news.wait()
-                if label not in self.busy:
-                    return
-                said = self.state[label]
-            yield said
-
-    def like(self, config: d2cache.ModelConfig) -> d2cache.Model | None:
-        """A loaded model of exactly this shape and name; waits for the first one."""
-        for _ in self.watch(self.first):
-            pass
-        return next((m for m in self.loaded.values() if m.config == config), None)
-
-    def _load(self, label: str) -> None:
-        def progress(what: str, done: int, total: int) -> None:
-            part = f"{what} {100 * done // total} % of {total / 1e9:.1f} GB"
-            self._say(label, f"Loading {label}: {part}.")
-
-        try:
-            with self.one_load:
-                model = d2cache.load(self.offered[label], progress=progress)
-                for policy in ("none", "d2"):  # the first steps of a process are slow
-                    steps = d2cache.generate(model, model.encode("Hello"), policy, gen_length=64)
-                    with ENGINE:
-                        next(steps)
-            self.loaded[label], said = model, f"{label} is loaded."
-        except Exception as error:  # of whatever library: the page goes on with other models
-            known = isinstance(error, ValueError)
-            LOG.warning("loading %s failed: %s", label, error, exc_info=not known)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = reason.replace(str(Path(self.offered[label])), label)  # no paths for visitors
-            said = f"The model {label} cannot be loaded: {reason}"
-        self._say(label, said, done=True)
-
-    def _say(self, label: str, said: str, done: bool = False) -> None:
-        with self.news:
-            self.state[label] = said
-            if done:
-                self.busy.discard(label)
-            self.news.notify_all()
-
-
-def offered_models(listed: str | None) -> dict[str, str]:
-    """Label -> name of the models in D2CACHE_MODELS, by commas; without it, what suits the device.
-
-    A folder's label is its own name: a visitor sees no paths. ValueError for one that cannot be.
-    """
-    if not listed:
-        names = ["tiny"]
-        if models.pick_device().type == "cuda":
-            names += ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"]
-    else:
-        names = [name.strip() for name in listed.split(",") if name.strip()]
-    offered = {}
-    for name in names:
-        label = models.label(name)
-        if label in offered:
-            raise ValueError(f"two models are called {label!r}; rename a folder or drop one")
-        offered[label] = name
-    if not offered:
-        raise ValueError("it names no model; give tiny, hub ids or folders, by commas")
-    return offered
-
-
-# ------------------------------------------------------------------------------ runs
 
 
 @dataclass
@@ -163,7 +32,7 @@ class Run:
     model: d2cache.Model | None = None  # likewise
     steps: Iterator[d2cache.Step] | None = None  # the engine's generator; None when it has ended
     recorder: Recorder | None = None
-    events: stage.LiveEvents | None = None
+    events: LiveEvents | None = None
     truth: probes.Truth | None = None
     looks: list = field(default_factory=list)  # what truth saw, step by step
     branch: dict | None = None  # where a what-if leaves which lane
@@ -236,7 +105,7 @@ class Board:
             run.recorder.add(step)
             events = []
             if run.events is None:
-                run.events = stage.LiveEvents(
+                run.events = LiveEvents(
                     run.key,
                     step,
                     board=self.key,
@@ -258,9 +127,7 @@ class Board:
         run.error = error
         if run.recorder.run:
             run.trace = run.snapshot()
-            events.append(
-                run.events.end(*(("failed", error) if error else stage.ending(run.trace)))
-            )
+            events.append(run.events.end(*(("failed", error) if error else ending(run.trace))))
         run.steps = run.recorder = run.events = run.truth = None  # frees the cache
         return events
 
@@ -276,7 +143,7 @@ class Board:
         for number, run in enumerate(self.runs):
             trace = run.snapshot()
             if trace is not None:
-                told += stage.trace_events(
+                told += trace_events(
                     trace,
                     run.key,
                     stored=True,

@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 
 import d2cache
-from analysis import live, probes
-from analysis.asks import Asks
-from analysis.links import Asked, Lane
+from analysis import probes
+from analysis.page.boards import Board, Boards, Run, advance
+from analysis.page.models import Models
+from analysis.page.query import Asked, Lane
+from analysis.page.questions import Asks
 from d2cache.trace import Trace
 
 
 @pytest.fixture(scope="module")
 def asks():
-    models = live.Models({"tiny": "tiny"})
-    boards = live.Boards()
-    board = live.Board("b", Asked("Sort 5 2 9 1.", (Lane("none"), Lane("d2")), gen_length=24))
+    models = Models({"tiny": "tiny"})
+    boards = Boards()
+    board = Board("b", Asked("Sort 5 2 9 1.", (Lane("none"), Lane("d2")), gen_length=24))
     for lane in board.asked.lanes:
         board.start(lane, models.get("tiny"))
-    for _ in live.advance(board):
+    for _ in advance(board):
         pass
     boards.put("session", board)
     return Asks(boards, models)
@@ -126,11 +128,11 @@ def test_a_wrong_question_gets_one_line_back(asks, run, question):
 
 
 def test_a_loaded_trace_is_answered_by_the_model_that_made_it(asks, run):
-    asks.boards.stored.append(live.Board("s", runs=[live.Run("s", name="d2", trace=run.trace)]))
+    asks.boards.stored.append(Board("s", runs=[Run("s", name="d2", trace=run.trace)]))
     got = ask(asks, "attention", run="s", step=0)
     assert got["n"] == run.trace.tokens.shape[1]
     other = d2cache.Trace(**vars(run.trace))
     named = {"model": "elsewhere", "shape": {**other.run["shape"], "name": "elsewhere"}}
     other.header = other.header | {"run": other.run | named}
-    asks.boards.stored.append(live.Board("o", runs=[live.Run("o", name="d2", trace=other)]))
+    asks.boards.stored.append(Board("o", runs=[Run("o", name="d2", trace=other)]))
     assert "needs the model elsewhere" in ask(asks, "attention", run="o", step=0)["error"]

@@ -25,7 +25,7 @@ from d2cache import models
 from d2cache.__main__ import main
 from d2cache.families import FAMILIES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ASKED = "What is 2 + 3?"
 
 

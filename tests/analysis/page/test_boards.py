@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import d2cache
-from analysis import live
-from analysis.links import MOST_LANES, Asked, Lane
+from analysis.page.boards import Board, Boards, advance, edit_said
+from analysis.page.query import MOST_LANES, Asked, Lane
 from d2cache.teaching import tasks
 
 PROMPT = tasks.draw("word", tasks.random.Random(129), held_out=True).prompt
@@ -16,16 +16,16 @@ def model():
     return d2cache.load("tiny", device="cpu")
 
 
-def board_of(model, *lanes: str, **more) -> live.Board:
+def board_of(model, *lanes: str, **more) -> Board:
     asked = Asked(PROMPT, tuple(map(Lane.parse, lanes)), gen_length=24, **more)
-    board = live.Board("b", asked)
+    board = Board("b", asked)
     for lane in asked.lanes:
         board.start(lane, model)
     return board
 
 
 def told(board, most=None) -> list[dict]:
-    return [event for events in live.advance(board, most) for event in events]
+    return [event for events in advance(board, most) for event in events]
 
 
 def steps_of(events, run) -> list[int]:
@@ -159,7 +159,7 @@ def test_what_is_exported_is_what_was_told_live(model):
 
 
 def test_boards_are_kept_by_session_and_found_by_a_runs_key(model):
-    boards = live.Boards()
+    boards = Boards()
     first = boards.put("s", board_of(model, "none", "d2"))
     assert boards.of("s") is first and boards.holding(first.runs[1].key) == (first, first.runs[1])
     second = boards.put("s", board_of(model, "none"))
@@ -171,8 +171,8 @@ def test_boards_are_kept_by_session_and_found_by_a_runs_key(model):
 
 
 def test_only_so_many_idle_boards_are_kept_and_none_that_runs_is_dropped(model, monkeypatch):
-    monkeypatch.setattr(live, "KEPT_BOARDS", 2)
-    boards = live.Boards()
+    monkeypatch.setattr("analysis.page.boards.KEPT_BOARDS", 2)
+    boards = Boards()
     running = boards.put("0", board_of(model, "none"))
     for i in range(1, 4):
         board = boards.put(str(i), board_of(model, "none"))
@@ -187,8 +187,8 @@ def test_an_edit_is_told_in_words(model):
     edit = d2cache.Edit(
         3, {p + 4: seven, p: model.config.mask_id, 2: seven}, (p + 1,), {"current_k": 8}
     )
-    assert live.edit_said(edit, model, asked) == (
+    assert edit_said(edit, model, asked) == (
         "'7' at answer position 5, answer position 1 masked again, '7' at prompt position 3, "
         "answer position 2 refreshed, current_k 8"
     )
-    assert live.edit_said(d2cache.Edit(3, refresh="all"), model, asked) == "all refreshed"
+    assert edit_said(d2cache.Edit(3, refresh="all"), model, asked) == "all refreshed"

@@ -367,5 +367,5 @@ def test_saved_tokenizer_is_read_by_transformers(tokenizer, tmp_path):
 
 def test_the_generators_still_speak_the_language_of_the_model_in_the_box():
     """A word added to the generators would shift ids and turn the trained weights to noise."""
-    saved = Path(__file__).parents[2] / "assets" / "tiny" / "tokenizer.json"
+    saved = Path(__file__).parents[3] / "assets" / "tiny" / "tokenizer.json"
     assert json.loads(train_tokenizer().to_str()) == json.loads(saved.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""What serves the page, without Gradio: sessions, boards, events, links, lessons, exports."""

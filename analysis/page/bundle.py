@@ -1,0 +1,83 @@
+"""The stage's modules as one classic script, for the live page's head and for exported files.
+
+A browser loads modules given to Gradio's head in no guaranteed order, and an exported page is one
+file; so the modules are put in the order of their imports, each in a scope of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import graphlib
+import re
+from pathlib import Path
+
+STAGE = Path(__file__).resolve().parents[2] / "assets" / "stage"
+ENTRY = "main.js"  # what it exports is the page's one global, D2Stage
+
+# The two forms that the stage's modules keep to; the formatter lays them out over several lines.
+IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w-]+\.js)";\n', re.M)
+EXPORT = re.compile(r"^export \{([^}]*)\};\n", re.M)
+
+
+def modules(folder: Path = STAGE) -> dict[str, str]:
+    """File name -> source of every module, each after what it imports.
+
+    Raises ValueError for a circle, and for an import of a file that is not there.
+    """
+    sources = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.js")}
+    needs = {name: {m[2] for m in IMPORT.finditer(text)} for name, text in sources.items()}
+    for name, wanted in needs.items():
+        if missing := wanted - set(sources):
+            raise ValueError(f"{name} imports {', '.join(sorted(missing))}, which is not there")
+    try:
+        order = list(graphlib.TopologicalSorter(dict(sorted(needs.items()))).static_order())
+    except graphlib.CycleError as error:
+        raise ValueError(f"the modules import each other: {' -> '.join(error.args[1])}") from None
+    return {name: sources[name] for name in order}
+
+
+@functools.cache
+def scripts(folder: Path = STAGE) -> str:
+    """All modules as one classic script that defines the global D2Stage and nothing else."""
+    parts = [_scope(name, text) for name, text in modules(folder).items()]
+    entry = f"globalThis.D2Stage = {_variable(ENTRY)};"
+    return "\n".join(["(() => {", '"use strict";', *parts, entry, "})();\n"])
+
+
+def styles(folder: Path = STAGE) -> str:
+    """All styles of the stage, in the order of their names."""
+    return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.css")))
+
+
+def _scope(name: str, text: str) -> str:
+    """A module as a function's scope: imports become constants, exports what it returns."""
+
+    def constants(found: re.Match) -> str:
+        return f"const {{ {_renamed(found[1], ': ')} }} = {_variable(found[2])};\n"
+
+    exported = ", ".join(_swapped(found[1]) for found in EXPORT.finditer(text))
+    body = EXPORT.sub("", IMPORT.sub(constants, text))
+    for line in body.splitlines():
+        if re.match(r"(import|export)\b", line):
+            raise ValueError(
+                f'{name} has a line {line!r:.80}; import {{ a }} from "./b.js" and '
+                "export { a } are the forms that this script can join"
+            )
+    return f"const {_variable(name)} = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();"
+
+
+def _variable(name: str) -> str:
+    return "in_" + name.removesuffix(".js").replace("-", "_")
+
+
+def _names(text: str) -> list[list[str]]:
+    """[name] or [name, name it is known as], of the names between two braces."""
+    return [part.split(" as ") for part in " ".join(text.split()).strip(" ,").split(", ") if part]
+
+
+def _renamed(text: str, between: str) -> str:
+    return ", ".join(between.join(names) for names in _names(text))
+
+
+def _swapped(text: str) -> str:
+    return ", ".join(": ".join(reversed(names)) for names in _names(text))

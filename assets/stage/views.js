@@ -1,0 +1,15 @@
+/* The tabs and the other parts of the page, in one list: a new one is added here. */
+import { tab as viewStage } from "./view-stage.js";
+import { tab as viewCompare } from "./view-compare.js";
+import { tab as viewCache } from "./view-cache.js";
+import { tab as viewAttention } from "./view-attention.js";
+import { tab as viewTruth } from "./view-truth.js";
+import { tab as viewToken } from "./view-token.js";
+import { tab as figures } from "./figures.js";
+import { part as lessons } from "./lessons.js";
+import { part as exportMenu } from "./export.js";
+
+const TABS = [viewStage, viewCompare, viewCache, viewAttention, viewTruth, viewToken, figures];
+const PARTS_OF_PAGE = [lessons, exportMenu];
+
+export { TABS, PARTS_OF_PAGE };
