@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import graphlib
+import json
 import re
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def scripts(folder: Path = STAGE) -> str:
 def styles(folder: Path = STAGE) -> str:
     """All styles of the stage, in the order of their names."""
     return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.css")))
+
+
+def head(texts: dict) -> str:
+    """What the live page's head holds: the scripts, the styles, and the texts that the stage shows,
+    as data (`assets/page/on-load.js` reads them)."""
+    data = json.dumps(texts).replace("<", "\\u003c")  # it cannot end the tag that holds it
+    return (
+        f'<script type="application/json" id="stage-data">{data}</script>'
+        f"<script>{scripts()}</script><style>{styles()}</style>"
+    )
 
 
 def _scope(name: str, text: str) -> str:

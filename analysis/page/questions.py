@@ -23,7 +23,7 @@ LONGEST = 2000  # characters of a question
 SIGMAS = (0.0, 3.0, 10.0, 40.0)  # of the decode orders that are compared
 
 
-class Asks:
+class Questions:
     """Answers questions about runs that are kept. `answer` never raises: what is wrong with a
     question comes back as {"error": one line}."""
 
