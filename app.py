@@ -245,12 +245,10 @@ class Visits:
             yield from method(self.sessions.of(request.session_hash), *given)
 
         def stream(request: gr.Request, *values):
-            yield from map(self.updates, changes(request, values))
-            yield self.updates({})  # Gradio wants an answer where nothing changes
+            yield from self.shown(changes(request, values))
 
         def stream_requested(request: gr.Request, event: gr.EventData, *values):
-            yield from map(self.updates, changes(request, values, event))
-            yield self.updates({})
+            yield from self.shown(changes(request, values, event))
 
         def at_once(request: gr.Request, *values):
             return self.updates(functools.reduce(operator.or_, changes(request, values), {}))
@@ -261,6 +259,13 @@ class Visits:
     def updates(self, changes: Changes) -> dict:
         shown = {self.ui[k]: SHOWN.get(k, lambda v: v)(v) for k, v in changes.items()}
         return shown or {self.ui["said"]: gr.skip()}
+
+    def shown(self, changes: Iterator[Changes]) -> Iterator[dict]:
+        """Updates for each change, and one that changes nothing where there is none: Gradio wants
+        an answer. Not after others: it repeats a stream's last answer in case one was lost."""
+        first = next(changes, {})
+        yield self.updates(first)
+        yield from map(self.updates, changes)
 
     def expect(self, request: gr.Request, event: gr.EventData) -> None:
         self.sessions.of(request.session_hash).expect(event.number)

@@ -135,14 +135,13 @@ class Session:
 
     def stop(self) -> Iterator[Changes]:
         board = self.board
-        if board is None or not board.running:
+        if board is None:
             yield {"said": ("Nothing is running.", "info")}
-            return
-        board.stopped = True
-        if board.driver.locked():
-            return  # the run's own changes say so after its step
-        messages = [message(events) for events in advance(board)]
-        yield self._rest(board) | ({"board": messages[-1]} if messages else {})
+        elif board.running:
+            board.stopped = True
+            if not board.driver.locked():  # else the run's own changes say so after its step
+                messages = [message(events) for events in advance(board)]
+                yield self._rest(board) | ({"board": messages[-1]} if messages else {})
 
     def _begin(self, asked: Asked, most: int | None = None) -> Iterator[Changes]:
         """A new board. Loading says that its model is not ready, ValueError what is wrong."""
