@@ -132,6 +132,18 @@ def test_the_last_card_asks_and_the_beginning_is_whole(tmp_path):
             lessons.lessons(folder_of(tmp_path, one=text))
 
 
+def test_a_shared_prompt_is_taken_by_its_name(tmp_path):
+    folder_of(tmp_path, prompts="## sum\n2 + 3\n& 4?\n")
+    named = HEAD.replace("2 + 3 & 4?", "@sum")
+    for text in (HEAD, named):
+        folder_of(tmp_path, one=text + "## First\n@run lane=none\n" + QUESTION)
+        query = lessons.lessons(tmp_path)[0]["cards"][0]["acts"][0][1]
+        assert Link.parse(query).settings["prompt"] == "2 + 3 & 4?"
+    folder_of(tmp_path, one=named.replace("@sum", "@product") + QUESTION)
+    with pytest.raises(ValueError, match=r"one\.md line 4: .*there are sum"):
+        lessons.lessons(tmp_path)
+
+
 def test_conditions():
     assert lessons.condition("step = 3 and policy = d2 or hit_rate >= 80%") == [
         [["step", "=", 3.0], ["policy", "=", "d2"]],
