@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and docs say must be so."""
+"""What README, CONTRIBUTING and docs say is true."""
 
 import importlib.util
 import re
@@ -27,7 +27,7 @@ FILES = sorted(
 
 
 def commands(text: str) -> list[str]:
-    """What the text tells a reader to run, each command of a line by itself."""
+    """The Python commands in the text's code, those joined by && separately."""
     fence = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
     lines = [line for lang, code in fence.findall(text) if not lang for line in code.splitlines()]
     lines += [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", fence.sub("", text))]
@@ -89,7 +89,7 @@ def test_requirements_are_pinned_inside_the_ranges_of_the_package():
     assert f"sdk_version: {pinned}" in README
 
 
-def test_the_lesson_and_the_lanes_that_it_shows_are_good_ones(tmp_path):
+def test_the_example_lesson_and_the_example_lanes_are_valid(tmp_path):
     folder = tmp_path / "lessons"
     shutil.copytree(ROOT / "assets" / "lessons", folder)
     example = next(
@@ -102,7 +102,7 @@ def test_the_lesson_and_the_lanes_that_it_shows_are_good_ones(tmp_path):
         assert str(Lane.parse(lane)) == lane
 
 
-def test_the_measured_table_is_the_one_whose_picture_is_shown():
+def test_the_measured_table_is_the_one_in_the_picture():
     stored = (ROOT / "assets/measured/llada-8b-h200.txt").read_text("utf-8").splitlines()
     command = "analysis.bench --shape llada-8b --device cuda --steps 16 --json"
     first, other = DOCS["measured"].split(command)[1].split("```")[:3:2]
