@@ -1,7 +1,7 @@
 /* How old each kept K, V, attention output and MLP output is, in steps: worked out in the page from
  * what each step recomputed, so that no plane of ages has to be sent. No document here. */
-import { reasonOf } from "./words.js";
-import { placeOf } from "./says.js";
+import { reasonOf } from "./reasons.js";
+import { placeOf } from "./sentences.js";
 
 const PARTS = [
   { key: "K", bit: 1, label: "K", name: "K" },

@@ -4,7 +4,7 @@
 import { percent } from "./numbers.js";
 import { css, colourAt, WRITTEN_NOW, MASKED_NOW } from "./colours.js";
 import { chipData, hitRateSoFar } from "./run.js";
-import { visible, promptText } from "./says.js";
+import { visible, promptText } from "./sentences.js";
 import { stepAt, lastMoment, momentText } from "./board.js";
 import { tables, MAPS } from "./pixels.js";
 import { h } from "./dom.js";

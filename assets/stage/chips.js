@@ -1,8 +1,8 @@
 /* The tokens of one run as chips: a list to walk with the arrow keys, and to point at. */
 import { css, colourAt } from "./colours.js";
-import { reasonOf, REASONS } from "./words.js";
+import { reasonOf, REASONS } from "./reasons.js";
 import { chipData } from "./run.js";
-import { visible, placeOf } from "./says.js";
+import { visible, placeOf } from "./sentences.js";
 import { h } from "./dom.js";
 
 const chipList = (cls, label) =>

@@ -1,7 +1,7 @@
 /* What if: an edit of a run as text, STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=V][,decoder.KNOB=V].
  * Steps and positions count from 0; it happens after that step. No document here. */
 import { plural } from "./numbers.js";
-import { quoted, placeOf } from "./says.js";
+import { quoted, placeOf } from "./sentences.js";
 
 const whole = (x) => Number.isInteger(x) && x >= 0;
 const value = (v) => String(typeof v === "boolean" ? v : Number(v));

@@ -1,7 +1,7 @@
 /* The page: mount(element) draws a board, receive(text) feeds it. Tabs get the context made here. */
 import { TABS, PARTS_OF_PAGE } from "./views.js";
 import { emptyModel, totalsAt, hitRateSoFar } from "./run.js";
-import { formatTotals, explain, readout, tooltipData, STATS, visible } from "./says.js";
+import { formatTotals, explain, readout, tooltipData, STATS, visible } from "./sentences.js";
 import { emptyBoard, boardFrom, stepAt, momentOf, nextDifference, placeIn } from "./board.js";
 import { h } from "./dom.js";
 import { makeTip, tipContent } from "./tip.js";

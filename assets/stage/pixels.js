@@ -1,7 +1,7 @@
 /* The rows of the maps as pixels. Pure: a row is an array of 32-bit colours. */
 import { density, rolloutMass } from "./numbers.js";
 import { WRITTEN_NOW, MASKED_NOW, PAPER, rgb, mixed, colourAt, massShade } from "./colours.js";
-import { REASONS, reasonOf } from "./words.js";
+import { REASONS, reasonOf } from "./reasons.js";
 import { changeAt } from "./run.js";
 
 // One 32-bit pixel per byte value, in the memory order of ImageData.

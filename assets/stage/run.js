@@ -1,6 +1,6 @@
 /* One run, as told by its events; pure questions about it. */
 import { decodePlane, unpack } from "./numbers.js";
-import { reasonsOf } from "./words.js";
+import { reasonsOf } from "./reasons.js";
 
 const EOS = new Set([
   "<|endoftext|>",

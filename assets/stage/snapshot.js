@@ -3,7 +3,7 @@
  * The stage is cloned, every canvas becomes an image, the styles go with it, and the whole is drawn
  * as an SVG: nothing is loaded, no library. */
 import { clamp } from "./numbers.js";
-import { promptText, madeBy } from "./says.js";
+import { promptText, madeBy } from "./sentences.js";
 import { h } from "./dom.js";
 
 // ---- pure

@@ -1,7 +1,7 @@
 /* One floating box of words, kept inside the stage: for tokens, and for controls that explain themselves. */
 import { clamp, fixed, plural } from "./numbers.js";
-import { policyWords } from "./words.js";
-import { quoted, visible, barsCaption } from "./says.js";
+import { policyWords } from "./reasons.js";
+import { quoted, visible, barsCaption } from "./sentences.js";
 import { h, swatch } from "./dom.js";
 
 function makeTip({ uid, inner, on }) {

@@ -1,6 +1,6 @@
 /* The transport: where the reader is on the board's clock, and the controls that move there. */
 import { clamp } from "./numbers.js";
-import { lampText } from "./says.js";
+import { lampText } from "./sentences.js";
 import { lastMoment, liveMoment, nextMoment, stepAt, momentOf, momentText } from "./board.js";
 import { h, iconButton } from "./dom.js";
 

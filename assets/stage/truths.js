@@ -1,6 +1,6 @@
 /* What an exact shadow pass says about the cache: drift, changed predictions, the oracle. No document. */
 import { fixed, plural, drift, divergence } from "./numbers.js";
-import { placeOf } from "./says.js";
+import { placeOf } from "./sentences.js";
 
 const TRUTHS = [
   {

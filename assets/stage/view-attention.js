@@ -2,10 +2,10 @@
 import { decodePlane, fixed } from "./numbers.js";
 import { rgb, colourAt, WRITTEN_NOW } from "./colours.js";
 import { writeAt, textBefore } from "./run.js";
-import { placeOf, quoted, visible, wantsMap, mapNote } from "./says.js";
+import { placeOf, quoted, visible, wantsMap, mapNote } from "./sentences.js";
 import { edgesOf, shareOf, evenShades, pixel, table } from "./pixels.js";
 import { h, colourBar } from "./dom.js";
-import { words, term, marker, fill, pick, makePlane, asker } from "./view-parts.js";
+import { words, term, marker, fill, pick, makePlane, asker } from "./widgets.js";
 
 // What stands at a position before a step. Told apart by colour and, in the strip, by lightness.
 const KINDS = {

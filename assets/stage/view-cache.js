@@ -1,7 +1,7 @@
 /* The cache tab: layer by layer, what was reused and what was recomputed in the step on view, and how old it is. */
 import { fixed, amount } from "./numbers.js";
 import { css, rgb, colourAt, RAMPS } from "./colours.js";
-import { REASONS } from "./words.js";
+import { REASONS } from "./reasons.js";
 import { pixel } from "./pixels.js";
 import { PARTS, layered, agesAt, meanAges, cellStates, cacheReadout } from "./ages.js";
 import { h, choice, colourBar } from "./dom.js";
@@ -15,7 +15,7 @@ import {
   hatching,
   divide,
   paper,
-} from "./view-parts.js";
+} from "./widgets.js";
 
 const LOOKED = "#7a5195"; // computed for no reason of the row's own
 const GONE = { light: "#aab2be", dark: "#566072" }; // evicted; hatched as well

@@ -1,9 +1,9 @@
 /* The tab Compare: every lane in a strip of its own, on one clock and one position axis; and the race. */
 import { clamp, plural } from "./numbers.js";
 import { PAPER, WRITTEN_NOW, MASKED_NOW, css, rgb } from "./colours.js";
-import { reasonsOf, reasonsIn } from "./words.js";
+import { reasonsOf, reasonsIn } from "./reasons.js";
 import { totalsAt, hitRateSoFar, writeAt } from "./run.js";
-import { captions, formatTotals, visible, noteOf, STATS } from "./says.js";
+import { captions, formatTotals, visible, noteOf, STATS } from "./sentences.js";
 import { stepsAt, raceAt, momentText, firstDivergence, differencesAt, placeIn } from "./board.js";
 import { MAPS, tables } from "./pixels.js";
 import { h, choice, swatch, colourBar, fitCanvas } from "./dom.js";

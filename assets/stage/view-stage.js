@@ -1,7 +1,7 @@
 /* The tab Stage: the run of the lane in hand as chips, sentences and four maps on one position axis. */
 import { clamp, plural } from "./numbers.js";
 import { PAPER, WRITTEN_NOW, MASKED_NOW, css, rgb } from "./colours.js";
-import { reasonsIn, reasonCounts } from "./words.js";
+import { reasonsIn, reasonCounts } from "./reasons.js";
 import { touchedIn } from "./run.js";
 import {
   explain,
@@ -11,13 +11,13 @@ import {
   madeBy,
   confidenceUnit,
   noteOf,
-} from "./says.js";
+} from "./sentences.js";
 import { MAPS, tables } from "./pixels.js";
 import { h, choice, swatch, colourBar, fitCanvas } from "./dom.js";
 import { worded as words } from "./glossary.js";
 import { makeMap, resetStore, drawRow, showMap, showStrip } from "./maps.js";
 import { chipList, makeChips, paintChip, chipEvents } from "./chips.js";
-import { makeDetail } from "./detail.js";
+import { makeDetail } from "./rollout-map.js";
 
 function mount(host, page) {
   const uid = page.uid;

@@ -1,13 +1,13 @@
 /* The token tab: the life of one position, step by step. */
 import { clamp, fixed } from "./numbers.js";
 import { css, rgb, colourAt, WRITTEN_NOW, MASKED_NOW } from "./colours.js";
-import { reasonOf, REASONS } from "./words.js";
+import { reasonOf, REASONS } from "./reasons.js";
 import { writeAt } from "./run.js";
-import { candidateBars, barsCaption, placeOf } from "./says.js";
+import { candidateBars, barsCaption, placeOf } from "./sentences.js";
 import { pixel } from "./pixels.js";
 import { agesOf, agesWords, layered } from "./ages.js";
 import { hasTruth, logShade } from "./truths.js";
-import { lifeOf, lifeSentence, whyWords, fitPoints } from "./lifelines.js";
+import { lifeOf, lifeSentence, whyWords, fitPoints } from "./token-life.js";
 import { h, choice, iconButton, colourBar } from "./dom.js";
 import {
   words,
@@ -19,7 +19,7 @@ import {
   makeLines,
   paper,
   asker,
-} from "./view-parts.js";
+} from "./widgets.js";
 import { whatIf as _whatIf } from "./view-whatif.js";
 
 const LINES = [

@@ -1,7 +1,7 @@
 /* The truth tab: an exact pass beside every step says how far the cache is off, and what it should have picked. */
 import { clamp, fixed } from "./numbers.js";
 import { rgb, colourAt, RAMPS } from "./colours.js";
-import { placeOf } from "./says.js";
+import { placeOf } from "./sentences.js";
 import { pixel, table } from "./pixels.js";
 import {
   TRUTHS,
@@ -24,7 +24,7 @@ import {
   makeLines,
   divide,
   paper,
-} from "./view-parts.js";
+} from "./widgets.js";
 
 const COLOURS = { hit: "#009e73", missed: "#d55e00", needless: "#56b4e9" }; // told apart by shape as well
 const ticksOf = (x) =>

@@ -1,9 +1,9 @@
 /* What if: change a token, refresh what is kept or turn a knob after the step on view, and run on from there as a new lane. */
 import { chipData } from "./run.js";
-import { placeOf, quoted } from "./says.js";
+import { placeOf, quoted } from "./sentences.js";
 import { branchQuery, isEdit, refreshOf, editKnobs, editWords } from "./edits.js";
 import { h } from "./dom.js";
-import { words, pick } from "./view-parts.js";
+import { words, pick } from "./widgets.js";
 
 const KEEP = "keep",
   OTHER = "other",

@@ -5,11 +5,11 @@ import { tab as viewCache } from "./view-cache.js";
 import { tab as viewAttention } from "./view-attention.js";
 import { tab as viewTruth } from "./view-truth.js";
 import { tab as viewToken } from "./view-token.js";
-import { tab as figures } from "./figures.js";
+import { tab as viewFigures } from "./view-figures.js";
 import { part as lessons } from "./lessons.js";
 import { part as exportMenu } from "./export.js";
 
-const TABS = [viewStage, viewCompare, viewCache, viewAttention, viewTruth, viewToken, figures];
+const TABS = [viewStage, viewCompare, viewCache, viewAttention, viewTruth, viewToken, viewFigures];
 const PARTS_OF_PAGE = [lessons, exportMenu];
 
 export { TABS, PARTS_OF_PAGE };

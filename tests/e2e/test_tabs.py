@@ -251,7 +251,7 @@ def test_cache_tells_each_cells_age_and_colours_it_by_its_reason(board, lane):
         [int(bit), *bytes.fromhex(colour)]
         for bit, colour in re.findall(
             r'bit: (\d+),[^}]*?colour: "#(\w{6})"',
-            (browser.ROOT / "assets/stage/words.js").read_text(),
+            (browser.ROOT / "assets/stage/reasons.js").read_text(),
         )
     ]
     apart = 0

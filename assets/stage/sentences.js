@@ -9,7 +9,7 @@ import {
   amount,
   short,
 } from "./numbers.js";
-import { policyWords, decoderWords, labelIn, reasonsIn, reasonCounts } from "./words.js";
+import { policyWords, decoderWords, labelIn, reasonsIn, reasonCounts } from "./reasons.js";
 import { touchedIn, layersDiffer, textBefore, chipData } from "./run.js";
 
 // Make every character visible: a newline as an arrow, other control codes as their pictures.

@@ -3,7 +3,7 @@
 import { clamp } from "./numbers.js";
 import { colourAt, PAPER } from "./colours.js";
 import { table } from "./pixels.js";
-import { linePath, atStep } from "./lifelines.js";
+import { linePath, atStep } from "./token-life.js";
 import { h } from "./dom.js";
 import { worded as _worded } from "./glossary.js";
 

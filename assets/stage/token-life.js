@@ -1,9 +1,9 @@
 /* The life of one position over the steps of a run: what the model thought of it, when it was
  * recomputed and why, when it was written. And the lines that draw it. No document here. */
 import { confidence, density, fixed, plural, drift } from "./numbers.js";
-import { reasonOf, reasonsIn, labelIn } from "./words.js";
+import { reasonOf, reasonsIn, labelIn } from "./reasons.js";
 import { writeAt } from "./run.js";
-import { placeOf, quoted } from "./says.js";
+import { placeOf, quoted } from "./sentences.js";
 
 // The decoder ranks its guesses by this: confidence times density, or confidence alone without a prior.
 const hasPrior = (model) => model.start?.knobs?.decoder?.sigma > 0;

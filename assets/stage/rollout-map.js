@@ -1,7 +1,7 @@
 /* The T x T map of one step in the tab Stage, fetched on request; it stays open from run to run. */
 import { decodePlane } from "./numbers.js";
 import { colourAt } from "./colours.js";
-import { wantsMap, mapNote } from "./says.js";
+import { wantsMap, mapNote } from "./sentences.js";
 import { table } from "./pixels.js";
 import { h } from "./dom.js";
 import { evenShades, edgesOf } from "./pixels.js";
