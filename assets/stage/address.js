@@ -41,7 +41,7 @@ function addressOf(query, state) {
     .replace(/%3D/g, "=");
 }
 
-// Mounts the stage and ties it to the address. Options as D2.mount's.
+// Mounts the stage and ties it to the address. Options as mount's.
 function open(host, options) {
   const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__")); // Gradio's
   let query = null,

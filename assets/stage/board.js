@@ -2,7 +2,7 @@
  *
  * A moment is a value of the clock: a step, measured milliseconds, or FLOPs since each run began.
  * Lane 0 is what the others are compared with. */
-import { emptyModel, applyEvent, writeAt, filledAt } from "./run.js";
+import { applyEvent, emptyRun, filledAt, writeAt } from "./run.js";
 
 const CLOCKS = ["step", "ms", "flops"];
 
@@ -12,16 +12,16 @@ const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, 
 function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
-  else applyEvent(board.lanes.find((run) => run.run === ev.run) ?? emptyModel(), ev); // of no lane: to nobody
+  else applyEvent(board.lanes.find((run) => run.key === ev.run) ?? emptyRun(), ev); // of no lane: to nobody
   return board;
 }
 
 function addLane(board, ev) {
   const key = ev.board ?? ev.run,
-    run = applyEvent(emptyModel(), ev);
+    run = applyEvent(emptyRun(), ev);
   if (board.key !== key) return { ...emptyBoard(board.clock), key, lanes: [run] };
   const on = board.lanes[board.lane],
-    others = board.lanes.filter((other) => other.lane !== run.lane && other.run !== run.run);
+    others = board.lanes.filter((other) => other.lane !== run.lane && other.key !== run.key);
   board.lanes = [...others, run].sort((a, b) => a.lane - b.lane);
   board.lane = Math.max(
     0,
@@ -38,11 +38,11 @@ const boardFrom = (board, text) =>
 // When each step of a run had been made; known as far as the records go.
 function momentsOf(run, clock) {
   const list = run.clocks[clock];
-  for (let s = list.length; s < run.recs.length; s++) {
-    const rec = run.recs[s],
+  for (let s = list.length; s < run.records.length; s++) {
+    const record = run.records[s],
       before = list[s - 1] ?? 0;
-    if (clock === "flops" && rec && !rec.totals) break; // its totals are on their way
-    list.push(!rec ? before : clock === "ms" ? before + (rec.ms || 0) : rec.totals.flops);
+    if (clock === "flops" && record && !record.totals) break; // its totals are on their way
+    list.push(!record ? before : clock === "ms" ? before + (record.ms || 0) : record.totals.flops);
   }
   return list;
 }
@@ -56,7 +56,7 @@ function momentOf(board, i, s) {
 
 function stepAt(board, i, moment) {
   const run = board.lanes[i],
-    last = run.recs.length - 1;
+    last = run.records.length - 1;
   if (board.clock === "step") return Math.min(Math.floor(moment), last);
   const list = momentsOf(run, board.clock);
   let lo = 0,
@@ -71,7 +71,7 @@ function stepAt(board, i, moment) {
 
 const stepsAt = (board, moment) => board.lanes.map((_, i) => stepAt(board, i, moment));
 
-const endOf = (board, i) => momentOf(board, i, board.lanes[i].recs.length - 1);
+const endOf = (board, i) => momentOf(board, i, board.lanes[i].records.length - 1);
 const lastMoment = (board) =>
   board.lanes.reduce(
     (most, _, i) => Math.max(most, endOf(board, i)),
@@ -118,10 +118,10 @@ function differs(board, i, p, steps) {
 }
 
 const changesIn = (run, s) =>
-  run.recs[s]
+  run.records[s]
     ? [
-        ...run.recs[s].w.map(([p, text]) => `${p - run.P} ${text}`),
-        ...run.recs[s].m.map((p) => `${p - run.P}`),
+        ...run.records[s].w.map(([p, text]) => `${p - run.P} ${text}`),
+        ...run.records[s].m.map((p) => `${p - run.P}`),
       ]
         .sort()
         .join("\n")
@@ -129,7 +129,7 @@ const changesIn = (run, s) =>
 
 // Did this step change the canvas of lane i otherwise than that of lane 0? null: not known (yet).
 function stepDiffers(board, i, s) {
-  const ended = (run) => run.status !== "running" && s >= run.recs.length;
+  const ended = (run) => run.status !== "running" && s >= run.records.length;
   const [a, b] = [board.lanes[0], board.lanes[i]].map((run) =>
     ended(run) ? "" : changesIn(run, s),
   );
@@ -145,11 +145,11 @@ function firstDivergence(board, i) {
   if (!i || !run) return null;
   let seen = seenIn.get(run);
   if (!seen || seen.of !== first) seenIn.set(run, (seen = { of: first, s: 0, at: null }));
-  const end = Math.max(run.recs.length, first.recs.length);
+  const end = Math.max(run.records.length, first.records.length);
   for (; seen.at === null && seen.s < end; seen.s++) {
     const other = stepDiffers(board, i, seen.s);
     if (other) seen.at = seen.s;
-    else if (other === null && [run, first].some((r) => seen.s >= r.recs.length)) break; // wait for it; a lost record is passed over
+    else if (other === null && [run, first].some((r) => seen.s >= r.records.length)) break; // wait for it; a lost record is passed over
   }
   return seen.at;
 }
@@ -157,7 +157,7 @@ function firstDivergence(board, i) {
 // The first step after s at which one of these lanes differs from lane 0; null when there is none.
 function nextDifference(board, s) {
   const lanes = board.lane ? [board.lane] : board.lanes.map((_, i) => i).slice(1);
-  const end = Math.max(0, ...board.lanes.map((run) => run.recs.length));
+  const end = Math.max(0, ...board.lanes.map((run) => run.records.length));
   for (let next = s + 1; next < end; next++)
     if (lanes.some((i) => stepDiffers(board, i, next))) return next;
   return null;
@@ -187,11 +187,11 @@ function raceAt(board, moment) {
   const lanes = board.lanes.map((run, i) => {
     const step = stepAt(board, i, moment),
       end = endOf(board, i),
-      over = run.status !== "running" && step === run.recs.length - 1;
+      over = run.status !== "running" && step === run.records.length - 1;
     return {
       step,
       written: filledAt(run, step),
-      of: run.status === "done" ? filledAt(run, run.recs.length - 1) : run.G,
+      of: run.status === "done" ? filledAt(run, run.records.length - 1) : run.G,
       finished: over ? end : null,
       status: run.status,
     };

@@ -1,5 +1,5 @@
 /* Small helpers of the page. */
-import { css, colourAt } from "./colours.js";
+import { colourAt, css } from "./colours.js";
 
 function h(tag, cls, props, ...kids) {
   const el = document.createElement(tag);

@@ -1,7 +1,7 @@
 /* What if: an edit of a run as text, STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=V][,decoder.KNOB=V].
  * Steps and positions count from 0; it happens after that step. No document here. */
 import { plural } from "./numbers.js";
-import { quoted, placeOf } from "./sentences.js";
+import { placeOf, quoted } from "./sentences.js";
 
 const whole = (x) => Number.isInteger(x) && x >= 0;
 const value = (v) => String(typeof v === "boolean" ? v : Number(v));
@@ -42,13 +42,13 @@ const isEdit = ({ tokens = [], refresh = null, policy = {}, decoder = {} }) =>
   );
 
 // The positions a choice of "refresh" means; null for none.
-function refreshOf(model, what, p) {
+function refreshOf(run, what, p) {
   const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
   return {
     none: null,
     position: [p],
-    prompt: range(0, model.P),
-    answer: range(model.P, model.T),
+    prompt: range(0, run.P),
+    answer: range(run.P, run.T),
     all: "all",
   }[what];
 }
@@ -67,20 +67,20 @@ function knobsOf(start) {
 
 // "After step 12: ' dog' at answer position 3; refresh of the prompt; policy sigma 5."
 function editWords(
-  model,
+  run,
   { step, tokens = [], refresh = null, policy = {}, decoder = {} },
   names = {},
 ) {
   const parts = tokens.map(([p, id]) =>
     names[p] === null
-      ? `mask ${placeOf(model, p)} again`
-      : `write ${names[p] === undefined ? `token ${id}` : quoted(names[p])} at ${placeOf(model, p)}`,
+      ? `mask ${placeOf(run, p)} again`
+      : `write ${names[p] === undefined ? `token ${id}` : quoted(names[p])} at ${placeOf(run, p)}`,
   );
   if (refresh === "all") parts.push("refresh every position");
-  else if (refresh?.length === 1) parts.push(`refresh ${placeOf(model, refresh[0])}`);
+  else if (refresh?.length === 1) parts.push(`refresh ${placeOf(run, refresh[0])}`);
   else if (refresh?.length)
     parts.push(
-      `refresh ${refresh[0] < model.P ? "the prompt" : "the answer"} (${plural(refresh.length, "position")})`,
+      `refresh ${refresh[0] < run.P ? "the prompt" : "the answer"} (${plural(refresh.length, "position")})`,
     );
   for (const [kind, knobs] of [
     ["policy", policy],

@@ -69,7 +69,7 @@ function makeKeys(page, { root, on, transport, close }) {
       e.altKey ||
       e.ctrlKey ||
       e.metaKey ||
-      !page.model.run ||
+      !page.run.key ||
       !ACTIONS[e.key]
     )
       return;

@@ -8,7 +8,9 @@ function laneNote(board, i) {
     at = firstDivergence(board, i);
   if (i === 0) return board.lanes.length > 1 ? "the others are compared with it" : "";
   if (at !== null) return "";
-  return run.recs.length || run.status !== "running" ? "same as lane 1 so far" : "about to start";
+  return run.records.length || run.status !== "running"
+    ? "same as lane 1 so far"
+    : "about to start";
 }
 
 function makeLanes(page) {
@@ -42,7 +44,7 @@ function makeLanes(page) {
 
   function paint() {
     const { board } = page,
-      is = board.lanes.map((run) => `${run.run} ${run.name}`).join("|");
+      is = board.lanes.map((run) => `${run.key} ${run.name}`).join("|");
     if (shown !== is) {
       shown = is;
       build(board);

@@ -1,7 +1,7 @@
 /* The rows of the maps as pixels. Pure: a row is an array of 32-bit colours. */
+import { colourAt, MASKED_NOW, massShade, mixed, PAPER, rgb, WRITTEN_NOW } from "./colours.js";
 import { density, rolloutMass } from "./numbers.js";
-import { WRITTEN_NOW, MASKED_NOW, PAPER, rgb, mixed, colourAt, massShade } from "./colours.js";
-import { REASONS, reasonOf } from "./reasons.js";
+import { reasonOf, REASONS } from "./reasons.js";
 import { changeAt } from "./run.js";
 
 // One 32-bit pixel per byte value, in the memory order of ImageData.
@@ -13,8 +13,8 @@ const table = (colour) =>
   });
 
 const SHADES = 8; // of a reason's colour: paler where fewer layers recomputed the position
-const shade = (rec, p, layers) =>
-  rec.l ? Math.round(SHADES * Math.min(1, rec.l[p] / layers)) : SHADES;
+const shade = (record, p, layers) =>
+  record.l ? Math.round(SHADES * Math.min(1, record.l[p] / layers)) : SHADES;
 
 function tables(dark, expected) {
   const paper = PAPER[dark ? "dark" : "light"];
@@ -46,34 +46,34 @@ const MAPS = [
     key: "cache",
     short: "cache",
     title: "Cache: reused or recomputed",
-    row(out, rec, m, t) {
-      for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(rec, p, m.layers)][rec.y[p]];
+    row(out, record, m, t) {
+      for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(record, p, m.layers)][record.y[p]];
     },
   },
   {
     key: "density",
     short: "density",
     title: "Certainty density",
-    row(out, rec, m, t) {
-      if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]];
+    row(out, record, m, t) {
+      if (record.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[record.d[g]];
     },
   },
   {
     key: "rollout",
     short: "rollout",
     title: "Attention rollout",
-    row(out, rec, m, t) {
-      if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]];
+    row(out, record, m, t) {
+      if (record.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[record.r[p]];
     },
   },
   {
     key: "order",
     short: "order",
     title: "Decode order",
-    row(out, rec, m, t) {
+    row(out, record, m, t) {
       for (let p = m.P; p < m.T; p++) {
-        const change = changeAt(m, p, rec.s),
-          now = change?.s === rec.s;
+        const change = changeAt(m, p, record.s),
+          now = change?.s === record.s;
         if (!change || change.text === null) out[p] = now ? t.again : t.masked;
         else out[p] = now ? t.now : t.order[change.s];
       }

@@ -164,13 +164,13 @@ const reasonsOf = (start) =>
     ...policyWords(start)[r.key],
     ...decoderWords(start)[r.key],
   }));
-const labelIn = (model, key) => model.reasons.find((r) => r.key === key).label;
+const labelIn = (run, key) => run.reasons.find((r) => r.key === key).label;
 const reasonsIn = (byte) => REASONS.filter((r) => byte & r.bit).map((r) => r.key);
 const reasonOf = (byte) => (REASONS.find((r) => byte & r.bit) || { key: null }).key;
 // How many positions each reason claims in one step; one with several counts for its most telling one.
-function reasonCounts(rec) {
+function reasonCounts(record) {
   const counts = {};
-  for (const byte of rec.y) if (byte) counts[reasonOf(byte)] = (counts[reasonOf(byte)] || 0) + 1;
+  for (const byte of record.y) if (byte) counts[reasonOf(byte)] = (counts[reasonOf(byte)] || 0) + 1;
   return counts;
 }
 

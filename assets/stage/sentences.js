@@ -1,23 +1,23 @@
 /* What the stage says of a run: sentences, captions, tooltips. Pure. */
 import {
+  amount,
   confidence,
   density,
-  rolloutMass,
   fixed,
   percent,
   plural,
-  amount,
+  rolloutMass,
   short,
 } from "./numbers.js";
-import { policyWords, decoderWords, labelIn, reasonsIn, reasonCounts } from "./reasons.js";
-import { touchedIn, layersDiffer, textBefore, chipData } from "./run.js";
+import { decoderWords, labelIn, policyWords, reasonCounts, reasonsIn } from "./reasons.js";
+import { chipData, layersDiffer, textBefore, touchedIn } from "./run.js";
 
 // Make every character visible: a newline as an arrow, other control codes as their pictures.
 function visible(text) {
   if (text === "") return "·";
   return text
     .replace(/\r?\n/g, "↵")
-    .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+    .replace(/\p{Cc}/gu, (c) => (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : c));
 }
 const quoted = (text) => `'${visible(text)}'`;
 
@@ -33,56 +33,56 @@ function formatTotals(totals) {
 }
 
 // In words a position counts from 1, as a step does; in the data both count from 0.
-const placeOf = (model, p) =>
-  p < model.P ? `prompt position ${p + 1}` : `answer position ${p - model.P + 1}`;
-const tokenName = (model, text) => (model.eos.has(text) ? "end" : visible(text));
+const placeOf = (run, p) =>
+  p < run.P ? `prompt position ${p + 1}` : `answer position ${p - run.P + 1}`;
+const tokenName = (run, text) => (run.eos.has(text) ? "end" : visible(text));
 
 // "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with confidence 0.98."
 const sureness = (conf) =>
   conf === null || conf === undefined ? "by hand" : `with confidence ${fixed(conf, 2)}`;
 
-function explain(rec, model, step) {
-  if (!rec)
-    return model.recs.length > step && step >= 0
+function explain(record, run, step) {
+  if (!record)
+    return run.records.length > step && step >= 0
       ? `Step ${step + 1}: its record was lost.`
-      : `All ${model.G} answer positions are masked; waiting for the first step.`;
-  const written = [...rec.w].sort((a, b) => a[0] - b[0]),
+      : `All ${run.G} answer positions are masked; waiting for the first step.`;
+  const written = [...record.w].sort((a, b) => a[0] - b[0]),
     n = written.length;
   const name = (text) =>
-    text === null ? "a token" : model.eos.has(text) ? "the end token" : quoted(text);
+    text === null ? "a token" : run.eos.has(text) ? "the end token" : quoted(text);
   const some = (list) =>
     `, by answer position: ${list
       .slice(0, 3)
-      .map(([p, text]) => `${name(text)} (${p - model.P + 1})`)
+      .map(([p, text]) => `${name(text)} (${p - run.P + 1})`)
       .join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;
   let wrote = "wrote nothing";
   if (n === 1)
-    wrote = `wrote ${name(written[0][1])} at ${placeOf(model, written[0][0])} ${sureness(written[0][2])}`;
+    wrote = `wrote ${name(written[0][1])} at ${placeOf(run, written[0][0])} ${sureness(written[0][2])}`;
   if (n > 1) wrote = `wrote ${n} tokens${some(written)}`;
-  const again = rec.m.map((p) => [p, textBefore(model, p, rec.s)]);
+  const again = record.m.map((p) => [p, textBefore(run, p, record.s)]);
   if (again.length === 1)
-    wrote += `; masked ${name(again[0][1])} again at ${placeOf(model, again[0][0])}`;
+    wrote += `; masked ${name(again[0][1])} again at ${placeOf(run, again[0][0])}`;
   if (again.length > 1) wrote += `; masked ${again.length} tokens again${some(again)}`;
-  const mean = layersDiffer(rec) ? ` (mean over ${model.layers} layers)` : "";
-  return `Step ${rec.s + 1}: recomputed ${amount(rec.rows)} of ${model.T} positions${mean}, then ${wrote}.`;
+  const mean = layersDiffer(record) ? ` (mean over ${run.layers} layers)` : "";
+  return `Step ${record.s + 1}: recomputed ${amount(record.rows)} of ${run.T} positions${mean}, then ${wrote}.`;
 }
 
 // The second half, for who has never heard of it: what the recomputing was for.
-function explainWhy(rec, model) {
-  const rest = model.T - touchedIn(rec),
-    differ = layersDiffer(rec);
+function explainWhy(record, run) {
+  const rest = run.T - touchedIn(record),
+    differ = layersDiffer(record);
   if (rest === 0 && !differ) return "Every position was computed, nothing came from the cache.";
-  const counts = reasonCounts(rec),
+  const counts = reasonCounts(record),
     its = rest === 1 ? "its" : "their",
-    { kept = "keys and values (K,V)" } = policyWords(model.start);
-  const parts = model.reasons
+    { kept = "keys and values (K,V)" } = policyWords(run.start);
+  const parts = run.reasons
     .filter((r) => counts[r.key])
     .map((r) => `${counts[r.key]} × ${r.label}`);
   const why = parts.length
     ? `Recomputed${differ ? " in at least one layer" : ""}: ${parts.join(", ")}. `
     : "";
-  const evicted = rec.out
-    ? `, if not evicted: each layer left ${plural(amount(rec.out), "position")} out of attention`
+  const evicted = record.out
+    ? `, if not evicted: each layer left ${plural(amount(record.out), "position")} out of attention`
     : "";
   return (
     why +
@@ -147,7 +147,7 @@ const captions = {
   },
 };
 
-const promptText = (model) => model.prompt.join("").replace(/\s+/g, " ").trim() || "(no prompt)";
+const promptText = (run) => run.prompt.join("").replace(/\s+/g, " ").trim() || "(no prompt)";
 const madeBy = (start) =>
   ["policy", "decoder", "model"]
     .filter((k) => start[k])
@@ -162,52 +162,50 @@ function barsCaption(start) {
 }
 
 // The bars of one write: the likeliest tokens, and the written one if it is not among them.
-function candidateBars(model, write) {
+function candidateBars(run, write) {
   if (!write || !write.top.length) return [];
-  const bars = write.top.map(([text, share]) => ({ text: tokenName(model, text), share }));
+  const bars = write.top.map(([text, share]) => ({ text: tokenName(run, text), share }));
   if (!write.top.some(([text]) => text === write.text))
-    bars.push({ text: tokenName(model, write.text), share: null });
+    bars.push({ text: tokenName(run, write.text), share: null });
   return bars;
 }
 
 const confidenceUnit = (start) =>
   `confidence when written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
-const lampText = (model) => (model.status !== "running" ? "end" : model.paused ? "paused" : "live");
+const lampText = (run) => (run.status !== "running" ? "end" : run.paused ? "paused" : "live");
 
 // The state of a run that needs words: stored, ended early, failed, incomplete. How it ended is said
 // at its last step, s: earlier ones still have masks to fill.
-function noteOf(model, s) {
+function noteOf(run, s) {
   const lines = [],
-    atEnd = s >= model.recs.length - 1;
-  if (model.start.stored) lines.push("A stored run; press Run for a live one.");
-  if (model.status === "done" && model.note && atEnd) lines.push(model.note);
-  if (model.status === "stopped")
-    lines.push(`Stopped after ${plural(model.recs.length, "step")}. ${model.note}`);
-  if (model.status === "failed")
-    lines.push(`The run failed${model.note ? `: ${model.note}` : ""}.`);
-  if (model.gaps)
-    lines.push(`${plural(model.gaps, "record")} lost on the way; their lines are blank.`);
+    atEnd = s >= run.records.length - 1;
+  if (run.start.stored) lines.push("A stored run; press Run for a live one.");
+  if (run.status === "done" && run.note && atEnd) lines.push(run.note);
+  if (run.status === "stopped")
+    lines.push(`Stopped after ${plural(run.records.length, "step")}. ${run.note}`);
+  if (run.status === "failed") lines.push(`The run failed${run.note ? `: ${run.note}` : ""}.`);
+  if (run.gaps) lines.push(`${plural(run.gaps, "record")} lost on the way; their lines are blank.`);
   return lines.join(" ").trim();
 }
 
 // The T x T map costs the server a pass: while a run is followed live, it waits to be asked for.
-const wantsMap = (model, live) =>
-  model.recs.length > 0 && (model.status !== "running" || model.paused || !live);
+const wantsMap = (run, live) =>
+  run.records.length > 0 && (run.status !== "running" || run.paused || !live);
 
 function mapNote(s, dark, before) {
   return `${before ? "From the run before: step" : "Step"} ${s + 1}, computed anew by a full pass without a cache. Line i, column j: how much position i draws on position j, followed through all layers; dashed lines part the prompt from the answer. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
 }
 // Everything the stage can say about position p at step s.
-function tooltipData(model, p, s) {
-  const rec = model.recs[s],
-    chip = chipData(model, p, s),
-    g = p - model.P,
+function tooltipData(run, p, s) {
+  const record = run.records[s],
+    chip = chipData(run, p, s),
+    g = p - run.P,
     byReason = {};
   let recomputed = 0,
     steps = 0;
   for (let i = 0; i <= s; i++) {
-    if (!model.recs[i]) continue;
-    const byte = model.recs[i].y[p];
+    if (!run.records[i]) continue;
+    const byte = run.records[i].y[p];
     steps++;
     if (byte) recomputed++;
     for (const key of reasonsIn(byte)) byReason[key] = (byReason[key] || 0) + 1;
@@ -219,15 +217,17 @@ function tooltipData(model, p, s) {
     step: chip.write ? chip.write.s : null,
     conf: chip.write ? chip.write.conf : null,
     top: chip.write ? chip.write.top : [],
-    bars: candidateBars(model, chip.write),
-    place: placeOf(model, p),
-    density: rec && rec.d && g >= 0 ? density(rec.d[g]) : null,
-    rollout: rec && rec.r ? rolloutMass(rec.r[p]) : null,
-    candidate: rec && rec.c && g >= 0 ? confidence(rec.c[g]) : null,
-    now: rec ? reasonsIn(rec.y[p]).map((key) => labelIn(model, key)) : null,
+    bars: candidateBars(run, chip.write),
+    place: placeOf(run, p),
+    density: record && record.d && g >= 0 ? density(record.d[g]) : null,
+    rollout: record && record.r ? rolloutMass(record.r[p]) : null,
+    candidate: record && record.c && g >= 0 ? confidence(record.c[g]) : null,
+    now: record ? reasonsIn(record.y[p]).map((key) => labelIn(run, key)) : null,
     layers:
-      rec && rec.l && rec.l[p] < model.layers ? `${rec.l[p]} of ${model.layers} layers` : null,
-    was: chip.again === null ? null : textBefore(model, p, chip.again),
+      record && record.l && record.l[p] < run.layers
+        ? `${record.l[p]} of ${run.layers} layers`
+        : null,
+    was: chip.again === null ? null : textBefore(run, p, chip.again),
     recomputed,
     steps,
     byReason,

@@ -2,9 +2,9 @@
  *
  * The stage is cloned, every canvas becomes an image, the styles go with it, and the whole is drawn
  * as an SVG: nothing is loaded, no library. */
-import { clamp } from "./numbers.js";
-import { promptText, madeBy } from "./sentences.js";
 import { h } from "./dom.js";
+import { clamp } from "./numbers.js";
+import { madeBy, promptText } from "./sentences.js";
 
 // ---- pure
 
@@ -14,7 +14,7 @@ const MOST_PIXELS = 16000; // of one side of a canvas, in any browser
 function pictureCaption(board, steps) {
   const runs = board.lanes,
     shown = (run, i) =>
-      `${madeBy(run.start)} · ${steps[i] < 0 ? "before the first step" : `step ${steps[i] + 1} of ${run.recs.length}`}`;
+      `${madeBy(run.start)} · ${steps[i] < 0 ? "before the first step" : `step ${steps[i] + 1} of ${run.records.length}`}`;
   const prompt = promptText(runs[0]);
   return [
     prompt.length > 300 ? `${prompt.slice(0, 299)}…` : prompt,
@@ -24,7 +24,7 @@ function pictureCaption(board, steps) {
 
 // Text that XML can hold: without control codes and halves of characters.
 const inXml = (text) =>
-  text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|\p{Surrogate}/gu, "\ufffd");
+  text.replace(/(?![\t\n\r\u007f-\u009f])\p{Cc}|[\ufffe\uffff]|\p{Surrogate}/gu, "\ufffd");
 
 // Names of the variables that a style takes from its surroundings.
 const borrowed = (style) =>
@@ -41,7 +41,7 @@ const fileName = (run, step, ending) =>
 function stageRules() {
   const out = [];
   for (const sheet of document.styleSheets) {
-    let rules = [];
+    let rules;
     try {
       rules = sheet.cssRules;
     } catch {
@@ -170,7 +170,7 @@ async function picture(page) {
     );
   return {
     blob,
-    name: fileName(page.model, page.step, "png"),
+    name: fileName(page.run, page.step, "png"),
     width: canvas.width,
     height: canvas.height,
   };

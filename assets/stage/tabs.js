@@ -1,9 +1,8 @@
-/* The tabs below the transport. A tab registers itself: D2.tabs.push({key, title, place, mount}). */
-import { TABS } from "./views.js";
+/* The tabs below the transport, in the order of the list in views.js. */
 import { h } from "./dom.js";
+import { TABS } from "./views.js";
 
 function makeTabs(page, { uid, onShow }) {
-  const specs = [...TABS].sort((a, b) => a.place - b.place);
   const bar = h("div", "d2-tabbar", {
       role: "tablist",
       "aria-label": "Views",
@@ -11,7 +10,7 @@ function makeTabs(page, { uid, onShow }) {
     }),
     panels = h("div", "d2-panels");
   let shown = null;
-  const tabs = specs.map((spec) => {
+  const tabs = TABS.map((spec) => {
     const button = h("button", "d2-tab", {
       type: "button",
       role: "tab",

@@ -1,8 +1,8 @@
 /* One floating box of words, kept inside the stage: for tokens, and for controls that explain themselves. */
+import { h, swatch } from "./dom.js";
 import { clamp, fixed, plural } from "./numbers.js";
 import { policyWords } from "./reasons.js";
-import { quoted, visible, barsCaption } from "./sentences.js";
-import { h, swatch } from "./dom.js";
+import { barsCaption, quoted, visible } from "./sentences.js";
 
 function makeTip({ uid, inner, on }) {
   const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true }),
@@ -52,7 +52,7 @@ function makeTip({ uid, inner, on }) {
 }
 
 // Everything about one token, as tooltipData found it.
-function tipContent(model, d) {
+function tipContent(run, d) {
   const title = h("p", "d2-tip-token", {
     textContent: d.masked
       ? d.again === null
@@ -81,7 +81,7 @@ function tipContent(model, d) {
     );
   if (d.bars.length)
     kids.push(
-      h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }),
+      h("p", "d2-tip-caption", { textContent: barsCaption(run.start) }),
       h(
         "div",
         "d2-top",
@@ -98,7 +98,7 @@ function tipContent(model, d) {
       ),
     );
   const layered =
-    model.start.by_layer && !policyWords(model.start).even ? ", in at least one layer" : "";
+    run.start.by_layer && !policyWords(run.start).even ? ", in at least one layer" : "";
   kids.push(
     h("p", "", {
       textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far${layered}`,
@@ -109,7 +109,7 @@ function tipContent(model, d) {
       "p",
       "d2-tip-reasons",
       {},
-      ...model.reasons
+      ...run.reasons
         .filter((r) => d.byReason[r.key])
         .map((r) => swatch(r.colour, r.label, d.byReason[r.key])),
     ),

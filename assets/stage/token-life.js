@@ -1,134 +1,131 @@
 /* The life of one position over the steps of a run: what the model thought of it, when it was
  * recomputed and why, when it was written. And the lines that draw it. No document here. */
-import { confidence, density, fixed, plural, drift } from "./numbers.js";
-import { reasonOf, reasonsIn, labelIn } from "./reasons.js";
+import { confidence, density, drift, fixed, plural } from "./numbers.js";
+import { labelIn, reasonOf, reasonsIn } from "./reasons.js";
 import { writeAt } from "./run.js";
 import { placeOf, quoted } from "./sentences.js";
 
 // The decoder ranks its guesses by this: confidence times density, or confidence alone without a prior.
-const hasPrior = (model) => model.start?.knobs?.decoder?.sigma > 0;
-const rankedBy = (model) => (hasPrior(model) ? "confidence × density" : "confidence");
+const hasPrior = (run) => run.start?.knobs?.decoder?.sigma > 0;
+const rankedBy = (run) => (hasPrior(run) ? "confidence × density" : "confidence");
 
 // The block that is being filled in step s: that of the leftmost position masked before it. [from, to)
-function openBlock(model, s) {
-  const size = model.start?.block_length || model.G;
-  for (let p = model.P; p < model.T; p++)
-    if (!writeAt(model, p, s - 1)) {
-      const from = model.P + Math.floor((p - model.P) / size) * size;
-      return [from, Math.min(model.T, from + size)];
+function openBlock(run, s) {
+  const size = run.start?.block_length || run.G;
+  for (let p = run.P; p < run.T; p++)
+    if (!writeAt(run, p, s - 1)) {
+      const from = run.P + Math.floor((p - run.P) / size) * size;
+      return [from, Math.min(run.T, from + size)];
     }
-  return [model.T, model.T];
+  return [run.T, run.T];
 }
 
 // Where position p stands among the masked ones of the open block that got a guess in step s, best
 // first; equal scores share a rank. null: it is none of them. {rank, of}
-function rankOf(model, s, p) {
-  const rec = model.recs[s],
-    prior = hasPrior(model);
-  if (!rec?.c || !rec.d || p < model.P) return null;
-  const score = (g) => (rec.c[g] - 1) * (prior ? rec.d[g] : 1),
-    [from, to] = openBlock(model, s);
-  const runs = (q) => q >= from && q < to && rec.c[q - model.P] > 0 && !writeAt(model, q, s - 1);
+function rankOf(run, s, p) {
+  const record = run.records[s],
+    prior = hasPrior(run);
+  if (!record?.c || !record.d || p < run.P) return null;
+  const score = (g) => (record.c[g] - 1) * (prior ? record.d[g] : 1),
+    [from, to] = openBlock(run, s);
+  const runs = (q) => q >= from && q < to && record.c[q - run.P] > 0 && !writeAt(run, q, s - 1);
   if (!runs(p)) return null;
-  const own = score(p - model.P);
+  const own = score(p - run.P);
   let rank = 1,
     of = 0;
   for (let q = from; q < to; q++)
     if (runs(q)) {
       of++;
-      if (score(q - model.P) > own) rank++;
+      if (score(q - run.P) > own) rank++;
     }
   return { rank, of };
 }
 
-const ranked = new WeakMap(); // model -> position -> its ranks so far: what is past does not change
+const ranked = new WeakMap(); // run -> position -> its ranks so far: what is past does not change
 
-function ranksOf(model, p) {
-  if (!ranked.has(model)) ranked.set(model, new Map());
-  const known = ranked.get(model),
+function ranksOf(run, p) {
+  if (!ranked.has(run)) ranked.set(run, new Map());
+  const known = ranked.get(run),
     list = known.get(p) ?? [];
   known.set(p, list);
-  for (let s = list.length; s < model.recs.length; s++) list.push(rankOf(model, s, p));
+  for (let s = list.length; s < run.records.length; s++) list.push(rankOf(run, s, p));
   return list;
 }
 
 // Lines over all steps received; null where there is nothing to show. kd: only with truth events.
-function lifeOf(model, p) {
-  const g = p - model.P,
-    each = (f) => Array.from(model.recs, (rec, s) => (rec ? f(rec, s) : null));
-  const conf = each((rec) => (g >= 0 && rec.c ? confidence(rec.c[g]) : null));
-  const dens = each((rec) => (g >= 0 && rec.d ? density(rec.d[g]) : null));
-  const ranks = ranksOf(model, p);
+function lifeOf(run, p) {
+  const g = p - run.P,
+    each = (f) => Array.from(run.records, (record, s) => (record ? f(record, s) : null));
+  const conf = each((record) => (g >= 0 && record.c ? confidence(record.c[g]) : null));
+  const dens = each((record) => (g >= 0 && record.d ? density(record.d[g]) : null));
+  const ranks = ranksOf(run, p);
   return {
     conf,
     density: dens,
     product: conf.map((c, s) => (c === null || dens[s] === null ? null : c * dens[s])),
     rank: ranks.map((r) => r && r.rank),
     of: ranks.map((r) => r && r.of),
-    why: each((rec) => rec.y[p]),
-    drift: each((rec) => (rec.truth?.kd ? drift(rec.truth.kd[p]) : null)),
-    written: (model.changes[p] || []).filter((x) => x.text !== null).map((x) => x.s),
-    masked: (model.changes[p] || []).filter((x) => x.text === null).map((x) => x.s),
+    why: each((record) => record.y[p]),
+    drift: each((record) => (record.truth?.kd ? drift(record.truth.kd[p]) : null)),
+    written: (run.changes[p] || []).filter((x) => x.text !== null).map((x) => x.s),
+    masked: (run.changes[p] || []).filter((x) => x.text === null).map((x) => x.s),
   };
 }
 
 // Steps 0..s in which p was recomputed, each counted once, for its most telling reason.
-function tallyOf(model, p, s) {
+function tallyOf(run, p, s) {
   const counts = {};
   let recomputed = 0,
     steps = 0;
   for (let i = 0; i <= s; i++) {
-    const rec = model.recs[i];
-    if (!rec) continue;
+    const record = run.records[i];
+    if (!record) continue;
     steps++;
-    if (rec.y[p]) {
+    if (record.y[p]) {
       recomputed++;
-      counts[reasonOf(rec.y[p])] = (counts[reasonOf(rec.y[p])] || 0) + 1;
+      counts[reasonOf(record.y[p])] = (counts[reasonOf(record.y[p])] || 0) + 1;
     }
   }
   return { recomputed, steps, counts };
 }
 
 // "Written in step 12 as ' cat' with confidence 0.93, rank 1 of 30 when written. Recomputed in 7 of 20 steps: ..."
-function lifeSentence(model, p, s) {
-  if (s < 0) return `${placeOf(model, p)}: no step yet.`;
-  const write = writeAt(model, p, s),
-    rank = rankOf(model, write ? write.s : s, p),
-    { recomputed, steps, counts } = tallyOf(model, p, s);
-  const place = placeOf(model, p).replace(/^./, (c) => c.toUpperCase()),
+function lifeSentence(run, p, s) {
+  if (s < 0) return `${placeOf(run, p)}: no step yet.`;
+  const write = writeAt(run, p, s),
+    rank = rankOf(run, write ? write.s : s, p),
+    { recomputed, steps, counts } = tallyOf(run, p, s);
+  const place = placeOf(run, p).replace(/^./, (c) => c.toUpperCase()),
     parts = [];
-  const name = (text) => (model.eos.has(text) ? "the end token" : quoted(text));
-  const again = (model.changes[p] || []).filter((x) => x.text === null && x.s <= s).length;
+  const name = (text) => (run.eos.has(text) ? "the end token" : quoted(text));
+  const again = (run.changes[p] || []).filter((x) => x.text === null && x.s <= s).length;
   const ranked = rank ? `rank ${rank.rank} of ${rank.of}` : "";
-  if (p < model.P && write)
+  if (p < run.P && write)
     parts.push(
-      `${place}: ${name(write.text)}, changed by hand in step ${write.s + 1}; it was ${quoted(model.prompt[p] ?? "")}.`,
+      `${place}: ${name(write.text)}, changed by hand in step ${write.s + 1}; it was ${quoted(run.prompt[p] ?? "")}.`,
     );
-  else if (p < model.P)
-    parts.push(`${place}: ${quoted(model.prompt[p] ?? "")}, given from the start.`);
+  else if (p < run.P) parts.push(`${place}: ${quoted(run.prompt[p] ?? "")}, given from the start.`);
   else if (write)
     parts.push(
       `${place}: written in step ${write.s + 1} as ${name(write.text)}${write.conf === null ? "" : ` with confidence ${fixed(write.conf, 2)}`}${ranked && `, ${ranked} then`}.`,
     );
   else {
-    const guess = model.recs[s]?.c ? confidence(model.recs[s].c[p - model.P]) : null;
+    const guess = run.records[s]?.c ? confidence(run.records[s].c[p - run.P]) : null;
     parts.push(
       `${place}: still masked${guess === null ? "; no guess was made here in this step" : `; its best guess has confidence ${fixed(guess, 2)}${ranked && `, ${ranked}`}`}.`,
     );
   }
   if (again) parts.push(`Masked again ${again === 1 ? "once" : `${again} times`}.`);
-  const why = model.reasons
-    .filter((r) => counts[r.key])
-    .map((r) => `${counts[r.key]} × ${r.label}`);
+  const why = run.reasons.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} × ${r.label}`);
   parts.push(
     `Recomputed in ${recomputed} of ${plural(steps, "step")}${why.length ? `: ${why.join(", ")}` : ""}.`,
   );
   return parts.join(" ");
 }
 
-const whyWords = (model, byte) =>
+const whyWords = (run, byte) =>
   reasonsIn(byte)
-    .map((key) => labelIn(model, key))
+    .map((key) => labelIn(run, key))
     .join(", ");
 
 // ---- lines: values (null: a gap) as an SVG path in a box of width 1000 and height 100

@@ -1,7 +1,7 @@
 /* The Figures tab: the paper's figures on the run in view, drawn by Plotly, which is loaded when the
  * tab is first opened and never sent again. */
 import { h } from "./dom.js";
-import { worded as words } from "./glossary.js";
+import { worded } from "./glossary.js";
 import { download } from "./snapshot.js";
 
 // ---- pure
@@ -136,8 +136,8 @@ function slim(data, layout) {
 function figuresWait(page) {
   if (page.offline)
     return "These figures need the running app: this page is a file. The other tabs work here.";
-  if (!page.model.recs.length) return "Run something first: the figures are drawn from its steps.";
-  if (page.model.status === "running" && !page.model.paused)
+  if (!page.run.records.length) return "Run something first: the figures are drawn from its steps.";
+  if (page.run.status === "running" && !page.run.paused)
     return "The figures come when the run has ended, or is paused.";
   return null;
 }
@@ -197,7 +197,7 @@ function mountFigures(host, page) {
     token = 0,
     busy = false;
 
-  const keyOf = () => `${page.model.run}|${page.model.recs.length}`;
+  const keyOf = () => `${page.run.key}|${page.run.records.length}`;
   const tell = (text, bad) => {
     said.textContent = text;
     said.hidden = !text;
@@ -235,7 +235,7 @@ function mountFigures(host, page) {
         },
       });
     const caption = h("p", "d2-more");
-    caption.append(...(words ? words(one.caption) : [one.caption]));
+    caption.append(...worded(one.caption));
     const tools = h(
       "div",
       "d2-figure-save",
@@ -291,7 +291,6 @@ function mountFigures(host, page) {
 
   async function load(name, where) {
     const mine = ++token,
-      run = page.model.run,
       key = keyOf();
     busy = true;
     tell(name === "sigmas" ? "Making four short runs …" : "Drawing the figures of this run …");
@@ -299,7 +298,7 @@ function mountFigures(host, page) {
     try {
       const [Plotly, got] = await Promise.all([
         plotly(page.plotly ?? page.options?.plotly ?? "plotly.min.js"),
-        page.ask(name, { run }),
+        page.ask(name, { run: page.run.key }),
       ]);
       if (mine !== token || keyOf() !== key) return; // the reader has gone on to another run
       clear(where);
@@ -337,7 +336,7 @@ function mountFigures(host, page) {
     orders.hidden = Boolean(wait);
     if (wait) {
       if (!busy) tell(wait);
-      if (page.model.run !== asked.split("|")[0]) {
+      if (page.run.key !== asked.split("|")[0]) {
         token++;
         busy = false;
         sigmas.disabled = false;
@@ -347,7 +346,7 @@ function mountFigures(host, page) {
       return;
     }
     if (asked === key) return;
-    if (page.model.run !== asked.split("|")[0]) [list, more].forEach(clear);
+    if (page.run.key !== asked.split("|")[0]) [list, more].forEach(clear);
     asked = key;
     again.hidden = true;
     load("figures", list);
@@ -365,6 +364,6 @@ function mountFigures(host, page) {
   };
 }
 
-const tab = { key: "figures", title: "Figures", place: 70, mount: mountFigures };
+const tab = { key: "figures", title: "Figures", mount: mountFigures };
 
 export { broken, dressed, slim, figuresWait, tab };

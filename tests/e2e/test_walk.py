@@ -58,7 +58,7 @@ def act(tab, card: dict) -> None:
         elif name == "lane":
             tab.click(f".d2-lane-pick >> nth={int(value) - 1}")
         elif name == "selected":
-            p = tab.evaluate("d2stage.page.model.P") + int(value) - 1
+            p = tab.evaluate("d2stage.page.run.P") + int(value) - 1
             tab.locator(f"[data-point=answer] [data-p='{p}']").click()
         elif name == "clock":
             tab.locator("[data-point=clock] button", has_text=re.compile(value, re.I)).click()
