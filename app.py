@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import json
 import os
 import random
 import secrets
@@ -283,9 +282,8 @@ const stage = D2Stage.open(host, {
     return got;
   },
   send: (query) => trigger('submit', {query, number: sent += 1}),
-  plotly: 'plotly.min.js', ...globalThis.D2Words,
+  plotly: 'plotly.min.js',
 });
-window.d2stage = stage;
 if (props.value) stage.receive(props.value);
 watch('value', () => { if (props.value) stage.receive(props.value); });
 """
@@ -857,7 +855,10 @@ def wire(page: gr.Blocks, ui: SimpleNamespace) -> None:
 
 
 OPEN_JS = "(opened, ...rest) => [location.search, ...rest]"
-PRESET_JS = "(key) => { const one = D2Words.presets[key]; if (one) d2stage.send(one.query); }"
+PRESET_JS = """(key) => {
+  const { stage } = D2Stage, one = stage.page.options.presets.find((preset) => preset.key === key);
+  if (one) stage.send(one.query);
+}"""
 
 
 def _sentence(error: Exception) -> str:
@@ -881,11 +882,10 @@ def head() -> str:
     words = {
         "lessons": lessons.lessons(),
         "glossary": lessons.glossary(),
-        "presets": {key: {"query": one["query"]} for key, one in PRESETS.items()},
+        "presets": list(PRESETS.values()),
     }
-    data = json.dumps(words).replace("<", "\\u003c")
-    script = f"{bundle.scripts()}\nglobalThis.D2Words = {data};"
-    return f"<script>{script}</script><style>{bundle.styles()}</style>"
+    scripts = f"<script>{bundle.scripts()}</script>{bundle.data(words)}"
+    return f"{scripts}<style>{bundle.styles()}</style>"
 
 
 def main() -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import graphlib
+import json
 import re
 from pathlib import Path
 
 STAGE = Path(__file__).resolve().parents[2] / "assets" / "stage"
-ENTRY = "main.js"  # what it exports is the page's one global, D2Stage
+ENTRY, GLOBAL = "main.js", "D2Stage"  # the page's one global is what its entry exports by that name
+DATA_TAG = "d2-data"  # id of the tag whose JSON the stage reads when it is opened: see `data`
 
 # The two forms that the stage's modules keep to; the formatter lays them out over several lines.
 IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w-]+\.js)";\n', re.M)
@@ -40,8 +42,18 @@ def modules(folder: Path = STAGE) -> dict[str, str]:
 def scripts(folder: Path = STAGE) -> str:
     """All modules as one classic script that defines the global D2Stage and nothing else."""
     parts = [_scope(name, text) for name, text in modules(folder).items()]
-    entry = f"globalThis.D2Stage = {_variable(ENTRY)};"
+    entry = f"globalThis.{GLOBAL} = {_variable(ENTRY)}.{GLOBAL};"
     return "\n".join(["(() => {", '"use strict";', *parts, entry, "})();\n"])
+
+
+def data(values: dict) -> str:
+    """A tag with what the page brings along for the stage: lessons, glossary, presets, view."""
+    return f'<script type="application/json" id="{DATA_TAG}">{inert(json.dumps(values))}</script>'
+
+
+def inert(text: str) -> str:
+    """JSON that cannot end the script tag that holds it, nor open a comment in it."""
+    return text.replace("<", "\\u003c")
 
 
 def styles(folder: Path = STAGE) -> str:

@@ -1,15 +1,15 @@
 /* How old each kept K, V, attention output and MLP output is, in steps: worked out in the page from
  * what each step recomputed, so that no plane of ages has to be sent. No document here. */
+import { PART } from "./contract.js";
 import { reasonOf } from "./reasons.js";
 import { placeOf } from "./sentences.js";
 
 const PARTS = [
-  { key: "K", bit: 1, label: "K", name: "K" },
-  { key: "V", bit: 2, label: "V", name: "V" },
-  { key: "attention", bit: 4, label: "attention output", name: "attention output" },
-  { key: "MLP", bit: 8, label: "MLP output", name: "MLP output" },
+  { key: "K", bit: PART.KEY, label: "K", name: "K" },
+  { key: "V", bit: PART.VALUE, label: "V", name: "V" },
+  { key: "attention", bit: PART.ATTENTION, label: "attention output", name: "attention output" },
+  { key: "MLP", bit: PART.MLP, label: "MLP output", name: "MLP output" },
 ];
-const EVICTED = 16;
 const EVERY = 32; // a checkpoint each so many steps: going back replays less than that many
 
 // What layer l computed for position p in one step, as bits of Part. A policy that does not decide
@@ -17,7 +17,7 @@ const EVERY = 32; // a checkpoint each so many steps: going back replays less th
 function partsIn(run, record, l, p) {
   if (!record) return 0;
   if (record.code) return record.parts[l * run.T + p];
-  return record.y[p] ? 15 : 0;
+  return record.y[p] ? PART.ALL : 0;
 }
 
 // Without parts all layers are alike: one line of T cells tells it all.
@@ -101,7 +101,7 @@ function meanAges(run, ages) {
 // no reason of the row's own (dLLM-Cache projects all V to see which moved).
 function stateOf(bits, byte, bit) {
   if (bits & bit) return reasonOf(byte) ?? "looked";
-  return bits & EVICTED ? "evicted" : "reused";
+  return bits & PART.EVICTED ? "evicted" : "reused";
 }
 
 // The states of all cells of one step as numbers into `names`, and the cells left out of attention.
@@ -114,7 +114,7 @@ function cellStates(run, record, bit) {
     known = new Map();
   for (let i = 0; i < out.length; i++) {
     const byte = record.y[i % T],
-      bits = parts ? parts[i] : byte ? 15 : 0,
+      bits = parts ? parts[i] : byte ? PART.ALL : 0,
       key = (bits << 8) | byte;
     if (!known.has(key)) {
       const name = stateOf(bits, byte, bit);
@@ -122,7 +122,7 @@ function cellStates(run, record, bit) {
       known.set(key, names.indexOf(name));
     }
     out[i] = known.get(key);
-    if (bits & EVICTED) gone.push(i);
+    if (bits & PART.EVICTED) gone.push(i);
   }
   return { states: out, names, gone };
 }
@@ -149,7 +149,7 @@ function cacheReadout(run, s, l, p) {
     where = `layer ${l + 1}, ${placeOf(run, p)}`;
   if (!record) return `${where}: the record of step ${s + 1} was lost`;
   const ages = agesWords(agesOf(run, s, l, p), layered(run) ? undefined : ["K", "V"]);
-  return `${where}: ${ages}${partsIn(run, record, l, p) & EVICTED ? "; left out of attention in this step (evicted)" : ""}`;
+  return `${where}: ${ages}${partsIn(run, record, l, p) & PART.EVICTED ? "; left out of attention in this step (evicted)" : ""}`;
 }
 
 export {

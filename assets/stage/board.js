@@ -4,8 +4,6 @@
  * Lane 0 is what the others are compared with. */
 import { applyEvent, emptyRun, filledAt, writeAt } from "./run.js";
 
-const CLOCKS = ["step", "ms", "flops"];
-
 const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, link: null });
 
 // The board after one event. A start with another board's key begins a new one.
@@ -218,7 +216,6 @@ function momentText(clock, value) {
 }
 
 export {
-  CLOCKS,
   emptyBoard,
   applyToBoard,
   boardFrom,

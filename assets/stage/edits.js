@@ -1,5 +1,5 @@
-/* What if: an edit of a run as text, STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=V][,decoder.KNOB=V].
- * Steps and positions count from 0; it happens after that step. No document here. */
+/* What if: an edit of a run as text, which the server reads: see Edit.parse of the package. Steps and positions count from 0; it happens after that step. No document here. */
+import { EDIT, MARKS, RUN_WORDS } from "./contract.js";
 import { plural } from "./numbers.js";
 import { placeOf, quoted } from "./sentences.js";
 
@@ -13,10 +13,11 @@ function editText({ step, tokens = [], refresh = null, policy = {}, decoder = {}
   for (const [p, id] of [...tokens].sort((a, b) => a[0] - b[0])) {
     if (!whole(p) || !whole(id))
       throw new Error(`Token ${id} at position ${p}: both must be whole numbers from 0.`);
-    parts.push(`${p}=${id}`);
+    parts.push(`${p}${EDIT.is}${id}`);
   }
-  if (refresh === "all") parts.push("refresh=all");
-  else if (refresh?.length) parts.push(`refresh=${[...refresh].sort((a, b) => a - b).join(".")}`);
+  const rows =
+    refresh === "all" ? EDIT.all : [...(refresh ?? [])].sort((a, b) => a - b).join(EDIT.dot);
+  if (rows) parts.push(`${EDIT.refresh}${EDIT.is}${rows}`);
   for (const [kind, knobs] of [
     ["policy", policy],
     ["decoder", decoder],
@@ -24,12 +25,12 @@ function editText({ step, tokens = [], refresh = null, policy = {}, decoder = {}
     for (const name of Object.keys(knobs).sort()) {
       if (!Number.isFinite(Number(knobs[name])))
         throw new Error(`${name} is ${knobs[name]}; give a number such as 8 or 0.5.`);
-      parts.push(`${kind}.${name}=${value(knobs[name])}`);
+      parts.push(`${kind}${EDIT.dot}${name}${EDIT.is}${value(knobs[name])}`);
     }
-  return parts.join(",");
+  return parts.join(EDIT.next);
 }
 
-const branchQuery = (run, edit) => `branch=${run}~${editText(edit)}`;
+const branchQuery = (run, edit) => `${RUN_WORDS.branch}=${run}${MARKS.edit}${editText(edit)}`;
 
 // Whether an edit changes anything.
 const isEdit = ({ tokens = [], refresh = null, policy = {}, decoder = {} }) =>
@@ -55,7 +56,7 @@ function refreshOf(run, what, p) {
 
 // Knobs of the run that an edit may turn: [{kind, name, value, flag}]
 function knobsOf(start) {
-  return ["policy", "decoder"].flatMap((kind) =>
+  return EDIT.owners.flatMap((kind) =>
     Object.entries(start?.knobs?.[kind] || {}).map(([name, v]) => ({
       kind,
       name,

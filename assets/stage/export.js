@@ -1,5 +1,6 @@
 /* The Export menu: the page, a picture, an animation, the trace, a notebook cell, the link. */
 import { animation } from "./animation.js";
+import { EXPORTS, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
 import { decodePlane } from "./numbers.js";
 import { download, fileName, picture } from "./snapshot.js";
@@ -148,7 +149,8 @@ function mountExport(host, page) {
     if (!panel.hidden && el.contains(had)) had.focus(); // a disabled button loses it
   }
 
-  const fetched = async (what) => fileOf(await page.ask("export", { what, run: page.run.key }));
+  const fetched = async (what) =>
+    fileOf(await page.ask(QUESTIONS.export, { what, run: page.run.key }));
   const kept = ({ name, kind, body }) => {
     download(new Blob([body], { type: kind }), name);
     return `Saved as ${name}.`;
@@ -168,9 +170,9 @@ function mountExport(host, page) {
   }
 
   const MAKE = {
-    html: async () => kept(await fetched("html")),
-    trace: async () => kept(await fetched("trace")),
-    notebook: async () => copied((await fetched("notebook")).body, "The cell"),
+    html: async () => kept(await fetched(EXPORTS.html)),
+    trace: async () => kept(await fetched(EXPORTS.trace)),
+    notebook: async () => copied((await fetched(EXPORTS.notebook)).body, "The cell"),
     link: () => copied(location.href, "The link"),
     async png() {
       const { blob, name } = await picture(page);

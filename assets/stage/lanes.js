@@ -1,5 +1,6 @@
 /* The lanes of the board in one row: which one is in hand, and where each leaves the first. */
 import { firstDivergence } from "./board.js";
+import { POINTS } from "./contract.js";
 import { h } from "./dom.js";
 
 // What a lane says of itself, beside its name.
@@ -14,7 +15,11 @@ function laneNote(board, i) {
 }
 
 function makeLanes(page) {
-  const el = h("div", "d2-lanes", { role: "group", "aria-label": "Lanes", "data-point": "lanes" });
+  const el = h("div", "d2-lanes", {
+    role: "group",
+    "aria-label": "Lanes",
+    "data-point": POINTS.lanes,
+  });
   let shown = "",
     chips = [];
 

@@ -2,6 +2,7 @@
  *
  * A lesson is data, made from text files by analysis/lessons.py. A card sets the page up when it is
  * opened, says what to do, and notices when it is done; the reader can always go on, back, or close. */
+import { EDIT, MARKS, RUN_WORDS } from "./contract.js";
 import { h } from "./dom.js";
 import { explainTerm, setGlossary } from "./glossary.js";
 import { totalsAt, writeAt } from "./run.js";
@@ -73,7 +74,7 @@ function lessonState(page) {
       ? agreementOf(run, step, lanes[0] ?? run, page.stepOf ? page.stepOf(0) : step)
       : null,
   };
-  for (const kind of ["policy", "decoder"])
+  for (const kind of EDIT.owners)
     for (const [name, value] of Object.entries(start.knobs?.[kind] || {}))
       state[`${kind}.${name}`] = Number(value);
   return state;
@@ -104,9 +105,11 @@ function nowWords(until, state) {
     .join(", ");
 }
 
+// The policy of a lane, as the address writes one: POLICY,KNOB=VALUE/DECODER~EDIT.
+const policyOf = (lane) => Object.values(MARKS).reduce((text, mark) => text.split(mark)[0], lane);
+
 // The policies of the lanes that a query asks for, so that another run on its way is not taken for it.
-const policiesAsked = (query) =>
-  new URLSearchParams(query).getAll("lane").map((lane) => lane.split(/[,/~]/)[0]);
+const policiesAsked = (query) => new URLSearchParams(query).getAll(RUN_WORDS.lane).map(policyOf);
 
 // ---- the page
 
@@ -136,7 +139,7 @@ function nodesOf(tokens) {
     if (t.b) return h("b", "", {}, ...nodesOf(t.b));
     if (t.i) return h("em", "", {}, ...nodesOf(t.i));
     if (t.code) return h("code", "", { textContent: t.code });
-    if (t.term) return explainTerm ? explainTerm(t.term, t.text) : document.createTextNode(t.text);
+    if (t.term) return explainTerm(t.term, t.text);
     return h("a", "", { href: t.href, target: "_blank", rel: "noopener", textContent: t.text });
   });
 }
@@ -149,7 +152,7 @@ function blockOf(block) {
 
 /* Put the lessons at the top of `host`; view {lesson, card} opens one at once (card from 1).
  * -> { paint(), open(key, card), close(), destroy() }; paint is called after anything changed. */
-function mountLessons(host, page, lessons, view) {
+function mountLessons(host, page, lessons, view = {}) {
   const done = readDone(),
     number = (n) => Math.max(1, Math.floor(Number(n)) || 1);
   let lesson = null,
@@ -448,10 +451,8 @@ function mountLessons(host, page, lessons, view) {
   }
 
   paintList();
-  const from =
-    view ?? page.view ?? Object.fromEntries(new URLSearchParams(globalThis.location?.search || ""));
   // on the next frame: what the page opens with is on the stage then, and not taken for the card's run
-  const opening = from.lesson ? requestAnimationFrame(() => open(from.lesson, from.card)) : 0;
+  const opening = view.lesson ? requestAnimationFrame(() => open(view.lesson, view.card)) : 0;
   return {
     paint,
     open,

@@ -1,4 +1,5 @@
 /* A map on a canvas: all its rows are kept one pixel per cell, and a part of it is shown. */
+import { POINTS } from "./contract.js";
 import { h } from "./dom.js";
 import { hitRate } from "./run.js";
 
@@ -33,7 +34,7 @@ function makeMap(spec) {
   const el = h(
     "section",
     `d2-map d2-map-${spec.key}`,
-    { "aria-label": spec.title, "data-point": `${spec.key}-map` },
+    { "aria-label": spec.title, "data-point": POINTS[`${spec.key}-map`] },
     h("h4", "d2-title", { textContent: spec.title }),
     more,
     h(

@@ -1,5 +1,6 @@
 /* The page: mount(element) draws a board, receive(text) feeds it. Tabs get the context made here. */
 import { boardFrom, emptyBoard, momentOf, nextDifference, placeIn, stepAt } from "./board.js";
+import { POINTS, TAB_KEYS } from "./contract.js";
 import { h } from "./dom.js";
 import { makeKeys } from "./keys.js";
 import { makeLanes } from "./lanes.js";
@@ -126,7 +127,7 @@ function mount(element, options = {}) {
   const header = h(
     "div",
     "d2-stats",
-    { "data-point": "stats" },
+    { "data-point": POINTS.stats },
     ...STATS.map(([key, label, definition]) => {
       stats[key] = h("span", "d2-value", { textContent: "–" });
       return tip.explained(
@@ -193,7 +194,7 @@ function mount(element, options = {}) {
   );
   inner.append(empty, full, spoken, tip.help, tip.tip);
   element.append(root);
-  tabs.show("stage");
+  tabs.show(TAB_KEYS[0]);
   on(document, "pointerdown", (e) => {
     if (hover && !root.contains(e.target)) page.setHover(null);
   });

@@ -1,5 +1,6 @@
 /* The rows of the maps as pixels. Pure: a row is an array of 32-bit colours. */
 import { colourAt, MASKED_NOW, massShade, mixed, PAPER, rgb, WRITTEN_NOW } from "./colours.js";
+import { LAST_CODE, MAP_ROOT } from "./contract.js";
 import { density, rolloutMass } from "./numbers.js";
 import { reasonOf, REASONS } from "./reasons.js";
 import { changeAt } from "./run.js";
@@ -81,10 +82,11 @@ const MAPS = [
   },
 ];
 
-// A map of more than 256 positions arrives summed: cell i holds the positions from edges[i] up to the next.
-const edgesOf = (n, T) => Array.from({ length: n + 1 }, (_, i) => Math.floor((i * T) / n));
-const shareOf = (code) => (code / 255) ** 2; // of the largest cell
+// Codes of a map, and the share of the largest cell that each is.
+const shareOf = (code) => (code / LAST_CODE) ** MAP_ROOT;
+const codeOf = (share) => Math.round(LAST_CODE * share ** (1 / MAP_ROOT));
 
+// A large map arrives summed: cell i holds the positions from edges[i] up to the next.
 // A cell of two positions is no darker than two cells of one: shades by share of a pair, not of a cell.
 function evenShades(bytes, edges) {
   const n = edges.length - 1,
@@ -95,7 +97,7 @@ function evenShades(bytes, edges) {
       (u, i) => shareOf(u) / (wide[Math.floor(i / n)] * wide[i % n]),
     ),
     most = shares.reduce((a, b) => Math.max(a, b), 0) || 1;
-  return Uint8Array.from(shares, (x) => Math.round(255 * Math.sqrt(x / most)));
+  return Uint8Array.from(shares, (x) => codeOf(x / most));
 }
 
-export { edgesOf, evenShades, shareOf, pixel, table, SHADES, shade, tables, MAPS };
+export { evenShades, shareOf, pixel, table, SHADES, shade, tables, MAPS };

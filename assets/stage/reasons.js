@@ -1,60 +1,61 @@
 /* Why a position was recomputed, in words that are true of the policy and decoder that run. */
+import { WHY } from "./contract.js";
 import { short } from "./numbers.js";
 
 // Why a position was recomputed, the most telling reason first: the order is the priority of the map.
 const REASONS = [
   {
     key: "written",
-    bit: 4,
+    bit: WHY.WRITTEN,
     label: "written a step ago",
     colour: "#e69f00",
     why: "its token was written by the step before; the cached K,V still belong to a mask",
   },
   {
     key: "chosen",
-    bit: 2,
-    label: "picked by score",
+    bit: WHY.CHOSEN,
+    label: "chosen by the policy",
     colour: "#009e73",
-    why: "picked by a score that the policy gives each position",
+    why: "the policy chose this position",
   },
   {
     key: "rollout",
-    bit: 8,
+    bit: WHY.ROLLOUT,
     label: "attention rollout",
     colour: "#cc79a7",
     why: "one of the positions where attention led most in the step before",
   },
   {
     key: "gap",
-    bit: 16,
+    bit: WHY.GAP,
     label: "gap fill",
     colour: "#f0e442",
     why: "lies in a gap between recomputed positions",
   },
   {
     key: "shift",
-    bit: 32,
+    bit: WHY.SHIFT,
     label: "shift",
     colour: "#999933",
     why: "a neighbour that is needed where a model predicts one position to the right",
   },
   {
     key: "block",
-    bit: 64,
+    bit: WHY.BLOCK,
     label: "block",
     colour: "#0072b2",
     why: "inside the block that is being decoded",
   },
   {
     key: "window",
-    bit: 128,
+    bit: WHY.WINDOW,
     label: "window",
     colour: "#56b4e9",
     why: "inside the window around what is being decoded",
   },
   {
     key: "full",
-    bit: 1,
+    bit: WHY.FULL,
     label: "full pass",
     colour: "#a08468",
     why: "a pass over the whole canvas",

@@ -1,9 +1,10 @@
 /* The T x T map of one step in the tab Stage, fetched on request; it stays open from run to run. */
 import { colourAt } from "./colours.js";
+import { LAST_CODE, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
 import { decodePlane } from "./numbers.js";
 import { table } from "./pixels.js";
-import { edgesOf, evenShades } from "./pixels.js";
+import { evenShades } from "./pixels.js";
 import { mapNote, wantsMap } from "./sentences.js";
 
 function makeRolloutMap(page) {
@@ -73,7 +74,7 @@ function makeRolloutMap(page) {
     let got = null,
       problem = "there is none for this step";
     try {
-      got = await page.ask("attention", { run: of, step: at, layer: "rollout" });
+      got = await page.ask(QUESTIONS.attention, { run: of, step: at, layer: "rollout" });
     } catch (error) {
       problem = String((error && error.message) || error);
     }
@@ -88,10 +89,10 @@ function makeRolloutMap(page) {
   }
 
   function draw() {
-    const { n, map, prompt: pooled, of, at, T, P } = shown,
+    const { n, edges, map, prompt: pooled, of, at, T, P } = shown,
       { dark } = page;
-    const bytes = evenShades(decodePlane(map), edgesOf(n, T)),
-      lut = table((u) => colourAt("rollout", u / 255, dark)),
+    const bytes = evenShades(decodePlane(map), edges),
+      lut = table((u) => colourAt("rollout", u / LAST_CODE, dark)),
       image = new ImageData(n, n);
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];

@@ -1,4 +1,5 @@
 /* One run, as told by its events; pure questions about it. */
+import { PART } from "./contract.js";
 import { decodePlane, unpack } from "./numbers.js";
 import { reasonsOf } from "./reasons.js";
 
@@ -37,9 +38,6 @@ function totalsAt(run, s) {
   for (let i = s; i >= 0; i--) if (run.records[i]?.totals) return run.records[i].totals;
   return null;
 }
-const MLP = 8,
-  EVICTED = 16; // bits of a part: this layer computed the position; left it out of attention
-
 const emptyRun = () => ({
   key: null,
   status: "empty",
@@ -94,7 +92,7 @@ function startRun(ev) {
 function layersIn(pairs, T) {
   const out = new Uint8Array(T);
   for (let i = 0, at = 0; i < pairs.length; i += 2) {
-    if (pairs[i] & MLP) for (let k = 0; k < pairs[i + 1]; k++) out[(at + k) % T]++;
+    if (pairs[i] & PART.MLP) for (let k = 0; k < pairs[i + 1]; k++) out[(at + k) % T]++;
     at += pairs[i + 1];
   }
   return out;
@@ -247,8 +245,6 @@ function chipData(run, p, s) {
 }
 
 export {
-  MLP,
-  EVICTED,
   EOS,
   hitRate,
   hitRateSoFar,

@@ -1,4 +1,5 @@
 /* The tabs below the transport, in the order of the list in views.js. */
+import { POINTS } from "./contract.js";
 import { h } from "./dom.js";
 import { TABS } from "./views.js";
 
@@ -6,7 +7,7 @@ function makeTabs(page, { uid, onShow }) {
   const bar = h("div", "d2-tabbar", {
       role: "tablist",
       "aria-label": "Views",
-      "data-point": "tabs",
+      "data-point": POINTS.tabs,
     }),
     panels = h("div", "d2-panels");
   let shown = null;
@@ -16,7 +17,7 @@ function makeTabs(page, { uid, onShow }) {
       role: "tab",
       id: `${uid}-tab-${spec.key}`,
       textContent: spec.title,
-      "data-point": `${spec.key}-tab`,
+      "data-point": POINTS[`${spec.key}-tab`],
       "aria-selected": "false",
       "aria-controls": `${uid}-panel-${spec.key}`,
       tabIndex: -1,

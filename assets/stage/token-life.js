@@ -1,5 +1,6 @@
 /* The life of one position over the steps of a run: what the model thought of it, when it was
  * recomputed and why, when it was written. And the lines that draw it. No document here. */
+import { CONFIDENCE, DENSITY } from "./contract.js";
 import { confidence, density, drift, fixed, plural } from "./numbers.js";
 import { labelIn, reasonOf, reasonsIn } from "./reasons.js";
 import { writeAt } from "./run.js";
@@ -26,7 +27,7 @@ function rankOf(run, s, p) {
   const record = run.records[s],
     prior = hasPrior(run);
   if (!record?.c || !record.d || p < run.P) return null;
-  const score = (g) => (record.c[g] - 1) * (prior ? record.d[g] : 1),
+  const score = (g) => (record.c[g] - CONFIDENCE.zero) * (prior ? record.d[g] - DENSITY.zero : 1),
     [from, to] = openBlock(run, s);
   const runs = (q) => q >= from && q < to && record.c[q - run.P] > 0 && !writeAt(run, q, s - 1);
   if (!runs(p)) return null;

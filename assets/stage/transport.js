@@ -1,5 +1,6 @@
 /* The transport: where the reader is on the board's clock, and the controls that move there. */
 import { lastMoment, liveMoment, momentOf, momentText, nextMoment, stepAt } from "./board.js";
+import { POINTS } from "./contract.js";
 import { h, iconButton } from "./dom.js";
 import { clamp } from "./numbers.js";
 import { lampText } from "./sentences.js";
@@ -47,7 +48,7 @@ function makeTransport(page, { on }) {
   const el = h(
     "div",
     "d2-transport",
-    { "data-point": "scrubber" },
+    { "data-point": POINTS.scrubber },
     back,
     play,
     next,

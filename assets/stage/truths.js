@@ -1,15 +1,18 @@
 /* What an exact shadow pass says about the cache: drift, changed predictions, the oracle. No document. */
+import { DIVERGENCE, DRIFT, LAST_CODE } from "./contract.js";
 import { divergence, drift, fixed, plural } from "./numbers.js";
 import { placeOf } from "./sentences.js";
+
+// The ends of a scale: its least value, and that of the last code.
+const DRIFTS = { of: drift, low: 2 ** DRIFT.least, high: drift(LAST_CODE) };
+const DIVERGENCES = { of: divergence, low: 2 ** DIVERGENCE.least, high: divergence(LAST_CODE) };
 
 const TRUTHS = [
   {
     key: "kd",
     label: "K drift",
     unit: "K drift: 1 − cosine",
-    of: drift,
-    low: 2 ** -14,
-    high: 2,
+    ...DRIFTS,
     answer: false,
     why: "How far the key (K) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers. 0: the same direction; 1: nothing in common.",
   },
@@ -17,9 +20,7 @@ const TRUTHS = [
     key: "vd",
     label: "V drift",
     unit: "V drift: 1 − cosine",
-    of: drift,
-    low: 2 ** -14,
-    high: 2,
+    ...DRIFTS,
     answer: false,
     why: "How far the value (V) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers.",
   },
@@ -27,9 +28,7 @@ const TRUTHS = [
     key: "kl",
     label: "KL of predictions",
     unit: "KL, in nats",
-    of: divergence,
-    low: 2 ** -12,
-    high: 16,
+    ...DIVERGENCES,
     answer: true,
     why: "How far the prediction at a position is from that of an exact pass: the Kullback-Leibler divergence of the exact probabilities from the cached ones, in nats. 0: the same prediction. Only where a prediction was made.",
   },
@@ -120,4 +119,14 @@ function oracleSentence(run, s) {
   return `Step ${s + 1}: of the ${plural(k, "position")} whose kept K,V had drifted most, the policy recomputed ${n("hit")} (recall ${fixed(record.truth.recall, 2)}).`;
 }
 
-export { TRUTHS, hasTruth, oracleMarks, MARKS, truthSums, logShade, truthReadout, oracleSentence };
+export {
+  DRIFTS,
+  TRUTHS,
+  hasTruth,
+  oracleMarks,
+  MARKS,
+  truthSums,
+  logShade,
+  truthReadout,
+  oracleSentence,
+};

@@ -1,8 +1,9 @@
 /* The attention tab: who looks at whom, from an exact full pass on the canvas of the step on view. */
 import { colourAt, rgb, WRITTEN_NOW } from "./colours.js";
+import { LAST_CODE, QUESTIONS } from "./contract.js";
 import { colourBar, h } from "./dom.js";
 import { decodePlane, fixed } from "./numbers.js";
-import { edgesOf, evenShades, pixel, shareOf, table } from "./pixels.js";
+import { evenShades, pixel, shareOf, table } from "./pixels.js";
 import { textBefore, writeAt } from "./run.js";
 import { mapNote, placeOf, quoted, visible, wantsMap } from "./sentences.js";
 import { asker, fill, makePlane, marker, paragraph, pick, term } from "./widgets.js";
@@ -127,12 +128,12 @@ function mount(host, page) {
     problem = "";
     page.schedule();
     ask(
-      "attention",
+      QUESTIONS.attention,
       { run: run.key, step, layer: layer === "rollout" ? layer : Number(layer) },
       (answer, failed) => {
         problem = failed || "";
         const bytes = answer && decodePlane(answer.map),
-          edges = answer && edgesOf(answer.n, run.T);
+          edges = answer?.edges;
         if (answer)
           got = {
             ...answer,
@@ -141,7 +142,6 @@ function mount(host, page) {
             at: step,
             layer,
             bytes,
-            edges,
             shades: evenShades(bytes, edges),
           };
         page.schedule();
@@ -159,7 +159,7 @@ function mount(host, page) {
   }
 
   function draw(run, dark) {
-    const lut = table((u) => colourAt("rollout", u / 255, dark)),
+    const lut = table((u) => colourAt("rollout", u / LAST_CODE, dark)),
       { n, shades, edges, at } = got;
     plane.draw(n, n, (out) => {
       for (let i = 0; i < out.length; i++) out[i] = lut[shades[i]];

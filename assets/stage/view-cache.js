@@ -1,6 +1,7 @@
 /* The cache tab: layer by layer, what was reused and what was recomputed in the step on view, and how old it is. */
 import { agesAt, cacheReadout, cellStates, layered, meanAges, PARTS } from "./ages.js";
 import { colourAt, css, RAMPS, rgb } from "./colours.js";
+import { PART } from "./contract.js";
 import { choice, colourBar, h } from "./dom.js";
 import { amount, fixed } from "./numbers.js";
 import { pixel } from "./pixels.js";
@@ -24,9 +25,11 @@ const OLDEST = 32; // steps; the ramp of ages is logarithmic and ends here
 const AGE_TICKS = ["0", "1", "3", "9", `${OLDEST}+`]; // about evenly spaced on it
 const ageShade = (age) => Math.min(1, Math.log2(1 + age) / Math.log2(1 + OLDEST));
 
+const KEPT = [PART.KEY, PART.VALUE]; // what every policy keeps
+
 function mount(host, page) {
   const mark = marker(page);
-  let bit = 1,
+  let bit = PART.KEY,
     colour = "reason",
     drawn = "",
     offered = "";
@@ -102,8 +105,8 @@ function mount(host, page) {
       key = `${run.key}|${all}`;
     if (offered === key) return;
     offered = key;
-    if (!all && bit > 2) bit = 1;
-    const parts = PARTS.slice(0, all ? 4 : 2);
+    const parts = PARTS.filter((part) => all || KEPT.includes(part.bit));
+    if (!parts.some((part) => part.bit === bit)) bit = PART.KEY;
     whats.replaceChildren(
       choice(
         "Part of the cache",
@@ -189,7 +192,7 @@ function mount(host, page) {
     mean.textContent =
       overall === null
         ? ""
-        : `Mean age of ${bit > 2 ? `the ${name}` : name}: ${fixed(overall, 1)} steps${by}.`;
+        : `Mean age of ${KEPT.includes(bit) ? name : `the ${name}`}: ${fixed(overall, 1)} steps${by}.`;
   }
 
   function paintLegend(run, dark, seen, evicted) {

@@ -2,6 +2,7 @@
 import { differencesAt, firstDivergence, momentText, placeIn, raceAt, stepsAt } from "./board.js";
 import { chipEvents } from "./chips.js";
 import { css, MASKED_NOW, PAPER, rgb, WRITTEN_NOW } from "./colours.js";
+import { POINTS } from "./contract.js";
 import { choice, colourBar, fitCanvas, h, swatch } from "./dom.js";
 import { worded } from "./glossary.js";
 import { drawRow, makePlane, resetStore, showMap } from "./maps.js";
@@ -373,7 +374,7 @@ function mount(host, page) {
     },
   );
   const clocks = choice("Clock", CLOCK_WORDS, page.board.clock, (name) => page.setClock(name));
-  clocks.dataset.point = "clock";
+  clocks.dataset.point = POINTS.clock;
   const clockLabel = page.explained(
     h("button", "d2-label", { type: "button", textContent: "clock" }),
     CLOCK_HELP,

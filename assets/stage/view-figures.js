@@ -1,5 +1,6 @@
 /* The Figures tab: the paper's figures on the run in view, drawn by Plotly, which is loaded when the
  * tab is first opened and never sent again. */
+import { POINTS, QUESTIONS, SIGMAS } from "./contract.js";
 import { h } from "./dom.js";
 import { worded } from "./glossary.js";
 import { download } from "./snapshot.js";
@@ -175,7 +176,7 @@ function mountFigures(host, page) {
   });
   const sigmas = h("button", "d2-text", {
     type: "button",
-    textContent: "compare the decode order under σ = 0, 3, 10, 40",
+    textContent: `compare the decode order under σ = ${SIGMAS.join(", ")}`,
   });
   const orders = h(
     "section",
@@ -183,14 +184,13 @@ function mountFigures(host, page) {
     { hidden: true },
     h("h4", "d2-title", { textContent: "How much does the certainty prior steer?" }),
     h("p", "d2-more", {
-      textContent:
-        "Makes four short runs of this prompt that differ in σ alone, the width of the certainty prior; 0 turns it off.",
+      textContent: `Makes ${SIGMAS.length} short runs of this prompt that differ in σ alone, the width of the certainty prior; 0 turns it off.`,
     }),
     sigmas,
     more,
   );
   host.append(
-    h("div", "d2-figures-all", { "data-point": "figures-tab" }, said, again, list, orders),
+    h("div", "d2-figures-all", { "data-point": POINTS["figures-tab"] }, said, again, list, orders),
   );
   let asked = "",
     drawn = [],
@@ -293,7 +293,11 @@ function mountFigures(host, page) {
     const mine = ++token,
       key = keyOf();
     busy = true;
-    tell(name === "sigmas" ? "Making four short runs …" : "Drawing the figures of this run …");
+    tell(
+      name === QUESTIONS.sigmas
+        ? `Making ${SIGMAS.length} short runs …`
+        : "Drawing the figures of this run …",
+    );
     sigmas.disabled = again.disabled = true;
     try {
       const [Plotly, got] = await Promise.all([
@@ -321,7 +325,7 @@ function mountFigures(host, page) {
   }
 
   sigmas.onclick = () => {
-    if (!busy) load("sigmas", more);
+    if (!busy) load(QUESTIONS.sigmas, more);
   };
   again.onclick = () => {
     again.hidden = true;
@@ -349,7 +353,7 @@ function mountFigures(host, page) {
     if (page.run.key !== asked.split("|")[0]) [list, more].forEach(clear);
     asked = key;
     again.hidden = true;
-    load("figures", list);
+    load(QUESTIONS.figures, list);
   }
 
   const sizes = new ResizeObserver(() => page.schedule());

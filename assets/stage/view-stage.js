@@ -1,6 +1,7 @@
 /* The tab Stage: the run of the lane in hand as chips, sentences and four maps on one position axis. */
 import { chipEvents, chipList, makeChips, paintChip } from "./chips.js";
 import { css, MASKED_NOW, PAPER, rgb, WRITTEN_NOW } from "./colours.js";
+import { POINTS } from "./contract.js";
 import { choice, colourBar, fitCanvas, h, swatch } from "./dom.js";
 import { worded } from "./glossary.js";
 import { drawRow, makeMap, resetStore, showMap, showStrip } from "./maps.js";
@@ -50,9 +51,9 @@ function mount(host, page) {
     "div",
     "d2-left",
     {},
-    h("div", "d2-said", { "data-point": "sentence" }, sentence, why, note),
+    h("div", "d2-said", { "data-point": POINTS.sentence }, sentence, why, note),
     h("div", "d2-which", {}, asked, made),
-    h("details", "d2-fold", { "data-point": "prompt" }, promptTitle, prompt),
+    h("details", "d2-fold", { "data-point": POINTS.prompt }, promptTitle, prompt),
     h(
       "div",
       "d2-head",
@@ -75,7 +76,7 @@ function mount(host, page) {
     answer,
     chipLegend,
   );
-  answer.dataset.point = "answer";
+  answer.dataset.point = POINTS.answer;
   for (const list of [answer, prompt]) chipEvents(list, page, () => page.lane);
 
   const maps = MAPS.map(makeMap),

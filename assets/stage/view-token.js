@@ -1,6 +1,7 @@
 /* The token tab: the life of one position, step by step. */
 import { agesOf, agesWords, layered } from "./ages.js";
 import { colourAt, css, MASKED_NOW, rgb, WRITTEN_NOW } from "./colours.js";
+import { QUESTIONS } from "./contract.js";
 import { choice, colourBar, h, iconButton } from "./dom.js";
 import { clamp, fixed } from "./numbers.js";
 import { pixel } from "./pixels.js";
@@ -8,7 +9,7 @@ import { reasonOf, REASONS } from "./reasons.js";
 import { writeAt } from "./run.js";
 import { barsCaption, candidateBars, placeOf } from "./sentences.js";
 import { fitPoints, lifeOf, lifeSentence, whyWords } from "./token-life.js";
-import { hasTruth, logShade } from "./truths.js";
+import { DRIFTS, hasTruth, logShade } from "./truths.js";
 import { makeWhatIf } from "./view-whatif.js";
 import {
   asker,
@@ -245,7 +246,7 @@ function mount(host, page) {
     pathBusy = true;
     pathTrouble = "";
     page.schedule();
-    ask("life", { run: run.key, position: p }, (got, problem) => {
+    ask(QUESTIONS.life, { run: run.key, position: p }, (got, problem) => {
       pathBusy = false;
       pathTrouble = problem || "";
       path = got && { ...got, key };
@@ -370,7 +371,10 @@ function mount(host, page) {
         const most = Math.max(2, ...life.of.map((x) => x ?? 0));
         chart.draw(list, n, marks, { low: 1, high: most, ticks: ["1", String(most)] });
       } else if (line.key === "drift")
-        chart.draw(list, n, marks, { ticks: ["2", "0"], map: (v) => logShade(v, 2 ** -14, 2) });
+        chart.draw(list, n, marks, {
+          ticks: ["2", "0"],
+          map: (v) => logShade(v, DRIFTS.low, DRIFTS.high),
+        });
       else chart.draw(list, n, marks);
     });
     const tint = Object.fromEntries(REASONS.map((r) => [r.key, pixel(rgb(r.colour))])),

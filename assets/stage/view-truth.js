@@ -1,5 +1,6 @@
 /* The truth tab: an exact pass beside every step says how far the cache is off, and what it should have picked. */
 import { colourAt, RAMPS, rgb } from "./colours.js";
+import { RUN_WORDS } from "./contract.js";
 import { choice, colourBar, h } from "./dom.js";
 import { clamp, fixed } from "./numbers.js";
 import { pixel, table } from "./pixels.js";
@@ -175,7 +176,7 @@ function mount(host, page) {
     button = h("button", "d2-button", {
       type: "button",
       textContent: "Run again with Truth",
-      onclick: () => page.send("truth=1"),
+      onclick: () => page.send(`${RUN_WORDS.truth}=1`),
     });
   invite.append(how, button);
 

@@ -1,4 +1,5 @@
 /* What if: change a token, refresh what is kept or turn a knob after the step on view, and run on from there as a new lane. */
+import { POINTS, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
 import { branchQuery, editKnobs, editWords, isEdit, refreshOf } from "./edits.js";
 import { chipData } from "./run.js";
@@ -77,7 +78,7 @@ function makeWhatIf(page) {
   const el = h(
     "section",
     "d2-whatif",
-    { "data-point": "whatif", "aria-label": "What if" },
+    { "data-point": POINTS.whatif, "aria-label": "What if" },
     h("h4", "d2-title", { textContent: "What if …" }),
     paragraph(
       "d2-more",
@@ -172,10 +173,10 @@ function makeWhatIf(page) {
     if (token === MASK)
       return Number.isInteger(run.start.mask)
         ? run.start.mask
-        : (await page.ask("token", { run: run.key, mask: true })).id;
+        : (await page.ask(QUESTIONS.token, { run: run.key, mask: true })).id;
     const id =
       token === OTHER && /^#\d+$/.test(text().trim()) ? Number(text().trim().slice(1)) : null;
-    return id ?? (await page.ask("token", { run: run.key, text: text() })).id;
+    return id ?? (await page.ask(QUESTIONS.token, { run: run.key, text: text() })).id;
   }
 
   async function start() {

@@ -251,7 +251,7 @@ test("readout and tooltip: positions count from 1 like steps; reused, or why not
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 5, 0)),
-    /^answer position 4: masked.*recomputed \(written a step ago, picked by score\)$/,
+    /^answer position 4: masked.*recomputed \(written a step ago, chosen by the policy\)$/,
   );
   assert.match(pure.readout(pure.tooltipData(m, 0, 0)), /^prompt position 1: 'Q'/);
   assert.match(pure.readout(pure.tooltipData(m, 3, 0)), /^answer position 2: end - /);
@@ -470,7 +470,7 @@ test("words are those of the policy and decoder that run; a name from a file may
     "still masked",
     "values moved",
     "attention drifted",
-    "picked by score",
+    "chosen by the policy",
   ]);
   assert.equal(label("window", { policy: "elastic" }), "leftmost masks");
   assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed a step ago");

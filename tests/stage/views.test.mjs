@@ -173,7 +173,7 @@ test("the sentence sums a life up: when written, as what, its rank, and why it w
   ]);
   assert.equal(
     pure.lifeSentence(run, 2, 3),
-    "Answer position 1: written in step 2 as ' cat' with confidence 0.91, rank 2 of 3 then. Recomputed in 3 of 4 steps: 1 × written a step ago, 1 × picked by score, 1 × full pass.",
+    "Answer position 1: written in step 2 as ' cat' with confidence 0.91, rank 2 of 3 then. Recomputed in 3 of 4 steps: 1 × written a step ago, 1 × chosen by the policy, 1 × full pass.",
   );
   assert.equal(
     pure.lifeSentence(run, 2, 0),
@@ -387,7 +387,7 @@ test("a prompt token that was changed by hand is told as it stands at that step"
   const got = (at) => ({
     at,
     n: T,
-    edges: pure.edgesOf(T, T),
+    edges: Array.from({ length: T + 1 }, (_, i) => i),
     bytes: new Uint8Array(T * T),
     largest: 1,
   });
@@ -402,7 +402,7 @@ test("a prompt token that was changed by hand is told as it stands at that step"
 // ---- a map that arrives summed
 
 test("where every pair of positions draws alike, a summed map is of one shade", () => {
-  const edges = pure.edgesOf(3, 5),
+  const edges = [0, 1, 3, 5],
     wide = [0, 1, 2].map((i) => edges[i + 1] - edges[i]),
     most = Math.max(...wide) ** 2;
   const sums = Uint8Array.from({ length: 9 }, (_, i) =>
