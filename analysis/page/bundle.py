@@ -24,13 +24,12 @@ EXPORT = re.compile(r"^export \{([^}]*)\};\n", re.M)
 def modules(folder: Path = STAGE) -> dict[str, str]:
     """File name -> source of every module, each after what it imports.
 
-    Raises ValueError for a circle, and for an import of a file that is not there.
+    Raises ValueError for a circle, and for an import of a file or name that is not there.
     """
     sources = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.js")}
     needs = {name: {m[2] for m in IMPORT.finditer(text)} for name, text in sources.items()}
-    for name, wanted in needs.items():
-        if missing := wanted - set(sources):
-            raise ValueError(f"{name} imports {', '.join(sorted(missing))}, which is not there")
+    for name in sources:
+        _check_imports(name, sources)
     try:
         order = list(graphlib.TopologicalSorter(dict(sorted(needs.items()))).static_order())
     except graphlib.CycleError as error:
@@ -59,6 +58,16 @@ def inert(text: str) -> str:
 def styles(folder: Path = STAGE) -> str:
     """All styles of the stage, in the order of their names."""
     return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.css")))
+
+
+def _check_imports(name: str, sources: dict[str, str]) -> None:
+    for names, other in IMPORT.findall(sources[name]):
+        if other not in sources:
+            raise ValueError(f"{name} imports {other}, which is not there")
+        exported = {pair[-1] for found in EXPORT.findall(sources[other]) for pair in _names(found)}
+        for wanted in (pair[0] for pair in _names(names)):
+            if wanted not in exported:
+                raise ValueError(f"{name} imports {wanted} of {other}, which does not export it")
 
 
 def _scope(name: str, text: str) -> str:

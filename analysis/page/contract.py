@@ -37,7 +37,7 @@ def values() -> dict[str, dict | list | tuple | int | str]:
         # words and marks of the address
         "RUN_WORDS": _itself(query.RUN_WORDS),
         "VIEW_WORDS": _itself(query.VIEW),
-        "MARKS": {
+        "LANE_MARKS": {
             "edit": query.EDIT_MARK,
             "decoder": query.DECODER_MARK,
             "knob": query.KNOB_MARK,

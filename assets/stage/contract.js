@@ -65,7 +65,7 @@ const VIEW_WORDS = {
   lesson: "lesson",
   card: "card",
 };
-const MARKS = {
+const LANE_MARKS = {
   edit: "~",
   decoder: "/",
   knob: ",",
@@ -149,7 +149,7 @@ export {
   MAP_ROOT,
   RUN_WORDS,
   VIEW_WORDS,
-  MARKS,
+  LANE_MARKS,
   EDIT,
   TAB_KEYS,
   CLOCKS,

@@ -1,5 +1,5 @@
 /* What if: an edit of a run as text, which the server reads: see Edit.parse of the package. Steps and positions count from 0; it happens after that step. No document here. */
-import { EDIT, MARKS, RUN_WORDS } from "./contract.js";
+import { EDIT, LANE_MARKS, RUN_WORDS } from "./contract.js";
 import { plural } from "./numbers.js";
 import { placeOf, quoted } from "./sentences.js";
 
@@ -30,7 +30,7 @@ function editText({ step, tokens = [], refresh = null, policy = {}, decoder = {}
   return parts.join(EDIT.next);
 }
 
-const branchQuery = (run, edit) => `${RUN_WORDS.branch}=${run}${MARKS.edit}${editText(edit)}`;
+const branchQuery = (run, edit) => `${RUN_WORDS.branch}=${run}${LANE_MARKS.edit}${editText(edit)}`;
 
 // Whether an edit changes anything.
 const isEdit = ({ tokens = [], refresh = null, policy = {}, decoder = {} }) =>

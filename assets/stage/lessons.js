@@ -2,7 +2,7 @@
  *
  * A lesson is data, made from text files by analysis/lessons.py. A card sets the page up when it is
  * opened, says what to do, and notices when it is done; the reader can always go on, back, or close. */
-import { EDIT, MARKS, RUN_WORDS } from "./contract.js";
+import { EDIT, LANE_MARKS, RUN_WORDS } from "./contract.js";
 import { h } from "./dom.js";
 import { explainTerm, setGlossary } from "./glossary.js";
 import { totalsAt, writeAt } from "./run.js";
@@ -106,7 +106,8 @@ function nowWords(until, state) {
 }
 
 // The policy of a lane, as the address writes one: POLICY,KNOB=VALUE/DECODER~EDIT.
-const policyOf = (lane) => Object.values(MARKS).reduce((text, mark) => text.split(mark)[0], lane);
+const policyOf = (lane) =>
+  Object.values(LANE_MARKS).reduce((text, mark) => text.split(mark)[0], lane);
 
 // The policies of the lanes that a query asks for, so that another run on its way is not taken for it.
 const policiesAsked = (query) => new URLSearchParams(query).getAll(RUN_WORDS.lane).map(policyOf);

@@ -389,9 +389,10 @@ function mount(host, page) {
       "d2-more",
       {},
       ...worded(
-        'Add a second lane to compare: at the left, choose another policy or other knobs and press "Run beside, as a further lane", or open "Compare" there. All lanes run on the same prompt and seed, under one slider.',
+        'Add a second lane to compare: on the left, choose another policy or other knobs and run it as another lane, or open "Side by side". All lanes run on the same prompt and seed, under one slider.',
       ),
     ),
+    ...stories(page),
   );
   const strips = h("div", "d2-strips");
   host.append(
@@ -407,7 +408,6 @@ function mount(host, page) {
     legend,
     strips,
     invite,
-    ...stories(page),
   );
 
   const seen = new IntersectionObserver(
