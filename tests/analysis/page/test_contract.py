@@ -168,6 +168,14 @@ def test_the_ends_of_the_scales_are_what_the_legends_say():
     ]
 
 
+def test_a_code_of_a_map_is_the_share_that_it_was_written_for():
+    shares = in_node("""
+        const codes = Array.from({ length: 256 }, (_, code) => code);
+        console.log(JSON.stringify(codes.map(pure.shareOf)))""")
+    sent = base64.b64decode(map_payload(np.diag(shares), 1)["map"])
+    assert [sent[code * len(shares) + code] for code in range(256)] == list(range(256))
+
+
 @pytest.mark.parametrize("length", [1, 2, 255, 256, 257, 300, 511, 512, 600, 1000])
 def test_the_cells_of_a_map_hold_every_position_once(length):
     rng = np.random.default_rng(length)
@@ -181,9 +189,7 @@ def test_the_cells_of_a_map_hold_every_position_once(length):
     i, j = n // 3, n - 1
     cell = weights[edges[i] : edges[i + 1], edges[j] : edges[j + 1]].sum() / sent["largest"]
     code = base64.b64decode(sent["map"])[i * n + j]
-    share = (
-        in_node(f"console.log(pure.shareOf({code}))") if length in (2, 300) else (code / 255) ** 2
-    )
+    share = (code / planes.LAST) ** planes.MAP_ROOT
     assert abs(share - cell) < 0.01
 
 
