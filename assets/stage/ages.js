@@ -1,5 +1,5 @@
 /* How old each kept K, V, attention output and MLP output is, in steps: worked out in the page from
- * what each step recomputed, so that no plane of ages has to be sent. No document here. */
+ * what each step recomputed, so that no plane of ages has to be sent. Pure. */
 import { PART } from "./contract.js";
 import { reasonOf } from "./reasons.js";
 import { placeOf } from "./sentences.js";
@@ -10,7 +10,7 @@ const PARTS = [
   { key: "attention", bit: PART.ATTENTION, label: "attention output", name: "attention output" },
   { key: "MLP", bit: PART.MLP, label: "MLP output", name: "MLP output" },
 ];
-const EVERY = 32; // a checkpoint each so many steps: going back replays less than that many
+const EVERY = 32; // steps between checkpoints: going back replays fewer than that
 
 // What layer l computed for position p in one step, as bits of Part. A policy that does not decide
 // layer by layer computes all parts of a row, in every layer, or none.
@@ -20,14 +20,14 @@ function partsIn(run, record, l, p) {
   return record.y[p] ? PART.ALL : 0;
 }
 
-// Without parts all layers are alike: one line of T cells tells it all.
+// Without parts all layers are alike: one line of T cells is enough.
 const layered = (run) => run.records.some((record) => record?.code);
 const linesOf = (run) => (layered(run) ? run.layers : 1);
 
 // Marks in `last` what step s computed; record.code is the run-length code of its parts.
 function advance(run, last, s, bit) {
   const record = run.records[s];
-  if (!record) return; // lost on the way: nothing is known of it
+  if (!record) return; // it was lost
   if (!record.code) {
     for (let i = 0; i < last.length; i++) if (record.y[i % run.T]) last[i] = s;
     return;
@@ -36,10 +36,11 @@ function advance(run, last, s, bit) {
     if (record.code[i] & bit) last.fill(s, at, at + record.code[i + 1]);
 }
 
-const stores = new WeakMap(); // run -> part -> { marks: [last steps at 0, EVERY, 2 EVERY ...], at, last }
+// run -> part -> {marks: [last steps after EVERY, 2 EVERY, ... steps], at, last}
+const stores = new WeakMap();
 
-// The step in which each cell was computed last, up to step s; -1: never. Int16Array(lines * T), where
-// lines is the number of layers, or 1 where all layers are alike. The array is lent, not given.
+// The step in which each cell was last computed, up to step s; -1: never. Int16Array(lines * T)
+// with as many lines as layers, or 1 where all layers are alike. The caller must not keep or change it.
 function lastComputed(run, s, bit) {
   const cells = linesOf(run) * run.T;
   let parts = stores.get(run);
@@ -97,8 +98,8 @@ function meanAges(run, ages) {
   });
 }
 
-// What one cell shows: "reused", "evicted", a reason's key, or "looked" where a part was computed for
-// no reason of the row's own (dLLM-Cache projects all V to see which moved).
+// What one cell shows: "reused", "evicted", a reason's key, or "looked" where a part was computed
+// though its row was not (dLLM-Cache projects all V to see which moved).
 function stateOf(bits, byte, bit) {
   if (bits & bit) return reasonOf(byte) ?? "looked";
   return bits & PART.EVICTED ? "evicted" : "reused";
@@ -143,13 +144,14 @@ function agesWords(ages, keys = PARTS.map((x) => x.key)) {
   return groups.map(({ age, names }) => `${list(names)} ${ageWords(age)}`).join(", ");
 }
 
-// "layer 3, answer position 5: K 4 steps old, V now" (layers count from 1 in words, as positions do)
+// "layer 3, answer position 5: K 4 steps old, V now"; layers count from 1 in text, as positions do
 function cacheReadout(run, s, l, p) {
   const record = run.records[s],
     where = `layer ${l + 1}, ${placeOf(run, p)}`;
   if (!record) return `${where}: the record of step ${s + 1} was lost`;
   const ages = agesWords(agesOf(run, s, l, p), layered(run) ? undefined : ["K", "V"]);
-  return `${where}: ${ages}${partsIn(run, record, l, p) & PART.EVICTED ? "; left out of attention in this step (evicted)" : ""}`;
+  const gone = partsIn(run, record, l, p) & PART.EVICTED;
+  return `${where}: ${ages}${gone ? "; left out of attention in this step (evicted)" : ""}`;
 }
 
 export {

@@ -66,7 +66,7 @@ function chunk(tag, ...bodies) {
 
 const even = (part) => (part.length & 1 ? [part, [0]] : [part]);
 
-// frames: [{bytes of a still WebP, ms}] -> an animation without end, each frame in place of the last.
+// frames: [{bytes of a still WebP, ms}] -> an endless animation, each frame in place of the last.
 function muxWebp(frames) {
   if (!frames.length) throw new Error("there is no frame to put together");
   const stills = frames.map(({ bytes }) => readWebp(bytes)),
@@ -89,7 +89,7 @@ function muxWebp(frames) {
   return chunk("RIFF", letters("WEBP"), head, anim, ...bodies);
 }
 
-// ---- pure: which moments are shown, and where the words stand
+// ---- pure: which moments are shown, and where the words are
 
 const MOST_FRAMES = 128,
   HELD = 2500; // ms that the last frame stays
@@ -138,7 +138,7 @@ const cut = (ctx, text, room) => {
   return `${text}…`;
 };
 
-// One lane of the film: where each token stands from its first to its last step, and its map.
+// One lane of the film: the place of each token, the same in every step, and its map.
 function planLane(ctx, run) {
   ctx.font = FONT;
   const last = run.records.length - 1,
@@ -214,7 +214,7 @@ function drawMap(ctx, lane, step, top, colours, ink) {
   ctx.fillText("prompt", PAD, top + MAP + 11);
   ctx.textAlign = "right";
   ctx.fillText(
-    "answer · a line is a step: coloured is recomputed, grey is reused",
+    "answer · one row per step: coloured is recomputed, grey is reused",
     WIDTH - PAD,
     top + MAP + 11,
   );
@@ -251,7 +251,8 @@ function* filmed(page) {
       const { run } = lane,
         step = stepAt(board, i, moment),
         rate = hitRateSoFar(run, step),
-        said = `step ${step + 1} of ${run.records.length}${rate === null ? "" : ` · ${percent(rate)} from the cache so far`}`;
+        reused = rate === null ? "" : ` · ${percent(rate)} from the cache so far`,
+        said = `step ${step + 1} of ${run.records.length}${reused}`;
       ctx.font = `600 ${FONT}`;
       ctx.fillStyle = ink.ink;
       ctx.fillText(cut(ctx, run.name || run.start.policy, 300), PAD, top + 10);

@@ -10,7 +10,10 @@ const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, 
 function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
-  else applyEvent(board.lanes.find((run) => run.key === ev.run) ?? emptyRun(), ev); // of no lane: to nobody
+  else {
+    const run = board.lanes.find((one) => one.key === ev.run);
+    if (run) applyEvent(run, ev);
+  }
   return board;
 }
 
@@ -33,19 +36,19 @@ const boardFrom = (board, text) =>
 
 // ---- clocks
 
-// When each step of a run had been made; known as far as the records go.
+// When each step of a run was done; known as far as the records go.
 function momentsOf(run, clock) {
   const list = run.clocks[clock];
   for (let s = list.length; s < run.records.length; s++) {
     const record = run.records[s],
       before = list[s - 1] ?? 0;
-    if (clock === "flops" && record && !record.totals) break; // its totals are on their way
+    if (clock === "flops" && record && !record.totals) break; // its totals are still to come
     list.push(!record ? before : clock === "ms" ? before + (record.ms || 0) : record.totals.flops);
   }
   return list;
 }
 
-// The moment at which lane i had made step s; 0 on a clock that starts before the first one.
+// The moment at which lane i had done step s; 0 on a clock that starts before the first step.
 function momentOf(board, i, s) {
   if (board.clock === "step") return s;
   const list = momentsOf(board.lanes[i], board.clock);
@@ -76,7 +79,7 @@ const lastMoment = (board) =>
     board.clock === "step" ? -1 : 0,
   );
 
-// Where a reader is who follows the runs: as far as those that still go, else at the very end.
+// Where a reader who follows the runs is: as far as the runs that still go, else at the very end.
 function liveMoment(board) {
   const going = board.lanes.flatMap((run, i) =>
     run.status === "running" ? [endOf(board, i)] : [],
@@ -84,7 +87,7 @@ function liveMoment(board) {
   return going.length ? Math.max(...going) : lastMoment(board);
 }
 
-// The next moment at which the lane in hand makes a step; when it has ended, the longest lane does.
+// The next moment at which the lane on view does a step; when it has ended, the longest lane.
 function nextMoment(board, moment, by) {
   if (board.clock === "step") return moment + by;
   const within = (i) => (by > 0 ? moment < endOf(board, i) : moment <= endOf(board, i));
@@ -104,7 +107,7 @@ function placeIn(from, to, p) {
   return q < to.T && p < from.P === q < to.P ? q : null;
 }
 
-// Do both lanes have a token at position p of lane i, at these steps, and is it another one?
+// Whether both lanes have a token at position p of lane i at these steps, and not the same token.
 function differs(board, i, p, steps) {
   const run = board.lanes[i],
     first = board.lanes[0];
@@ -125,7 +128,7 @@ const changesIn = (run, s) =>
         .join("\n")
     : null;
 
-// Did this step change the canvas of lane i otherwise than that of lane 0? null: not known (yet).
+// Whether this step changed the canvas of lane i in another way than lane 0. null: not known yet.
 function stepDiffers(board, i, s) {
   const ended = (run) => run.status !== "running" && s >= run.records.length;
   const [a, b] = [board.lanes[0], board.lanes[i]].map((run) =>
@@ -136,7 +139,7 @@ function stepDiffers(board, i, s) {
 
 const seenIn = new WeakMap(); // lane -> {of, s, at}: the search goes on where it stopped
 
-// The first step whose writes, or masks set again, are others than in lane 0; null when there is none so far.
+// The first step whose changes differ from those in lane 0; null when there is none so far.
 function firstDivergence(board, i) {
   const run = board.lanes[i],
     first = board.lanes[0];
@@ -145,9 +148,10 @@ function firstDivergence(board, i) {
   if (!seen || seen.of !== first) seenIn.set(run, (seen = { of: first, s: 0, at: null }));
   const end = Math.max(run.records.length, first.records.length);
   for (; seen.at === null && seen.s < end; seen.s++) {
-    const other = stepDiffers(board, i, seen.s);
+    const other = stepDiffers(board, i, seen.s),
+      toCome = [run, first].some((one) => seen.s >= one.records.length);
     if (other) seen.at = seen.s;
-    else if (other === null && [run, first].some((r) => seen.s >= r.records.length)) break; // wait for it; a lost record is passed over
+    else if (other === null && toCome) break; // a lost record is passed over
   }
   return seen.at;
 }
@@ -180,7 +184,7 @@ function differencesAt(board, i, steps) {
 
 // ---- the race
 
-// Of each lane at this moment: tokens written, of how many, its end if it has come, and who leads.
+// For each lane at this moment: tokens written, of how many, its end if it has come, who leads.
 function raceAt(board, moment) {
   const lanes = board.lanes.map((run, i) => {
     const step = stepAt(board, i, moment),

@@ -44,7 +44,9 @@ function paintChip(el, run, p, step, mode, dark, picked) {
     is = `${d.state}|${d.eos}|${fill}|${picked}|${d.text}`;
   if (el.was === is) return; // most chips stay as they are from step to step
   el.was = is;
-  el.className = `d2-chip d2-${d.state}${d.masked ? " d2-masked" : ""}${d.eos ? " d2-eos" : ""}${fill ? " d2-filled" : ""}${picked ? " d2-picked" : ""}`;
+  const marks = { masked: d.masked, eos: d.eos, filled: fill, picked },
+    names = [d.state, ...Object.keys(marks).filter((name) => marks[name])];
+  el.className = `d2-chip ${names.map((name) => `d2-${name}`).join(" ")}`;
   el.textContent = d.eos ? "end" : d.masked ? "" : visible(d.text);
   if (d.masked) el.setAttribute("aria-label", `${placeOf(run, p)}, masked`);
   else el.removeAttribute("aria-label");
@@ -85,7 +87,7 @@ function chipKeys(e, all) {
   }
 }
 
-// What pointing at tokens does: in a list of [data-p] elements of lane(); Enter or a click pins one.
+// Pointing at tokens, in a list of [data-p] elements of lane(); Enter or a click pins one.
 function chipEvents(list, page, lane) {
   const at = (e) => e.target.closest("[data-p]");
   const point = (e) => {

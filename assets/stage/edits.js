@@ -1,4 +1,5 @@
-/* What if: an edit of a run as text, which the server reads: see Edit.parse of the package. Steps and positions count from 0; it happens after that step. No document here. */
+/* An edit of a run as text that the server reads, see Edit.parse of the package. Steps and
+ * positions count from 0; an edit is made after its step. Pure. */
 import { EDIT, LANE_MARKS, RUN_WORDS } from "./contract.js";
 import { plural } from "./numbers.js";
 import { placeOf, quoted } from "./sentences.js";
@@ -6,7 +7,8 @@ import { placeOf, quoted } from "./sentences.js";
 const whole = (x) => Number.isInteger(x) && x >= 0;
 const value = (v) => String(typeof v === "boolean" ? v : Number(v));
 
-// edit: {step, tokens: [[position, id]], refresh: null, "all" or [positions], policy: {knob: value}, decoder: {...}}
+// edit: {step, tokens: [[position, id]], refresh: null, "all" or [positions],
+//        policy: {knob: value}, decoder: {knob: value}}
 function editText({ step, tokens = [], refresh = null, policy = {}, decoder = {} }) {
   if (!whole(step)) throw new Error(`The step is ${step}; choose a step of the run first.`);
   const parts = [step];
@@ -81,7 +83,8 @@ function editWords(
   else if (refresh?.length === 1) parts.push(`refresh ${placeOf(run, refresh[0])}`);
   else if (refresh?.length)
     parts.push(
-      `refresh ${refresh[0] < run.P ? "the prompt" : "the answer"} (${plural(refresh.length, "position")})`,
+      `refresh ${refresh[0] < run.P ? "the prompt" : "the answer"} ` +
+        `(${plural(refresh.length, "position")})`,
     );
   for (const [kind, knobs] of [
     ["policy", policy],
@@ -89,7 +92,8 @@ function editWords(
   ])
     for (const [name, v] of Object.entries(knobs))
       parts.push(
-        `set the ${kind}'s ${name.replaceAll("_", " ")} to ${v === true ? "on" : v === false ? "off" : value(v)}`,
+        `set the ${kind}'s ${name.replaceAll("_", " ")} to ` +
+          `${v === true ? "on" : v === false ? "off" : value(v)}`,
       );
   return parts.length ? `After step ${step + 1}: ${parts.join("; ")}.` : "";
 }

@@ -65,7 +65,7 @@ function mountExport(host, page) {
     ),
   }));
   const offline = h("p", "d2-export-said", {
-    textContent: "This page is a file: keep it, or send it on.",
+    textContent: "This page is a file: keep it or pass it on.",
     hidden: true,
   });
   const panel = h(
@@ -92,7 +92,7 @@ function mountExport(host, page) {
     if (!busy)
       said.textContent = page.run.records.length
         ? ""
-        : "There is nothing to take along yet: run something first.";
+        : "Nothing to export yet: run something first.";
     mark();
   }
 

@@ -1,4 +1,4 @@
-/* The keyboard: on focus inside the stage, or on hover while nothing else on the page has the focus. */
+/* The keyboard: with the focus inside the stage, or on hover while nothing else has the focus. */
 import { MOST_LANES } from "./contract.js";
 import { h } from "./dom.js";
 

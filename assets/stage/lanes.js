@@ -67,7 +67,7 @@ function makeLanes(page) {
       if (at !== null) {
         jump.textContent = `≠ from step ${at + 1}`;
         jump.title =
-          jump.ariaLabel = `Lane ${i + 1} writes something else than lane 1 from step ${at + 1} on: go there`;
+          jump.ariaLabel = `From step ${at + 1} on, lane ${i + 1} differs from lane 1: go there`;
       }
     });
   }

@@ -77,7 +77,8 @@ function showMap(map, run, x0, x1, rows = run.expected) {
     steps = run.records.length;
   ctx.clearRect(0, 0, canvas.width, canvas.height);
   if (!steps || !canvas.width) return;
-  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || rows > canvas.height; // shrinking must not drop columns
+  // shrinking must not drop columns
+  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || rows > canvas.height;
   ctx.drawImage(
     map.store,
     x0,

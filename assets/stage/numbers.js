@@ -1,4 +1,4 @@
-/* Numbers: planes out of base64, codes to values, values to text. */
+/* Numbers: planes from base64, codes to values, values to text. */
 import { CONFIDENCE, DENSITY, DIVERGENCE, DRIFT, LAST_CODE, ROLLOUT } from "./contract.js";
 
 function decodePlane(b64) {

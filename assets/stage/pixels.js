@@ -87,7 +87,7 @@ const shareOf = (code) => (code / LAST_CODE) ** MAP_ROOT;
 const codeOf = (share) => Math.round(LAST_CODE * share ** (1 / MAP_ROOT));
 
 // A large map arrives summed: cell i holds the positions from edges[i] up to the next.
-// A cell of two positions is no darker than two cells of one: shades by share of a pair, not of a cell.
+// A cell of two positions is no darker than two cells of one: shades by share of a pair.
 function evenShades(bytes, edges) {
   const n = edges.length - 1,
     wide = edges.slice(1).map((e, i) => e - edges[i]);

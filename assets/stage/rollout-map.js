@@ -98,7 +98,8 @@ function makeRolloutMap(page) {
     for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];
     canvas.width = canvas.height = n;
     canvas.getContext("2d").putImageData(image, 0, 0);
-    box.style.setProperty("--d2-part", n !== T && pooled === P ? P / T : pooled / n); // a pooled map keeps the share
+    // a pooled map keeps the prompt's share
+    box.style.setProperty("--d2-part", n !== T && pooled === P ? P / T : pooled / n);
     box.style.setProperty("--d2-all", T);
     note.textContent = mapNote(at, dark, of !== page.run.key);
     shown.dark = dark;

@@ -1,4 +1,4 @@
-/* One run, as told by its events; pure questions about it. */
+/* One run, built from its events; pure questions about it. */
 import { PART } from "./contract.js";
 import { decodePlane, unpack } from "./numbers.js";
 import { reasonsOf } from "./reasons.js";
@@ -29,7 +29,7 @@ function hitRateSoFar(run, s) {
   return steps ? 1 - rows / (steps * run.T) : null;
 }
 
-// Positions recomputed in at least one layer; where layers differ, more than record.rows, their mean.
+// Positions recomputed in at least one layer; more than record.rows, a mean, where layers differ.
 const touchedIn = (record) => record.y.reduce((n, byte) => n + (byte > 0), 0);
 const layersDiffer = (record) => record.rows !== touchedIn(record);
 
@@ -88,7 +88,7 @@ function startRun(ev) {
   };
 }
 
-// How many layers computed each position, from (value, count) pairs over layers x T, layer by layer.
+// How many layers computed each position, from (value, count) pairs over layers x T.
 function layersIn(pairs, T) {
   const out = new Uint8Array(T);
   for (let i = 0, at = 0; i < pairs.length; i += 2) {
@@ -98,7 +98,7 @@ function layersIn(pairs, T) {
   return out;
 }
 
-const partsAt = new Map(); // the last few that were asked for: all of a long run would fill the tab
+const partsAt = new Map(); // the last few used: those of a long run would fill the memory
 
 function partsOf(record, size) {
   let parts = partsAt.get(record);
@@ -156,7 +156,7 @@ function addRecord(run, ev) {
   run.expected = Math.max(run.expected, run.records.length);
 }
 
-// What an exact pass on the same canvas says of this step; it follows the record of its step.
+// What an exact pass on the same canvas reports about a step; it comes after the step's record.
 function addTruth(run, ev) {
   const record = run.records[ev.s];
   if (record)
@@ -171,7 +171,7 @@ function addTruth(run, ev) {
   run.truth = true;
 }
 
-// The next model after one event. Events of a run that is not the last one started are dropped.
+// The run after one event. Events of a run other than the last one started are dropped.
 function applyEvent(run, ev) {
   if (ev.k === "start") return startRun(ev);
   if (ev.run !== run.key) return run;
@@ -183,7 +183,7 @@ function applyEvent(run, ev) {
     run.status = ev.status;
     run.paused = false;
     run.note = ev.note || "";
-    if (ev.status === "done") run.expected = Math.max(1, run.records.length); // now the height is known
+    if (ev.status === "done") run.expected = Math.max(1, run.records.length);
   }
   return run;
 }
@@ -197,14 +197,14 @@ function filledAt(run, s) {
 
 const applyText = (run, text) => (text ? JSON.parse(text).events.reduce(applyEvent, run) : run);
 
-// The newest change of position p up to step s, a write or its being masked again, or null.
+// The latest change of position p up to step s: a write, masked again, or null.
 function changeAt(run, p, s) {
   const list = run.changes[p] || [];
   for (let i = list.length - 1; i >= 0; i--) if (list[i].s <= s) return list[i];
   return null;
 }
 
-// The write whose token stands at position p after step s, or null while it is masked.
+// The write whose token is at position p after step s, or null while it is masked.
 function writeAt(run, p, s) {
   const change = changeAt(run, p, s);
   return change && change.text !== null ? change : null;

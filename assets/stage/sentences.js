@@ -1,4 +1,4 @@
-/* What the stage says of a run: sentences, captions, tooltips. Pure. */
+/* What the stage says about a run: sentences, captions, tooltips. Pure. */
 import {
   amount,
   confidence,
@@ -37,7 +37,7 @@ const placeOf = (run, p) =>
   p < run.P ? `prompt position ${p + 1}` : `answer position ${p - run.P + 1}`;
 const tokenName = (run, text) => (run.eos.has(text) ? "end" : visible(text));
 
-// "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with confidence 0.98."
+// "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with ..."
 const sureness = (conf) =>
   conf === null || conf === undefined ? "by hand" : `with confidence ${fixed(conf, 2)}`;
 
@@ -56,18 +56,23 @@ function explain(record, run, step) {
       .map(([p, text]) => `${name(text)} (${p - run.P + 1})`)
       .join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;
   let wrote = "wrote nothing";
-  if (n === 1)
-    wrote = `wrote ${name(written[0][1])} at ${placeOf(run, written[0][0])} ${sureness(written[0][2])}`;
+  if (n === 1) {
+    const [[p, text, conf]] = written;
+    wrote = `wrote ${name(text)} at ${placeOf(run, p)} ${sureness(conf)}`;
+  }
   if (n > 1) wrote = `wrote ${n} tokens${some(written)}`;
   const again = record.m.map((p) => [p, textBefore(run, p, record.s)]);
   if (again.length === 1)
     wrote += `; masked ${name(again[0][1])} again at ${placeOf(run, again[0][0])}`;
   if (again.length > 1) wrote += `; masked ${again.length} tokens again${some(again)}`;
   const mean = layersDiffer(record) ? ` (mean over ${run.layers} layers)` : "";
-  return `Step ${record.s + 1}: recomputed ${amount(record.rows)} of ${run.T} positions${mean}, then ${wrote}.`;
+  return (
+    `Step ${record.s + 1}: recomputed ${amount(record.rows)} of ${run.T} positions${mean}, then ` +
+    `${wrote}.`
+  );
 }
 
-// The second half, for who has never heard of it: what the recomputing was for.
+// The second half, for readers who are new to it: why positions were recomputed.
 function explainWhy(record, run) {
   const rest = run.T - touchedIn(record),
     differ = layersDiffer(record);
@@ -102,7 +107,10 @@ const captions = {
       start.by_layer && !even
         ? `, and is paler where only some of the ${start.layers} layers did`
         : "";
-    return `Grey: ${kept} reused from the cache. A coloured position was computed again in this step; the colour says why${paler}.${own && ` ${own}`}`;
+    return (
+      `Grey: ${kept} reused from the cache. A coloured position was computed again in this ` +
+      `step; the colour says why${paler}.${own && ` ${own}`}`
+    );
   },
   density(start) {
     const { sigma, as_shipped: padded } = knobsOf(start, "decoder"),
@@ -118,18 +126,25 @@ const captions = {
     const use = !(sigma > 0)
       ? "The decoder ignores it in this run (its sigma is 0)."
       : tests
-        ? "What passes the decoder's test is written anyway; other guesses are ranked by confidence times density, which favours places next to known text."
-        : `The decoder multiplies ${scores} by it to rank its guesses, which favours places next to known text.`;
-    return `How much of a position's neighbourhood is already known, nearer neighbours counting more (Gaussian, ${width}; ${edge}). ${use}`;
+        ? "What passes the decoder's test is written anyway; other guesses are ranked by " +
+          "confidence times density, which favours places next to known text."
+        : `The decoder multiplies ${scores} by it to rank its guesses, which favours places ` +
+          "next to known text.";
+    return (
+      "How much of a position's neighbourhood is already known, nearer neighbours counting more " +
+      `(Gaussian, ${width}; ${edge}). ${use}`
+    );
   },
   rollout(start) {
     const { rollout_p, as_shipped: shipped } = knobsOf(start, "policy");
     const next =
       rollout_p === 0 && !shipped
         ? "This run does not use it (its rollout p is 0)."
-        : "The reused positions with the most are recomputed next.";
+        : "The reused positions with the most rollout mass are recomputed next.";
     return start.rollout
-      ? `Where attention leads, followed through all layers of this step. A recomputed position passes its weight on to the positions it reads; a reused one keeps its own (1) and gains what is passed to it. ${next}`
+      ? "Where attention leads, followed through all layers of this step. A recomputed position " +
+          "passes its weight on to the positions it reads; a reused position keeps its own (1) " +
+          `and gains what is passed to it. ${next}`
       : "";
   },
   order(start) {
@@ -142,7 +157,8 @@ const captions = {
       ? ""
       : ownWidth
         ? ` The certainty prior, its width set by the run itself, ${prior}.`
-        : ` The certainty prior (σ = ${short(sigma)}) ${prior}; set the decoder's sigma to 0 to let it jump.`;
+        : ` The certainty prior (σ = ${short(sigma)}) ${prior}; set the decoder's sigma to 0 to ` +
+          "let it jump.";
     return `When each token was written${blocks}${how}.${lean}`;
   },
 };
@@ -158,7 +174,10 @@ const madeBy = (start) =>
 // of a write may be of another one, or no share at all: it is not drawn as a bar.
 function barsCaption(start) {
   const { temperature, top_p } = knobsOf(start, "decoder");
-  return `the model's likeliest tokens${temperature > 0 || top_p < 1 ? " before temperature and top p" : ""}`;
+  return (
+    "the model's likeliest " +
+    `tokens${temperature > 0 || top_p < 1 ? " before temperature and top p" : ""}`
+  );
 }
 
 // The bars of one write: the likeliest tokens, and the written one if it is not among them.
@@ -171,11 +190,12 @@ function candidateBars(run, write) {
 }
 
 const confidenceUnit = (start) =>
-  `confidence when written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
+  "confidence when " +
+  `written${decoderWords(start).confidence ? ` (${decoderWords(start).confidence})` : ""}`;
 const lampText = (run) => (run.status !== "running" ? "end" : run.paused ? "paused" : "live");
 
-// The state of a run that needs words: stored, ended early, failed, incomplete. How it ended is said
-// at its last step, s: earlier ones still have masks to fill.
+// The state of a run where it needs words: stored, ended early, failed, incomplete. How it ended is
+// shown at its last step only: earlier steps still have masks to fill.
 function noteOf(run, s) {
   const lines = [],
     atEnd = s >= run.records.length - 1;
@@ -188,12 +208,19 @@ function noteOf(run, s) {
   return lines.join(" ").trim();
 }
 
-// The T x T map costs the server a pass: while a run is followed live, it waits to be asked for.
+// The T x T map costs the server a pass: while a run is followed live, it is not fetched by itself.
 const wantsMap = (run, live) =>
   run.records.length > 0 && (run.status !== "running" || run.paused || !live);
 
-function mapNote(s, dark, before) {
-  return `${before ? "From the run before: step" : "Step"} ${s + 1}, computed anew by a full pass without a cache. Line i, column j: how much position i draws on position j, followed through all layers; dashed lines part the prompt from the answer. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
+// dashed: whether the map has lines at the end of the prompt.
+function mapNote(s, dark, before, dashed = true) {
+  return (
+    `${before ? "From the previous run: step" : "Step"} ${s + 1}, computed again by a full pass ` +
+    "without a cache. Row i, column j: how much position i draws on position j, followed " +
+    `through all layers${dashed ? "; dashed lines separate the prompt from the answer" : ""}. ` +
+    `${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the ` +
+    "share, up to the largest on this map."
+  );
 }
 // Everything the stage can say about position p at step s.
 function tooltipData(run, p, s) {
@@ -255,22 +282,30 @@ const STATS = [
   [
     "step",
     "step",
-    "One denoising step: one pass of the model over what must be computed, then a few tokens are written. Shown: the step on view / steps received so far.",
+    "One denoising step: one pass of the model over what must be computed, then a few tokens " +
+      "are written. Shown: the step on view / steps received so far.",
   ],
   [
     "tps",
     "tokens / s",
-    "Answer tokens before the first end token (EOS), divided by the seconds the run has taken, both up to the step on view. The padding after the end does not count. It is wall time, measured once on this machine: equal work can take unequal time, FLOPs compare the work.",
+    "Answer tokens before the first end token (EOS), divided by the seconds the run has " +
+      "taken, both up to the step on view. The padding after the end does not count. It is wall " +
+      "time, measured once on this machine: equal work can take unequal time; FLOPs compare the " +
+      "work.",
   ],
   [
     "hit",
     "cache hit rate",
-    "Of all positions in all steps up to the step on view, the share that came from the cache: 1 − recomputed positions / (steps × canvas length). Where layers differ, recomputed positions are the mean over the layers.",
+    "Of all positions in all steps up to the step on view, the share that came from the " +
+      "cache: 1 − recomputed positions / (steps × canvas length). Where layers differ, " +
+      "recomputed positions are the mean over the layers.",
   ],
   [
     "flops",
     "FLOPs vs no cache",
-    "Floating-point operations of this run up to the step on view, divided by those of the same steps without a cache. 0.31× means about a third of the arithmetic. A second look that the decoder takes counts as work of the run alone.",
+    "Floating-point operations of this run up to the step on view, divided by those of the " +
+      "same steps without a cache. 0.31× means about a third of the arithmetic. A second look " +
+      "that the decoder takes counts as work of the run alone.",
   ],
 ];
 

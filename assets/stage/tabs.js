@@ -55,12 +55,13 @@ function makeTabs(page, { uid, onShow }) {
       tab.host.hidden = !on;
     }
     if (shown !== to)
-      bar.scrollLeft = to.button.offsetLeft - (bar.clientWidth - to.button.offsetWidth) / 2; // on a phone it may lie outside
+      // on a phone it may be out of sight
+      bar.scrollLeft = to.button.offsetLeft - (bar.clientWidth - to.button.offsetWidth) / 2;
     shown = to;
     return true;
   }
 
-  // A view that fails must not take the others with it.
+  // A view that fails must not break the others.
   function guarded(tab, what) {
     try {
       what();
@@ -70,7 +71,9 @@ function makeTabs(page, { uid, onShow }) {
       tab.host.replaceChildren(
         h("p", "d2-note d2-alert", {
           role: "alert",
-          textContent: `This view failed (${error.message}). The other tabs go on; reload the page to try again.`,
+          textContent:
+            `This view failed (${error.message}). The other tabs go on; reload the page to try ` +
+            "again.",
         }),
       );
     }

@@ -1,4 +1,4 @@
-/* One floating box of words, kept inside the stage: for tokens, and for controls that explain themselves. */
+/* One floating box of text inside the stage: about tokens, and about controls. */
 import { h, swatch } from "./dom.js";
 import { clamp, fixed, plural } from "./numbers.js";
 import { policyWords } from "./reasons.js";
@@ -19,7 +19,8 @@ function makeTip({ uid, inner, on }) {
       w = tip.offsetWidth,
       ht = tip.offsetHeight;
     const below = a.bottom + 8 + ht < globalThis.innerHeight || a.top - 8 - ht < 0;
-    tip.style.left = `${clamp(a.left + a.width / 2 - w / 2 - box.left, 8, Math.max(8, box.width - w - 8))}px`;
+    const left = a.left + a.width / 2 - w / 2 - box.left;
+    tip.style.left = `${clamp(left, 8, Math.max(8, box.width - w - 8))}px`;
     tip.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
   }
 
@@ -28,7 +29,7 @@ function makeTip({ uid, inner, on }) {
     tipOf = null;
   }
 
-  // A control whose meaning pops up by mouse, keyboard and touch alike. words: text, or an element that holds it.
+  // A control whose meaning pops up by mouse, keyboard and touch. words: text, or an element with it.
   function explained(control, words) {
     if (typeof words === "string") help.append((words = h("span", "", { textContent: words })));
     if (!words.id) words.id = `${uid}-words-${++ids}`;
@@ -66,13 +67,17 @@ function tipContent(run, d) {
   if (d.write)
     kids.push(
       h("p", "", {
-        textContent: `written in step ${d.step + 1} ${d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`}`,
+        textContent:
+          `written in step ${d.step + 1} ` +
+          `${d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`}`,
       }),
     );
   if (d.again !== null)
     kids.push(
       h("p", "", {
-        textContent: `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ${d.again + 1}`,
+        textContent:
+          `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ` +
+          `${d.again + 1}`,
       }),
     );
   if (d.masked && d.candidate !== null)

@@ -1,17 +1,17 @@
-/* The life of one position over the steps of a run: what the model thought of it, when it was
- * recomputed and why, when it was written. And the lines that draw it. No document here. */
+/* The life of one position over the steps of a run: how sure the model was, when it was recomputed
+ * and why, when it was written; and the lines that draw this. Pure. */
 import { CONFIDENCE, DENSITY } from "./contract.js";
 import { confidence, density, drift, fixed, plural } from "./numbers.js";
 import { labelIn, reasonOf, reasonsIn } from "./reasons.js";
 import { writeAt } from "./run.js";
 import { placeOf, quoted } from "./sentences.js";
 
-// The decoder ranks its guesses by this: confidence times density, or confidence alone without a prior.
+// What the decoder ranks its guesses by; without a prior, confidence alone.
 const hasPrior = (run) => run.start?.knobs?.decoder?.sigma > 0;
 const rankedBy = (run) => (hasPrior(run) ? "confidence × density" : "confidence");
 
-// The block that is being filled in step s: that of the leftmost position masked before it. [from, to)
-function openBlock(run, s) {
+// [from, to) of the current block in step s: the block of the leftmost position masked before it.
+function currentBlock(run, s) {
   const size = run.start?.block_length || run.G;
   for (let p = run.P; p < run.T; p++)
     if (!writeAt(run, p, s - 1)) {
@@ -21,14 +21,14 @@ function openBlock(run, s) {
   return [run.T, run.T];
 }
 
-// Where position p stands among the masked ones of the open block that got a guess in step s, best
-// first; equal scores share a rank. null: it is none of them. {rank, of}
+// {rank, of}: the rank of position p among the masked positions of the current block that got a
+// guess in step s, best first; equal scores share a rank. null: it is not among them.
 function rankOf(run, s, p) {
   const record = run.records[s],
     prior = hasPrior(run);
   if (!record?.c || !record.d || p < run.P) return null;
   const score = (g) => (record.c[g] - CONFIDENCE.zero) * (prior ? record.d[g] - DENSITY.zero : 1),
-    [from, to] = openBlock(run, s);
+    [from, to] = currentBlock(run, s);
   const runs = (q) => q >= from && q < to && record.c[q - run.P] > 0 && !writeAt(run, q, s - 1);
   if (!runs(p)) return null;
   const own = score(p - run.P);
@@ -90,38 +90,54 @@ function tallyOf(run, p, s) {
   return { recomputed, steps, counts };
 }
 
-// "Written in step 12 as ' cat' with confidence 0.93, rank 1 of 30 when written. Recomputed in 7 of 20 steps: ..."
+const nameIn = (run, text) => (run.eos.has(text) ? "the end token" : quoted(text));
+
+// "given from the start.": what is known of a prompt position's token, or of the one put in its place.
+function givenWords(run, p, write) {
+  const given = quoted(run.prompt[p] ?? "");
+  return write
+    ? `${nameIn(run, write.text)}, changed by hand in step ${write.s + 1}; it was ${given}.`
+    : `${given}, given from the start.`;
+}
+
+// "written in step 12 as ' cat' with confidence 0.93, rank 1 of 30 then."
+function writtenWords(run, p, write) {
+  const rank = rankOf(run, write.s, p),
+    facts = [`written in step ${write.s + 1} as ${nameIn(run, write.text)}`];
+  if (write.conf !== null) facts[0] += ` with confidence ${fixed(write.conf, 2)}`;
+  if (rank) facts.push(`rank ${rank.rank} of ${rank.of} then`);
+  return `${facts.join(", ")}.`;
+}
+
+function maskedWords(run, p, s) {
+  const code = run.records[s]?.c?.[p - run.P],
+    guess = code === undefined ? null : confidence(code),
+    rank = rankOf(run, s, p);
+  if (guess === null) return "still masked; no guess was made here in this step.";
+  const ranked = rank ? `, rank ${rank.rank} of ${rank.of}` : "";
+  return `still masked; its best guess has confidence ${fixed(guess, 2)}${ranked}.`;
+}
+
+// "Answer position 5: written in step 12 as ' cat' ... . Recomputed in 7 of 20 steps: 7 × full pass."
 function lifeSentence(run, p, s) {
   if (s < 0) return `${placeOf(run, p)}: no step yet.`;
   const write = writeAt(run, p, s),
-    rank = rankOf(run, write ? write.s : s, p),
-    { recomputed, steps, counts } = tallyOf(run, p, s);
-  const place = placeOf(run, p).replace(/^./, (c) => c.toUpperCase()),
-    parts = [];
-  const name = (text) => (run.eos.has(text) ? "the end token" : quoted(text));
-  const again = (run.changes[p] || []).filter((x) => x.text === null && x.s <= s).length;
-  const ranked = rank ? `rank ${rank.rank} of ${rank.of}` : "";
-  if (p < run.P && write)
-    parts.push(
-      `${place}: ${name(write.text)}, changed by hand in step ${write.s + 1}; it was ${quoted(run.prompt[p] ?? "")}.`,
-    );
-  else if (p < run.P) parts.push(`${place}: ${quoted(run.prompt[p] ?? "")}, given from the start.`);
-  else if (write)
-    parts.push(
-      `${place}: written in step ${write.s + 1} as ${name(write.text)}${write.conf === null ? "" : ` with confidence ${fixed(write.conf, 2)}`}${ranked && `, ${ranked} then`}.`,
-    );
-  else {
-    const guess = run.records[s]?.c ? confidence(run.records[s].c[p - run.P]) : null;
-    parts.push(
-      `${place}: still masked${guess === null ? "; no guess was made here in this step" : `; its best guess has confidence ${fixed(guess, 2)}${ranked && `, ${ranked}`}`}.`,
-    );
-  }
-  if (again) parts.push(`Masked again ${again === 1 ? "once" : `${again} times`}.`);
-  const why = run.reasons.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} × ${r.label}`);
-  parts.push(
-    `Recomputed in ${recomputed} of ${plural(steps, "step")}${why.length ? `: ${why.join(", ")}` : ""}.`,
+    place = placeOf(run, p).replace(/^./, (c) => c.toUpperCase()),
+    { recomputed, steps, counts } = tallyOf(run, p, s),
+    times = (run.changes[p] || []).filter((x) => x.text === null && x.s <= s).length;
+  const now =
+    p < run.P
+      ? givenWords(run, p, write)
+      : write
+        ? writtenWords(run, p, write)
+        : maskedWords(run, p, s);
+  const again = times ? ` Masked again ${times === 1 ? "once" : `${times} times`}.` : "";
+  const why = run.reasons.filter((r) => counts[r.key]).map((r) => `${counts[r.key]} × ${r.label}`),
+    reasons = why.length ? `: ${why.join(", ")}` : "";
+  return (
+    `${place}: ${now}${again} ` +
+    `Recomputed in ${recomputed} of ${plural(steps, "step")}${reasons}.`
   );
-  return parts.join(" ");
 }
 
 const whyWords = (run, byte) =>
@@ -142,7 +158,7 @@ function linePath(values, steps, low, high) {
     }
     const x = atStep(s, steps),
       y = 100 * (1 - Math.min(1, Math.max(0, (v - low) / (high - low || 1))));
-    const dot = !open && (values[s + 1] ?? null) === null ? "h0.01" : ""; // a lone value shows as a dot (round caps)
+    const dot = !open && (values[s + 1] ?? null) === null ? "h0.01" : ""; // a dot
     path += `${open ? "L" : "M"}${Number(x.toFixed(2))} ${Number(y.toFixed(2))}${dot}`;
     open = true;
   });
@@ -164,7 +180,7 @@ function fitPoints(points) {
 export {
   hasPrior,
   rankedBy,
-  openBlock,
+  currentBlock,
   rankOf,
   lifeOf,
   tallyOf,

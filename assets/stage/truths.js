@@ -1,4 +1,4 @@
-/* What an exact shadow pass says about the cache: drift, changed predictions, the oracle. No document. */
+/* What an exact pass reports about the cache: drift, changed predictions, the oracle. Pure. */
 import { DIVERGENCE, DRIFT, LAST_CODE } from "./contract.js";
 import { divergence, drift, fixed, plural } from "./numbers.js";
 import { placeOf } from "./sentences.js";
@@ -14,7 +14,10 @@ const TRUTHS = [
     unit: "K drift: 1 − cosine",
     ...DRIFTS,
     answer: false,
-    why: "How far the key (K) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers. 0: the same direction; 1: nothing in common.",
+    why:
+      "How far the key (K) that attention read at a position is from the exact one: 1 minus the " +
+      "cosine between the two, over all heads, mean over the layers. 0: the same direction; 1: " +
+      "nothing in common.",
   },
   {
     key: "vd",
@@ -22,7 +25,9 @@ const TRUTHS = [
     unit: "V drift: 1 − cosine",
     ...DRIFTS,
     answer: false,
-    why: "How far the value (V) that attention read at a position is from the exact one: 1 minus the cosine between the two, over all heads, mean over the layers.",
+    why:
+      "How far the value (V) that attention read at a position is from the exact one: 1 minus " +
+      "the cosine between the two, over all heads, mean over the layers.",
   },
   {
     key: "kl",
@@ -30,16 +35,20 @@ const TRUTHS = [
     unit: "KL, in nats",
     ...DIVERGENCES,
     answer: true,
-    why: "How far the prediction at a position is from that of an exact pass: the Kullback-Leibler divergence of the exact probabilities from the cached ones, in nats. 0: the same prediction. Only where a prediction was made.",
+    why:
+      "How far the prediction at a position is from that of an exact pass: the Kullback-Leibler " +
+      "divergence of the exact probabilities from the cached ones, in nats. 0: the same " +
+      "prediction. Only where a prediction was made.",
   },
 ];
 
 const hasTruth = (run) => run.records.some((record) => record?.truth);
 
-// "hit": moved most and recomputed; "missed": moved most, reused; "needless": recomputed, moved less; "kept".
+// "hit": moved most, recomputed; "missed": moved most, reused; "needless": moved less, recomputed;
+// "kept": moved less, reused.
 function oracleMarks(run, s) {
   const record = run.records[s];
-  if (!record?.truth || record.truth.recall === null) return null; // no choice: all or nothing was recomputed
+  if (!record?.truth || record.truth.recall === null) return null; // all or nothing was recomputed
   const oracle = new Set(record.truth.oracle);
   return Array.from(record.y, (byte, p) =>
     oracle.has(p) ? (byte ? "hit" : "missed") : byte ? "needless" : "kept",
@@ -56,7 +65,9 @@ const MARKS = [
   {
     key: "needless",
     label: "beyond the oracle's",
-    why: "the policy recomputed it, though others had drifted more; some it must compute, to predict there",
+    why:
+      "the policy recomputed it, though others had drifted more; some it must compute in order " +
+      "to predict there",
   },
   { key: "kept", label: "rightly reused", why: "among those that had drifted least, and reused" },
 ];
@@ -88,7 +99,7 @@ const logShade = (v, low, high) =>
 function truthReadout(run, kind, s, p) {
   const truth = run.records[s]?.truth,
     where = `step ${s + 1}, ${placeOf(run, p)}`;
-  if (!truth) return `${where}: no truth is known of this step`;
+  if (!truth) return `${where}: no exact pass was made at this step`;
   const plane = truth[kind.key],
     i = kind.answer ? p - run.P : p;
   if (kind.answer && i < 0) return `${where}: nothing is predicted in the prompt`;
@@ -99,13 +110,16 @@ function truthReadout(run, kind, s, p) {
     : kind.answer
       ? "no difference, or no prediction"
       : "no drift";
-  return `${where}: ${words}${truth.flips.includes(p) ? "; its best guess differs from the exact one" : ""}`;
+  return (
+    `${where}: ` +
+    `${words}${truth.flips.includes(p) ? "; its best guess differs from the exact one" : ""}`
+  );
 }
 
 function oracleSentence(run, s) {
   const record = run.records[s],
     marks = oracleMarks(run, s);
-  if (!record?.truth) return `Step ${s + 1}: no truth is known of it.`;
+  if (!record?.truth) return `Step ${s + 1}: no exact pass was made at it.`;
   if (!marks) {
     const rows = record.y.reduce((n, byte) => n + (byte > 0), 0);
     return rows === record.y.length
@@ -116,7 +130,10 @@ function oracleSentence(run, s) {
   }
   const n = (key) => marks.filter((m) => m === key).length,
     k = n("hit") + n("missed");
-  return `Step ${s + 1}: of the ${plural(k, "position")} whose kept K,V had drifted most, the policy recomputed ${n("hit")} (recall ${fixed(record.truth.recall, 2)}).`;
+  return (
+    `Step ${s + 1}: of the ${plural(k, "position")} whose kept K,V had drifted most, the policy ` +
+    `recomputed ${n("hit")} (recall ${fixed(record.truth.recall, 2)}).`
+  );
 }
 
 export {

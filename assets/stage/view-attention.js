@@ -206,20 +206,17 @@ function mount(host, page) {
   }
 
   const layerNote = (s, dark) =>
-    `Step ${s + 1}, computed anew by a full pass without a cache. Line i, column j: the share of position i's attention that falls on position j in this layer, mean over the heads. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
+    `Step ${s + 1}, computed again by a full pass without a cache. Row i, column j: the share of position i's attention that falls on position j in this layer, mean over the heads. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
 
   function say(run, dark, fresh) {
     if (page.offline)
-      return "This map needs the running app: it is computed anew for each step. All else on this page works without.";
+      return "This map needs the running app: it is computed again for each step. All else on this page works without.";
     if (!run.records.length) return "No step yet.";
     if (problem && !fresh) return `No map: ${problem.replace(/\.$/, "")}.`;
     if (!fresh && askedFor === keyOf()) return `Loading the map of step ${page.step + 1} …`;
     if (!got) return "";
     return got.layer === "rollout"
-      ? mapNote(got.at, dark, got.of !== run.key).replace(
-          "; dashed lines part the prompt from the answer",
-          "",
-        )
+      ? mapNote(got.at, dark, got.of !== run.key, false)
       : layerNote(got.at, dark);
   }
 

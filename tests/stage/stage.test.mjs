@@ -251,7 +251,7 @@ test("readout and tooltip: positions count from 1 like steps; reused, or why not
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 5, 0)),
-    /^answer position 4: masked.*recomputed \(written a step ago, chosen by the policy\)$/,
+    /^answer position 4: masked.*recomputed \(written in the previous step, chosen by the policy\)$/,
   );
   assert.match(pure.readout(pure.tooltipData(m, 0, 0)), /^prompt position 1: 'Q'/);
   assert.match(pure.readout(pure.tooltipData(m, 3, 0)), /^answer position 2: end - /);
@@ -309,7 +309,7 @@ test("the sentence says in the order it happens what it cost, what was written, 
   );
   assert.equal(
     pure.explainWhy(m.records[1], m),
-    "Recomputed: 1 × written a step ago. The other 5 reused their cached keys and values (K,V).",
+    "Recomputed: 1 × written in the previous step. The other 5 reused their cached keys and values (K,V).",
   );
   assert.equal(
     pure.explainWhy(m.records[0], m),
@@ -365,7 +365,7 @@ test("what a step writes or masks again has a colour that no reason has, the sam
     assert.equal(colours.at(-1), style.match(there)[1]);
   }
   assert.equal(new Set([...colours, ...pure.REASONS.map((r) => r.colour)]).size, 10);
-  assert.equal(pure.REASONS.find((r) => r.key === "written").label, "written a step ago");
+  assert.equal(pure.REASONS.find((r) => r.key === "written").label, "written in the previous step");
   for (const { key, colour } of pure.REASONS) {
     // grey is what was reused
     const c = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
@@ -400,7 +400,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
     );
   assert.match(
     density(knobs({ sigma: 4 }, {}, { decoder: "random" })),
-    /multiplies its lots by it/,
+    /multiplies its random numbers by it/,
   );
   assert.match(
     density(knobs({ sigma: 10 }, {}, { decoder: "adaptive" })),
@@ -419,7 +419,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
   assert.equal(rollout(knobs({}, {}, { rollout: false })), ""); // there is no map to explain
   assert.match(
     rollout(knobs({}, { rollout_p: 0.1 })),
-    /keeps its own \(1\).*The reused positions with the most are recomputed next\.$/,
+    /keeps its own \(1\).*The reused positions with the most rollout mass are recomputed next\.$/,
   );
   assert.match(
     rollout(knobs({}, { rollout_p: 0 })),
@@ -443,7 +443,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
     "When each token was written, block by block: the likeliest guesses first.",
   );
   const how = (decoder, more) => order(knobs({ sigma: 0, ...more }, {}, { decoder }));
-  assert.match(how("random"), /: in an order drawn by lot\.$/);
+  assert.match(how("random"), /: in a random order\.$/);
   assert.match(
     how("threshold", { threshold: 0.85 }),
     /all guesses of confidence 0\.85 or more at once/,
@@ -473,8 +473,11 @@ test("words are those of the policy and decoder that run; a name from a file may
     "chosen by the policy",
   ]);
   assert.equal(label("window", { policy: "elastic" }), "leftmost masks");
-  assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed a step ago");
-  assert.equal(label("written", { policy: "d2", decoder: "confidence" }), "written a step ago");
+  assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed in the previous step");
+  assert.equal(
+    label("written", { policy: "d2", decoder: "confidence" }),
+    "written in the previous step",
+  );
   const plainOnes = plain(pure.reasonsOf({}));
   for (const name of ["constructor", "__proto__", "toString", "<b>", ""]) {
     const s = start("a", { policy: name, decoder: name, block_length: G });
@@ -515,11 +518,11 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
   );
   assert.equal(
     pure.explainWhy(m.records[1], m),
-    "Recomputed in at least one layer: 1 × written a step ago, 4 × attention drifted, 1 × leftmost masks. The other layers reused what is cached.",
+    "Recomputed in at least one layer: 1 × written in the previous step, 4 × attention drifted, 1 × leftmost masks. The other layers reused what is cached.",
   );
   assert.equal(
     pure.explainWhy(m.records[2], m),
-    "Recomputed: 1 × written a step ago, 1 × leftmost masks. The other 4 reused their cached keys and values (K,V).",
+    "Recomputed: 1 × written in the previous step, 1 × leftmost masks. The other 4 reused their cached keys and values (K,V).",
   );
   assert.match(
     pure.explain(m.records[3], m),
@@ -538,7 +541,10 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
     pure.readout(pure.tooltipData(m, 0, 1)),
     /recomputed in 2 of 4 layers \(attention drifted\)$/,
   );
-  assert.match(pure.readout(pure.tooltipData(m, 3, 1)), /recomputed \(written a step ago\)$/);
+  assert.match(
+    pure.readout(pure.tooltipData(m, 3, 1)),
+    /recomputed \(written in the previous step\)$/,
+  );
   assert.match(pure.readout(pure.tooltipData(m, 0, 2)), /reused$/);
   assert.match(
     pure.captions.cache(m.start),
@@ -718,9 +724,9 @@ test("the attention map waits while a run is followed live, not when it rests or
 test("the attention map's note: whose step, how it was made, and which shade is more", () => {
   assert.match(
     pure.mapNote(11, false, false),
-    /^Step 12, computed anew by a full pass without a cache\. Line i, column j: how much position i draws on position j.*Darker is more/,
+    /^Step 12, computed again by a full pass without a cache\. Row i, column j: how much position i draws on position j.*Darker is more/,
   );
-  assert.match(pure.mapNote(11, true, true), /^From the run before: step 12,.*Brighter is more/);
+  assert.match(pure.mapNote(11, true, true), /^From the previous run: step 12,.*Brighter is more/);
 });
 
 test("hostile or invisible text stays text", () => {

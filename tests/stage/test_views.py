@@ -153,7 +153,7 @@ def test_the_cache_is_read_cell_by_cell_with_the_keyboard(stage_of, board):
 def test_the_attention_map_is_fetched_when_the_step_rests(stage_of, board):
     page = stage_of(board[1], "attention")
     note = page.locator(".d2-panel-attention p[role=status]")
-    expect(note).to_contain_text("Step 10, computed anew")
+    expect(note).to_contain_text("Step 10, computed again")
     page.get_by_label("Which map").select_option("2")
     expect(note).to_contain_text("mean over the heads")
     page.locator(".d2-panel-attention .d2-cells").focus()

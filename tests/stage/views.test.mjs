@@ -173,7 +173,7 @@ test("the sentence sums a life up: when written, as what, its rank, and why it w
   ]);
   assert.equal(
     pure.lifeSentence(run, 2, 3),
-    "Answer position 1: written in step 2 as ' cat' with confidence 0.91, rank 2 of 3 then. Recomputed in 3 of 4 steps: 1 × written a step ago, 1 × chosen by the policy, 1 × full pass.",
+    "Answer position 1: written in step 2 as ' cat' with confidence 0.91, rank 2 of 3 then. Recomputed in 3 of 4 steps: 1 × written in the previous step, 1 × chosen by the policy, 1 × full pass.",
   );
   assert.equal(
     pure.lifeSentence(run, 2, 0),
