@@ -326,7 +326,7 @@ def wire_choices(visits: Visits, ui: Components, filled: Sequence[str]) -> None:
         visits.on(trigger, Session.draw, ["family"], ["prompt", "gen_length", "said"], **INSTANT)
     visits.on(ui["preset"].change, Session.choose_preset, ["preset"], ["story", "said"], **INSTANT)
     queries = {key: one["query"] for key, one in visits.sessions.host.presets.items()}
-    send = f"(key) => {{ const one = {json.dumps(queries)}[key]; if (one) d2stage.send(one); }}"
+    send = f"(key) => {{ const one = {json.dumps(queries)}[key]; if (one) D2Stage.stage.send(one); }}"
     ui["preset"].select(None, ui["preset"], None, js=send)
     everything = list(dict.fromkeys([*RUN, *filled]))
     visits.on(ui["stored"].select, Session.open_stored, ["stored"], everything, **INSTANT)

@@ -15,6 +15,13 @@ from d2cache.policies.base import CachePolicy
 from d2cache.registry import Registered, knobs, make
 
 MOST_EDITS = 256  # of one run
+# Words and marks of an edit's text; links hold them.
+REFRESH, ALL, OWNERS = "refresh", "all", ("policy", "decoder")
+NEXT, IS, DOT = (
+    ",",
+    "=",
+    ".",
+)  # between parts; between name and value; between rows, or before a knob
 FORM = (
     "STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=VALUE...][,decoder.KNOB=VALUE...]"
 )
@@ -104,17 +111,17 @@ class Edit:
     @classmethod
     def parse(cls, text: str) -> Edit:
         """An edit from one line of text, see FORM; `str(edit)` makes it."""
-        first, *rest = str(text).split(",")
+        first, *rest = str(text).split(NEXT)
         given = {"step": _number("the step of an edit", first), "tokens": {}}
         for part in rest:
-            name, equals, value = part.partition("=")
-            kind, dot, knob = name.partition(".")
+            name, equals, value = part.partition(IS)
+            kind, dot, knob = name.partition(DOT)
             if not equals:
                 raise ValueError(f"the edit {text!r:.80} has a part {part!r:.40}; its form: {FORM}")
-            if name == "refresh":
-                rows = value.split(".")
-                given[name] = value if value == "all" else [_number("a row", at) for at in rows]
-            elif dot and kind in ("policy", "decoder"):
+            if name == REFRESH:
+                rows = value.split(DOT)
+                given["refresh"] = "all" if value == ALL else [_number("a row", at) for at in rows]
+            elif dot and kind in OWNERS:
                 given.setdefault(kind, {})[knob] = _value(knob, value)
             elif name[:1].isdigit():
                 given["tokens"][_number("a position", name)] = _number("a token", value)
@@ -123,13 +130,14 @@ class Edit:
         return cls(**given)
 
     def __str__(self) -> str:
-        parts = [str(self.step), *(f"{at}={token}" for at, token in self.tokens.items())]
+        parts = [str(self.step), *(f"{at}{IS}{token}" for at, token in self.tokens.items())]
         if self.refresh:
-            rows = self.refresh if self.refresh == "all" else ".".join(map(str, self.refresh))
-            parts.append(f"refresh={rows}")
-        for kind in ("policy", "decoder"):
-            parts += [f"{kind}.{k}={str(v).lower()}" for k, v in getattr(self, kind).items()]
-        return ",".join(parts)
+            rows = ALL if self.refresh == "all" else DOT.join(map(str, self.refresh))
+            parts.append(f"{REFRESH}{IS}{rows}")
+        for kind in OWNERS:
+            for knob, value in getattr(self, kind).items():
+                parts.append(f"{kind}{DOT}{knob}{IS}{str(value).lower()}")
+        return NEXT.join(parts)
 
 
 def checked(edits, canvas: Canvas, config: ModelConfig, *owners: Registered) -> tuple[Edit, ...]:

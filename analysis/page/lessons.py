@@ -52,13 +52,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import d2cache
-from analysis.page.query import Asked, Link
+from analysis.page.query import CLOCKS, TABS, Asked, Link
 from d2cache.registry import describe
 
 FOLDER = Path(__file__).parents[2] / "assets" / "lessons"
-TABS = ("stage", "compare", "cache", "attention", "truth", "token")
-CLOCKS = ("step", "ms", "flops")
-POINTS = (
+POINTS = (  # the stage marks these places as `data-point`
     "stats",
     "scrubber",
     "sentence",
@@ -71,11 +69,7 @@ POINTS = (
     "tabs",
     "lanes",
     "clock",
-    "cache-tab",
-    "attention-tab",
-    "truth-tab",
-    "token-tab",
-    "figures-tab",
+    *(f"{tab}-tab" for tab in TABS),
     "whatif",
 )
 NUMBERS = {  # of the run on view, at the step on view
@@ -99,6 +93,7 @@ WORDS = {  # and what each can be
 }
 DIRECTIVES = ("run", "tab", "step", "lane", "clock", "point", "do", "until", "hint")
 ACTS = ("run", "tab", "lane", "step", "clock", "point")  # what a card does, in this order
+OPERATORS = ("!=", "<=", ">=", "=", "<", ">")  # of a comparison; the longer first, to be read so
 
 
 def lessons(folder: Path = FOLDER) -> list[dict]:
@@ -365,7 +360,7 @@ _MARKS = [
     ),
 ]
 
-_COMPARISON = re.compile(r"\s*([a-z][\w.]*)\s*(!=|<=|>=|=|<|>)\s*([\w.+-]+)(%?)\s*")
+_COMPARISON = re.compile(rf"\s*([a-z][\w.]*)\s*({'|'.join(OPERATORS)})\s*([\w.+-]+)(%?)\s*")
 
 
 def condition(text: str) -> list[list[list]]:

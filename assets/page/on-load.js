@@ -1,9 +1,7 @@
 // The stage's component: Gradio runs this when it is on the page, with element, props, server,
-// trigger and watch. D2Stage and its data come with the page's head.
-const data = JSON.parse(document.getElementById("stage-data").textContent);
+// trigger and watch. D2Stage and the page's data come with the page's head.
 let sent = 0;
 const stage = D2Stage.open(element.querySelector(".stage-host"), {
-  ...data,
   plotly: "plotly.min.js",
   ask: async (name, given) => {
     const got = await server.ask(JSON.stringify([name, given || {}]));
@@ -12,7 +10,6 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
   },
   send: (query) => trigger("submit", { query, number: (sent += 1) }),
 });
-window.d2stage = stage;
 if (props.value) stage.receive(props.value);
 watch("value", () => {
   if (props.value) stage.receive(props.value);
