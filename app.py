@@ -26,6 +26,7 @@ from analysis.page.session import Changes, Session, Sessions, first_problem
 from d2cache.registry import describe
 
 ASSETS = Path(__file__).parent / "assets" / "page"
+PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
 # on a phone the stage is far below the button
 SHOW_STAGE = "() => { if (innerWidth < 760) document.querySelector('#stage').scrollIntoView(); }"
@@ -35,6 +36,7 @@ OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the address that the
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 QUEUED = QUIET | {"concurrency_id": "engine", "concurrency_limit": 1}
 INSTANT = QUIET | {"queue": False}
+RUNNING = QUEUED | {"with_controls": True}
 LOADING = QUIET | {"concurrency_id": "loading", "concurrency_limit": 8}
 
 # What a run may change, by name.
@@ -63,12 +65,11 @@ def component(control: Control):
             return gr.Textbox(
                 control.value, lines=4, max_lines=10, max_length=LONGEST_PROMPT, **shown
             )
-        case "choice":
+        case "choice" | "choices":
+            if control.kind == "choices":
+                shown |= {"multiselect": True, "max_choices": MOST_COMPARED}
             options = list(control.options)
             return gr.Dropdown(options, value=control.value, visible=control.visible, **shown)
-        case "choices":
-            shown |= {"multiselect": True, "max_choices": MOST_COMPARED}
-            return gr.Dropdown(list(control.options), value=control.value, **shown)
         case "slider":
             bounds = {"minimum": control.low, "maximum": control.high, "step": control.step}
             return gr.Slider(value=control.value, **bounds, **shown)
@@ -102,20 +103,17 @@ def method_shown(kind: str, label: str, chosen: str) -> Components:
                     gr.Markdown(entry["help"], elem_classes="knob-paper", padding=True)
             ui |= knobs_shown(f"Knobs of {name}", kind, name)
     ui |= knobs_shown(f"Knobs of every {kind}", kind, None)
-    ui[kind].change(
-        lambda name: [gr.Group(visible=n == name) for n in groups],
-        ui[kind],
-        list(groups.values()),
-        **INSTANT,
-    )
+
+    def show_group(name: str) -> dict:
+        return {group: gr.Group(visible=n == name) for n, group in groups.items()}
+
+    def set_defaults(name: str) -> dict:
+        return {ui[knob]: value for knob, value in defaults[name].items()}
+
     defaults = controls.shared_defaults(kind)
-    if defaults[chosen]:  # a visitor's choice brings its own defaults; a link sets them itself
-        ui[kind].input(
-            lambda name: {ui[knob]: value for knob, value in defaults[name].items()},
-            ui[kind],
-            [ui[knob] for knob in defaults[chosen]],
-            **INSTANT,
-        )
+    ui[kind].change(show_group, ui[kind], list(groups.values()), **INSTANT)
+    if shared := [ui[knob] for knob in defaults[chosen]]:  # a link sets them itself
+        ui[kind].input(set_defaults, ui[kind], shared, **INSTANT)
     return ui
 
 
@@ -142,9 +140,8 @@ def comparison_shown(host: Host) -> Components:
         ui = components([preset])
         ui["story"] = gr.Markdown(visible=False, elem_classes="knob-paper", padding=True)
         ui |= components(others)
-        ui["compare"] = gr.Button(
-            "Run side by side", size="sm", variant="primary", elem_id="compare"
-        )
+        look = {"size": "sm", "variant": "primary", "elem_id": "compare"}
+        ui["compare"] = gr.Button("Run side by side", **look)
     return ui
 
 
@@ -153,18 +150,14 @@ def files_shown() -> Components:
     ui = components([controls.stored_control()])
     with gr.Row():
         ui["download"] = gr.DownloadButton("Download trace", size="sm", interactive=False)
-        ui["upload"] = gr.UploadButton(
-            "Load trace", size="sm", file_types=[".safetensors"], file_count="single"
-        )
+        ui["upload"] = gr.UploadButton("Load trace", size="sm", file_types=[".safetensors"])
     return ui
 
 
 def side_column(host: Host) -> Components:
     """The controls, on the left."""
-    ui: Components = {
-        "awaited": gr.State(""),
-        "opened": gr.Textbox(visible="hidden"),  # the query that the page was opened with
-    }
+    opened = gr.Textbox(visible="hidden")  # the query that the page was opened with
+    ui: Components = {"awaited": gr.State(""), "opened": opened}
     ui |= problem_shown(host)
     ui |= method_shown("policy", "Cache policy", "d2")
     ui |= method_shown("decoder", "Decoder", "confidence")
@@ -263,8 +256,7 @@ class Visits:
     def shown(self, changes: Iterator[Changes]) -> Iterator[dict]:
         """Updates for each change, and one that changes nothing where there is none: Gradio wants
         an answer. Not after others: it repeats a stream's last answer in case one was lost."""
-        first = next(changes, {})
-        yield self.updates(first)
+        yield self.updates(next(changes, {}))
         yield from map(self.updates, changes)
 
     def expect(self, request: gr.Request, event: gr.EventData) -> None:
@@ -292,15 +284,10 @@ def wire_runs(visits: Visits, ui: Components) -> None:
     for trigger, method in starts:
         trigger(visits.pause, None, None, **INSTANT)  # a new run ends the old one
         trigger(lambda: None, None, ui["preset"], **INSTANT)  # and its story
-        running = visits.on(
-            trigger, method, with_controls=True, trigger_mode="always_last", **QUEUED
-        )
-        wire_waiting(visits, running)
+        wire_waiting(visits, visits.on(trigger, method, trigger_mode="always_last", **RUNNING))
     ui["step"].click(visits.pause, None, None, **INSTANT)
-    stepping = visits.on(
-        ui["step"].click, Session.step, with_controls=True, trigger_mode="multiple", **QUEUED
-    )
-    wire_waiting(visits, stepping)
+    stepped = visits.on(ui["step"].click, Session.step, trigger_mode="multiple", **RUNNING)
+    wire_waiting(visits, stepped)
     ui["pause"].click(visits.pause, None, None, **INSTANT)
     visits.on(ui["resume"].click, Session.resume, **QUEUED)
     visits.on(ui["stop"].click, Session.stop, **INSTANT)
@@ -315,18 +302,13 @@ def wire_waiting(visits: Visits, running) -> None:
 def wire_choices(visits: Visits, ui: Components, filled: Sequence[str]) -> None:
     """What a visitor chooses on the left, short of running it."""
     visits.on(ui["model"].input, Session.choose_model, ["model"], ["said"], **LOADING)
-    visits.on(
-        ui["policy"].input,
-        Session.choose_policy,
-        ["policy", "block_length"],
-        ["block_length", "said"],
-        **INSTANT,
-    )
+    blocks = (["policy", "block_length"], ["block_length", "said"])
+    visits.on(ui["policy"].input, Session.choose_policy, *blocks, **INSTANT)
     for trigger in (ui["new_problem"].click, ui["family"].select):
         visits.on(trigger, Session.draw, ["family"], ["prompt", "gen_length", "said"], **INSTANT)
     visits.on(ui["preset"].change, Session.choose_preset, ["preset"], ["story", "said"], **INSTANT)
     queries = {key: one["query"] for key, one in visits.sessions.host.presets.items()}
-    send = f"(key) => {{ const one = {json.dumps(queries)}[key]; if (one) D2Stage.stage.send(one); }}"
+    send = f"(key) => {{ if (key) D2Stage.stage.send({json.dumps(queries)}[key]); }}"
     ui["preset"].select(None, ui["preset"], None, js=send)
     everything = list(dict.fromkeys([*RUN, *filled]))
     visits.on(ui["stored"].select, Session.open_stored, ["stored"], everything, **INSTANT)
@@ -339,11 +321,11 @@ def wire_links(page: gr.Blocks, visits: Visits, ui: Components, filled: Sequence
     would take back what the visitor types meanwhile.
     """
     # each request has its own query: "always_last" would repeat the first one's
-    asked = {"with_controls": True, "requested": True, "trigger_mode": "multiple"} | QUEUED
+    asked = RUNNING | {"requested": True, "trigger_mode": "multiple"}
     ui["board"].submit(visits.expect, None, None, trigger_mode="multiple", **INSTANT)
     visits.on(ui["board"].submit, Session.fill, outputs=[*filled, "said"], **asked)
     wire_waiting(visits, visits.on(ui["board"].submit, Session.follow, **asked))
-    opened = {"inputs": ["opened"], "with_controls": True, "js": OPEN} | QUEUED
+    opened = RUNNING | {"inputs": ["opened"], "js": OPEN}
     visits.on(page.load, Session.fill, outputs=[*filled, "said"], **opened)
     visits.on(page.load, Session.follow, **opened)
     page.unload(visits.leave)
@@ -367,9 +349,6 @@ def wire_endpoints(host: Host) -> None:
         gr.api(one_line(endpoint), api_name=endpoint.__name__, concurrency_id="engine")
 
 
-# ------------------------------------------------------------------------------ the page
-
-
 def build(host: Host) -> gr.Blocks:
     """The page of a host's models."""
     with gr.Blocks(title="d2Cache explorer", fill_width=True, delete_cache=(3600, 3600)) as page:
@@ -387,13 +366,6 @@ def build(host: Host) -> gr.Blocks:
         wire_links(page, visits, ui, [*filled, "preset"])
         wire_endpoints(host)
     return page
-
-
-def serve_plotly(server) -> None:
-    """Figures load plotly's own script from the page's server."""
-    script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    server.get("/plotly.min.js")(lambda: FileResponse(script))
-    server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all
 
 
 def main() -> int:
@@ -415,7 +387,8 @@ def main() -> int:
         state_session_capacity=200,
         run_history=False,
     )
-    serve_plotly(server)
+    server.get("/plotly.min.js")(lambda: FileResponse(PLOTLY))
+    server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all
     host.models.start(host.models.first)  # while the page is already up
     page.block_thread()
     return 0
