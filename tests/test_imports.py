@@ -75,6 +75,26 @@ def test_each_policy_and_decoder_is_one_small_file_that_names_its_paper(kind):
         assert re.search(r"arXiv \d{4}\.\d{4,5}", first), f"{relative(path)}: {first!r}"
 
 
+def test_the_page_is_controls_changes_and_events_and_keeps_nothing():
+    source = (ROOT / "app.py").read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 400
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+        assert not isinstance(node, ast.Global)
+    # what a module keeps between requests would be shared by all visitors
+    kept = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    for node in kept:
+        calls = [ast.unparse(n.func) for n in ast.walk(node.value) if isinstance(n, ast.Call)]
+        assert not {"Host", "Sessions", "list", "dict", "set", "OrderedDict"} & set(calls)
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        changed = re.findall(
+            rf"\b{target.id}(?:\[[^\]]*\])? \|?= |\b{target.id}\.(?:append|pop)", source
+        )
+        assert len(changed) <= 1, target.id
+
+
 def test_the_public_names_are_there():
     import d2cache
 
