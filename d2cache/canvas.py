@@ -1,20 +1,18 @@
-"""The nouns of a denoising step: Canvas, Plan, Rows, Candidates, Step. No rules live here."""
+"""The nouns of a denoising step: Canvas, Plan, Candidates, Step. No rules live here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import IntFlag
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from d2cache import ops
+from d2cache.edits import Edit
 from d2cache.model import ModelConfig
-
-if TYPE_CHECKING:
-    from d2cache.edits import Edit
+from d2cache.rows import Part, Rows
 
 CANDIDATES = 5  # likeliest tokens that are shown and kept for a written position
 
@@ -32,17 +30,6 @@ class Why(IntFlag):
     SHIFT = 32  # predicts its right neighbour
     BLOCK = 64  # in the open block
     WINDOW = 128  # near the open block
-
-
-class Part(IntFlag):
-    """What a layer computed for a row; for policies that decide layer by layer."""
-
-    KEY = 1
-    VALUE = 2
-    ATTENTION = 4  # the attention output, query included
-    MLP = 8  # the MLP output: the row went through the whole layer
-    ALL = 15
-    EVICTED = 16  # its K,V were left out of attention
 
 
 @dataclass(frozen=True)
@@ -168,43 +155,6 @@ class Plan:
     refresh: Tensor
     why: Tensor
     as_shipped: bool = False
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A plan as indices: the rows that go through the layers.
-
-    index (B,R) int64 canvas positions; ragged rows of a batch are filled by repeating a wanted
-    one (writing the same K,V twice is exact), and `valid` (B,R) bool counts each once.
-    position (B,R): index counted from the row's own first token. head (B,Q): which of the R rows
-    predict; target (B,Q): the canvas position each predicts. keys (B,T) bool or None: real keys.
-    fresh (B,F): which of the R rows hold a token id that layer 0 has not seen at their position.
-    wanted, new (B,T) bool: the rows, and the fresh ones among them, on the canvas.
-    """
-
-    index: Tensor
-    valid: Tensor
-    position: Tensor
-    head: Tensor
-    target: Tensor
-    keys: Tensor | None
-    full: bool  # all T positions, in their order
-    fresh: Tensor
-    wanted: Tensor
-    new: Tensor
-    rope: tuple[Tensor, Tensor] | None = None
-
-    def take(self, at: Tensor) -> Rows:
-        """The rows at `at` (B,N), indices into these R, as rows of their own, none fresh."""
-        cos, sin = (ops.rows_at(t[:, 0], at)[:, None] for t in self.rope)
-        index = self.index.gather(1, at)
-        return replace(self, index=index, full=False, rope=(cos, sin), fresh=at[:, :0])
-
-    def parts(self, i: int) -> Tensor:
-        """(B,T) uint8 of `Part`: what sending these rows through the whole of layer i computes."""
-        keys = self.new if i == 0 else self.wanted
-        through = self.wanted * int(Part.ATTENTION | Part.MLP)
-        return (through + keys * int(Part.KEY | Part.VALUE)).byte()
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
-import torch
-from torch import Tensor
-
-from d2cache.canvas import Canvas, Plan, Why
 from d2cache.model import ModelConfig
-from d2cache.policies.base import CachePolicy
-from d2cache.registry import Registered, knobs, make
 
 MOST_EDITS = 256  # of one run
 FORM = (
@@ -130,76 +124,6 @@ class Edit:
         for kind in ("policy", "decoder"):
             parts += [f"{kind}.{k}={str(v).lower()}" for k, v in getattr(self, kind).items()]
         return ",".join(parts)
-
-
-def checked(edits, canvas: Canvas, config: ModelConfig, *owners: Registered) -> tuple[Edit, ...]:
-    """Edits that suit a run, in the order of their steps; ValueError says what does not.
-
-    owners: the run's policy and decoder.
-    """
-    if not isinstance(edits, Sequence) or not all(isinstance(e, Edit) for e in edits):
-        raise ValueError(f"edits is {edits!r:.60}; it must be a list of d2cache.Edit")
-    if len(edits) > MOST_EDITS:
-        raise ValueError(f"there are {len(edits)} edits; {MOST_EDITS} are allowed in one run")
-    if edits and len(canvas.tokens) > 1:
-        raise ValueError(
-            f"edits are for one row, this batch has {len(canvas.tokens)}; run the rows one by one"
-        )
-    for edit in edits:
-        edit.check(canvas.prompt_length, canvas.tokens.shape[1], config)
-        for one in owners:
-            make(one.registry, one.kind, one.key, getattr(edit, one.kind))
-    return tuple(sorted(edits, key=lambda edit: edit.step))
-
-
-class Hand:
-    """The edits of one run, carried out while its loop runs."""
-
-    def __init__(self, edits: Sequence[Edit]):
-        self.edits, self.undone = edits, []
-
-    def after(self, step: int) -> list[Edit]:
-        return [edit for edit in self.edits if edit.step == step]
-
-    def plan(self, policy: CachePolicy, canvas: Canvas) -> Plan:
-        """What the policy plans, and the rows that the edits before this step ask for."""
-        edits = self.after(canvas.step - 1)
-        changed = [at for edit in edits for at in edit.tokens]
-        asked = [at for edit in edits if edit.refresh != "all" for at in edit.refresh]
-        whole = any(edit.refresh == "all" for edit in edits)
-        # a policy by layers keeps more than K,V, and has no way to renew a row in all of it
-        policy.whole = whole or (policy.parts is not None and bool(changed or asked))
-        plan = policy.plan(canvas)
-        if policy.whole:
-            policy.whole = False
-            return replace(CachePolicy.plan(policy, canvas), as_shipped=plan.as_shipped)
-        if not (changed or asked):
-            return plan
-        refresh, why = plan.refresh.clone(), plan.why.clone()
-        for rows, reason in ((changed, Why.WRITTEN), (asked, Why.FULL)):
-            refresh[:, rows] = True
-            why[:, rows] |= int(reason)
-        return replace(plan, refresh=refresh, why=why)
-
-    def write(self, step: int, tokens: Tensor, *owners: Registered) -> Tensor:
-        """The canvas (B,T) as the edits of this step leave it; sets the owners' knobs too."""
-        for edit in self.after(step):
-            if edit.tokens:
-                at = torch.tensor([list(edit.tokens)], device=tokens.device)
-                new = torch.tensor([list(edit.tokens.values())], device=tokens.device)
-                tokens = tokens.scatter(1, at, new)
-            for one in owners:
-                given = getattr(edit, one.kind)
-                for knob in knobs(type(one)):
-                    if knob.name in given:
-                        self.undone.append((one, knob.name, getattr(one, knob.name)))
-                        setattr(one, knob.name, knob.check(one.key, given[knob.name]))
-        return tokens
-
-    def undo(self) -> None:
-        """Give policy and decoder the knobs back that they came with."""
-        while self.undone:
-            setattr(*self.undone.pop())
 
 
 def _whole(what: str, value) -> None:

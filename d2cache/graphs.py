@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from d2cache import ops
-from d2cache.canvas import CANDIDATES, Candidates, Canvas, Plan, Rows, Step
-from d2cache.decoders import Decoder
-from d2cache.generate import Work, masks_of, nothing_left, rows_of
+from d2cache.canvas import CANDIDATES, Candidates, Canvas, Plan, Step
+from d2cache.decoders.base import Decoder
 from d2cache.model import Block, Model
-from d2cache.policies import CachePolicy
+from d2cache.policies.base import CachePolicy
+from d2cache.rows import Rows
+from d2cache.work import Work, masks_of, nothing_left, rows_of
 
 try:
     from d2cache import kernels
@@ -43,7 +44,7 @@ PLAIN: dict[tuple[str, str], str] = {}  # policy and decoder that cannot be capt
 ARENAS: WeakKeyDictionary[Model, list[Arena]] = WeakKeyDictionary()
 
 
-def serve(model: Model, policy: CachePolicy) -> bool:
+def supports(model: Model, policy: CachePolicy) -> bool:
     """Whether this file may try: a policy in disguise (a probe) and a model that is split over
     devices are left to the plain loop."""
     whole = type(model) is Model and all(type(block) is Block for block in model.blocks)
@@ -70,7 +71,7 @@ def on_its_device(method):
     return there
 
 
-class Graphs(Work):
+class GraphWork(Work):
     """`Work` by graphs from the second step on; the first is a full pass and runs plainly.
 
     A graph is made in three turns: the first time a size comes up its work runs from Python, the
@@ -86,6 +87,7 @@ class Graphs(Work):
         self.plain = bool(self.run.edits) or names in PLAIN
 
     def close(self):
+        super().close()
         if self.arena is not None:
             self.arena.busy = False
 
@@ -97,16 +99,23 @@ class Graphs(Work):
             self.arena = enter(self, canvas)
         if not (self.ahead or self.look_ahead(canvas)):
             return super().plan(canvas)
+        return self.arena.box.plan  # which the device may still be writing
+
+    @on_its_device
+    def rows(self, canvas, plan):
+        """Of a plan that was made ahead, only how many rows there are."""
+        if not self.ahead:
+            return super().rows(canvas, plan)
         self.ahead = False
         self.fill(canvas)  # while the device plans
         rows, _, heads, _, *rest = self.arena.read()
         if nothing_left(canvas, *rest):
             return None
         length = canvas.tokens.shape[1]
-        return None, (bucket(rows, length), bucket(heads, length - canvas.prompt_length))
+        return bucket(rows, length), bucket(heads, length - canvas.prompt_length)
 
     def fill(self, canvas) -> None:
-        """Draw by lot what the step needs."""
+        """Draw the random numbers that the step needs."""
         for name, drawn in zip(("uniform", "noise"), self.draw(canvas), strict=True):
             if drawn is not None:
                 getattr(self.arena.box, name).copy_(drawn)
@@ -117,26 +126,27 @@ class Graphs(Work):
         return self.ahead
 
     @on_its_device
-    def step(self, canvas, plan, rows, start):
+    def step(self, canvas, plan, rows):
         if isinstance(rows, Rows):
-            return super().step(canvas, plan, rows, start)
-        box = self.arena.box
+            return super().step(canvas, plan, rows)
         made = self.attempt("step", rows, lambda: self.compute(*rows), canvas.step)
-        if made is None:  # as it was planned, plainly
-            masks = tuple(m.clone() for m in box.masks)
-            plan = fixed(box.plan, torch.clone)
-            counts = [int(m.sum(1).amax()) for m in masks]
-            full = int(masks[0].sum(1).amin()) == canvas.tokens.shape[1]
-            rows = rows_of(canvas, masks, self.model.config.shift, *counts, full)
-            logits = self.model(canvas.tokens, rows, self.policy)
-            self.note(canvas, rows)
-            step = self.write(canvas, plan, rows, logits, box.uniform, box.noise)
-        else:
-            step = made.unpack(self.run, canvas)
-            self.look_ahead(step.after)
-        # set in place: a copy would lose what is worked out already
-        object.__setattr__(step, "seconds", time.perf_counter() - start)
+        if made is None:
+            return self.step_as_planned(canvas)
+        step = made.unpack(self.run, canvas)
+        self.look_ahead(step.after)
         return step
+
+    def step_as_planned(self, canvas):
+        """Without a graph, the step whose plan and random numbers are in the arena."""
+        box = self.arena.box
+        masks = tuple(m.clone() for m in box.masks)
+        plan = fixed(box.plan, torch.clone)
+        counts = [int(m.sum(1).amax()) for m in masks]
+        full = int(masks[0].sum(1).amin()) == canvas.tokens.shape[1]
+        rows = rows_of(canvas, masks, self.model.config.shift, *counts, full)
+        logits = self.model(canvas.tokens, rows, self.policy)
+        self.mark_seen(canvas, rows)
+        return self.write(canvas, plan, rows, logits, box.uniform, box.noise)
 
     # What is captured: no host in it, state only through the arena.
 
@@ -163,7 +173,7 @@ class Graphs(Work):
         rules = Rules(self, canvas, some)
         with ops.using(small | rules.table):
             early = rules.beside(lambda: early_values(self.run, canvas, box.plan, some))
-            rules.beside(lambda: self.note(canvas, some))
+            rules.beside(lambda: self.mark_seen(canvas, some))
             known = rules.done
             logits = self.layers(canvas.tokens, some, rules)
             rules.join(known)
@@ -324,7 +334,7 @@ def early_values(run, canvas: Canvas, plan: Plan, rows: Rows) -> dict:
 class Rules:
     """What stands in for the rules of `ops` on the layers of `count` rows."""
 
-    def __init__(self, work: Graphs, canvas: Canvas, rows: Rows):
+    def __init__(self, work: GraphWork, canvas: Canvas, rows: Rows):
         c = work.model.config
         (batch, count), device = rows.index.shape, canvas.tokens.device
         self.fused, self.layer, self.top, self.table = fused(work.model), 0, None, {}
@@ -655,7 +665,7 @@ PAST = Past()
 class Arena:
     """State at fixed addresses, and the graphs over it; for runs of one shape, one at a time."""
 
-    def __init__(self, key, work: Graphs, canvas: Canvas):
+    def __init__(self, key, work: GraphWork, canvas: Canvas):
         device = canvas.tokens.device
         self.key, self.busy, self.now, self.guards = key, True, 0, []
         self.cuda = device.type == "cuda"
@@ -687,7 +697,7 @@ class Arena:
         ]
         self.settle(work.owners(self))
 
-    def adopt(self, work: Graphs, canvas: Canvas) -> bool:
+    def adopt(self, work: GraphWork, canvas: Canvas) -> bool:
         """Another run's state after its first step into this arena; False if it has other forms."""
         kv, pairs = work.policy.kv, []
         self.box.tokens.copy_(canvas.tokens)
@@ -751,7 +761,7 @@ class Arena:
         return next((e for e in found if all(q(step) == a for q, a in e.guards)), None)
 
     def run(self, kind, size, work, step, owners, capture):
-        """See `Graphs.attempt`."""
+        """See `GraphWork.attempt`."""
         self.now = step
         entry = self.known(kind, size, step)
         if entry is None or not capture:
@@ -863,7 +873,7 @@ def graft(old, new):
     return fixed(new, lambda _: next(kept))
 
 
-def enter(work: Graphs, canvas: Canvas) -> Arena:
+def enter(work: GraphWork, canvas: Canvas) -> Arena:
     """An arena for this run: one that an earlier run of its kind left, or a new one."""
     kinds = [(one.key, *one.settings().items()) for one in (work.policy, work.decoder)]
     key = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from d2cache.families import FAMILIES
 from d2cache.ops import rows_at
-
-if TYPE_CHECKING:
-    from d2cache.canvas import Rows
-    from d2cache.policies.base import CachePolicy
+from d2cache.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -253,6 +250,14 @@ class Block(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
+class LayerRunner(Protocol):
+    """What `Model.forward` asks to run each layer: a cache policy, or a `Shadow`."""
+
+    def block(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
+        """Layer i on the rows: x (B,R,d) -> (B,R,d)."""
+        ...
+
+
 class Model(nn.Module):
     """Embedding, blocks, norm and LM head.
 
@@ -287,16 +292,16 @@ class Model(nn.Module):
                 layer.lay_out()
         return self
 
-    def forward(self, tokens: Tensor, rows: Rows, policy: CachePolicy) -> Tensor:
+    def forward(self, tokens: Tensor, rows: Rows, runner: LayerRunner) -> Tensor:
         """tokens (B,T) int64 -> logits (B,Q,V) of the rows that predict.
 
-        Only `rows` go through the layers; what the other positions contribute is the policy's
-        business, called once a layer.
+        Only `rows` go through the layers; what the other positions contribute is decided by the
+        runner, which is called once per layer.
         """
         x = self.embed(tokens.gather(1, rows.index))
         rows = replace(rows, rope=self.rotary(rows.position))
         for i, block in enumerate(self.blocks):
-            x = policy.block(i, block, x, rows)
+            x = runner.block(i, block, x, rows)
         return self.head(self.norm(rows_at(x, rows.head)))
 
     def rotary(self, position: Tensor) -> tuple[Tensor, Tensor]:

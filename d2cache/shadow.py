@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2cache.canvas import Canvas, Rows
+from d2cache.canvas import Canvas
 from d2cache.model import Block, Model
 from d2cache.policies.base import KV
+from d2cache.rows import Rows
 
 
 class Shadow:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from d2cache import ops
-from d2cache.canvas import Canvas, Plan, Rows, Step, Why
+from d2cache.canvas import Canvas, Plan, Step, Why
 from d2cache.model import Block, Model
 from d2cache.registry import Registered
+from d2cache.rows import Rows
 
 
 class KV:

@@ -19,7 +19,7 @@ from d2cache.quantize import narrow
 loop = sys.modules["d2cache.generate"]  # the package's name of it is the function
 
 
-class Traced(graphs.Graphs):
+class Traced(graphs.GraphWork):
     capture = False
 
 

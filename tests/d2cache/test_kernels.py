@@ -213,7 +213,7 @@ def test_what_moved_most():
 @pytest.mark.parametrize("size", [5, 30])
 def test_facts_and_masks(size):
     from d2cache.canvas import Canvas, Plan
-    from d2cache.generate import masks_of
+    from d2cache.work import masks_of
 
     tokens = torch.randint(0, 9, (3, 50), device=DEVICE)
     tokens[:, 20:][torch.rand(3, 30, device=DEVICE) < 0.6] = 9

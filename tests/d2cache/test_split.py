@@ -62,8 +62,8 @@ def test_devices_that_are_not_there_are_refused(devices):
 
 def test_graphs_leave_a_split_model_to_the_plain_loop():
     model, policy = small_model(), d2cache.make_policy("d2")
-    assert graphs.serve(model, policy)
-    assert not graphs.serve(split(model, [1, 1], ["cpu", "cpu"]), policy)
+    assert graphs.supports(model, policy)
+    assert not graphs.supports(split(model, [1, 1], ["cpu", "cpu"]), policy)
 
 
 @pytest.mark.gpu
