@@ -36,7 +36,7 @@ class using:
         _faster.rules = self.before
 
 
-LARGEST = 448.0  # of float8_e4m3fn
+FP8_LARGEST = 448.0  # of float8_e4m3fn
 WIDEST = 40.0  # positions: the largest sigma that may differ from row to row
 
 
@@ -262,9 +262,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     most = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-30)
     # written as products: a division by a number is not rounded alike on every device
-    values = x * (most.reciprocal() * LARGEST)
+    values = x * (most.reciprocal() * FP8_LARGEST)
     values = values.to(torch.float8_e4m3fn, memory_format=torch.contiguous_format)
-    return values, most * (1 / LARGEST)
+    return values, most * (1 / FP8_LARGEST)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ class CachePolicy(Registered):
     for_blocks: ClassVar[bool] = False  # whether it needs a block length to show its point
     rollout: Tensor | None = None  # (B,T) column mass of the last step, where a policy makes one
     parts: Tensor | None = None  # (B,L,T) uint8 of `Part`, by policies that decide by layer
-    # That the `attend` beside which this stands only hands q, k, v and the rows' keys to the block
-    # or to `ops.attention_map`, and the outputs on: a GPU may run all layers before it is asked.
-    hands_on: ClassVar[bool] = True
+    # Set by the class that defines `attend`: it only passes q, k, v and the rows' keys to the block
+    # or to `ops.attention_map`, and returns the outputs, so a GPU may run all layers before it.
+    attend_can_wait: ClassVar[bool] = True
     whole: bool = False  # while `plan` is called for a step in which every row must be recomputed
 
     def begin(self, model: Model, canvas: Canvas) -> None:
