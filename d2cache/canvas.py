@@ -70,7 +70,7 @@ class Run:
         policy, decoder = self.policy_knobs, self.decoder_knobs
         for edit in self.edits:
             if edit.step < step:
-                policy, decoder = policy | edit.policy, decoder | edit.decoder
+                policy, decoder = {**policy, **edit.policy}, {**decoder, **edit.decoder}
         return policy, decoder
 
 
@@ -268,16 +268,19 @@ class Step:
         if self.parts is None:
             work = config.work(rows, length, self.rows.new.sum(1))
         else:
-            parts = self.parts * self.before.live[:, None, None]
-            key, value, attention, mlp, evicted = (
-                ((parts & part) > 0).sum(2)
-                for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP, Part.EVICTED)
-            )
-            scores = attention * (length[:, None] - evicted)
-            work = [count.sum(1) for count in (key, value, attention, mlp, scores)]
+            work = self._work_of_parts(self.parts, length)
         extra = self.shadow * (rows > 0)
         shadow = config.work(extra, length + self.shadow, extra)
         return torch.stack([a + b for a, b in zip(work, shadow, strict=True)], dim=1)
+
+    def _work_of_parts(self, parts: Tensor, length: Tensor) -> tuple[Tensor, ...]:
+        parts = parts * self.before.live[:, None, None]
+        key, value, attention, mlp, evicted = (
+            ((parts & part) > 0).sum(2)
+            for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP, Part.EVICTED)
+        )
+        scores = attention * (length[:, None] - evicted)
+        return tuple(count.sum(1) for count in (key, value, attention, mlp, scores))
 
     @property
     def valid(self) -> Tensor:

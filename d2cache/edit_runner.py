@@ -1,4 +1,4 @@
-"""Carries out the edits of one run while its loop runs."""
+"""Applies the edits of one run while its loop runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from d2cache.policies.base import CachePolicy
 from d2cache.registry import Registered, knobs, make
 
 
-def checked(edits, canvas: Canvas, config: ModelConfig, *owners: Registered) -> tuple[Edit, ...]:
-    """Edits that suit a run, in the order of their steps; ValueError says what does not.
+def checked(
+    edits: Sequence[Edit], canvas: Canvas, config: ModelConfig, *owners: Registered
+) -> tuple[Edit, ...]:
+    """The edits, in the order of their steps; ValueError for what does not suit the run.
 
     owners: the run's policy and decoder.
     """
@@ -36,36 +38,38 @@ def checked(edits, canvas: Canvas, config: ModelConfig, *owners: Registered) -> 
 
 
 class EditRunner:
-    """The edits of one run, carried out while its loop runs."""
+    """The edits of one run, applied while its loop runs."""
 
     def __init__(self, edits: Sequence[Edit]):
-        self.edits, self.undone = edits, []
+        self.edits = edits
+        self.replaced: list[tuple[Registered, str, object]] = []  # knobs with their first values
 
     def after(self, step: int) -> list[Edit]:
         return [edit for edit in self.edits if edit.step == step]
 
     def plan(self, policy: CachePolicy, canvas: Canvas) -> Plan:
-        """What the policy plans, and the rows that the edits before this step ask for."""
+        """What the policy plans, and the rows that edits after the previous step request."""
         edits = self.after(canvas.step - 1)
         changed = [at for edit in edits for at in edit.tokens]
-        asked = [at for edit in edits if edit.refresh != "all" for at in edit.refresh]
+        requested = [at for edit in edits for at in edit.requested]
         whole = any(edit.refresh == "all" for edit in edits)
-        # a policy by layers keeps more than K,V, and has no way to renew a row in all of it
-        policy.whole = whole or (policy.parts is not None and bool(changed or asked))
+        # a policy that decides by layer keeps more than K,V, and cannot renew one row of all that
+        policy.whole = whole or (policy.parts is not None and bool(changed or requested))
         plan = policy.plan(canvas)
         if policy.whole:
             policy.whole = False
             return replace(CachePolicy.plan(policy, canvas), as_shipped=plan.as_shipped)
-        if not (changed or asked):
+        if not (changed or requested):
             return plan
         refresh, why = plan.refresh.clone(), plan.why.clone()
-        for rows, reason in ((changed, Why.WRITTEN), (asked, Why.FULL)):
-            refresh[:, rows] = True
-            why[:, rows] |= int(reason)
+        for positions, reason in ((changed, Why.WRITTEN), (requested, Why.FULL)):
+            at = torch.tensor(positions, dtype=torch.int64, device=why.device)
+            refresh[:, at] = True
+            why[:, at] |= int(reason)
         return replace(plan, refresh=refresh, why=why)
 
     def write(self, step: int, tokens: Tensor, *owners: Registered) -> Tensor:
-        """The canvas (B,T) as the edits of this step leave it; sets the owners' knobs too."""
+        """The canvas (B,T) as the edits of this step leave it; also sets the owners' knobs."""
         for edit in self.after(step):
             if edit.tokens:
                 at = torch.tensor([list(edit.tokens)], device=tokens.device)
@@ -75,11 +79,11 @@ class EditRunner:
                 given = getattr(edit, one.kind)
                 for knob in knobs(type(one)):
                     if knob.name in given:
-                        self.undone.append((one, knob.name, getattr(one, knob.name)))
+                        self.replaced.append((one, knob.name, getattr(one, knob.name)))
                         setattr(one, knob.name, knob.check(one.key, given[knob.name]))
         return tokens
 
     def undo(self) -> None:
-        """Give policy and decoder the knobs back that they came with."""
-        while self.undone:
-            setattr(*self.undone.pop())
+        """Restore the knobs that policy and decoder came with."""
+        while self.replaced:
+            setattr(*self.replaced.pop())

@@ -1,4 +1,4 @@
-"""Edits: what a hand changes between two steps of a run."""
+"""Edits: changes made by hand between two steps of a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FORM = (
 class Edit:
     """A change to a run, made after everything that step `step` does itself.
 
-    tokens {canvas position: token id}: written over whatever stands there, prompt included; the id
-    of [MASK] masks an answer position again. refresh: positions whose rows the next step
-    recomputes beside its own, or "all", a full pass. policy, decoder {knob: value}: in force from
-    the next step on. Rows of changed tokens are always recomputed by the next step. Policies that
-    decide layer by layer do not recompute single rows: for them any row asked for means all.
+    tokens {canvas position: token id}: written over whatever is there, prompt included; the id of
+    [MASK] masks an answer position again. refresh: positions whose rows the next step recomputes
+    in addition to its own, or "all", a full pass. policy, decoder {knob: value}: in force from the
+    next step on. Rows of changed tokens are always recomputed by the next step. Policies that
+    decide layer by layer do not recompute single rows: for them any requested row means all rows.
 
-    Raises ValueError for what no run can do; whether it suits a run, `check` says.
+    Raises ValueError for what no run can do; `check` does for what one run cannot.
     """
 
     step: int
@@ -60,9 +60,14 @@ class Edit:
                     f"an edit sets {knob} to {value!r:.40}; it must be a number, True or False"
                 )
 
+    @property
+    def requested(self) -> tuple[int, ...]:
+        """Positions to refresh one by one, none where all are."""
+        return () if isinstance(self.refresh, str) else tuple(self.refresh)
+
     def check(self, prompt_length: int, length: int, config: ModelConfig) -> None:
-        """ValueError when a canvas of `length` positions and this model have no room for it."""
-        for at in (*self.tokens, *(() if self.refresh == "all" else self.refresh)):
+        """ValueError when the edit does not fit a canvas of `length` positions and this model."""
+        for at in (*self.tokens, *self.requested):
             if at >= length:
                 raise ValueError(
                     f"an edit names position {at}; this canvas has positions 0 to {length - 1}"
@@ -79,14 +84,14 @@ class Edit:
                 )
 
     def plain(self) -> dict:
-        """As JSON keeps it; `of_plain` gives the edit back."""
+        """As plain JSON values; `of_plain` is the inverse."""
         plain = asdict(self)
         plain["tokens"] = {str(at): token for at, token in self.tokens.items()}
         return plain | {"refresh": "all" if self.refresh == "all" else list(self.refresh)}
 
     @classmethod
-    def of_plain(cls, plain) -> Edit:
-        """An edit from its JSON form; ValueError says what is wrong with it."""
+    def of_plain(cls, plain: object) -> Edit:
+        """An edit from its JSON values; ValueError for what is wrong with them."""
         if not isinstance(plain, Mapping) or set(plain) - set(cls.__dataclass_fields__):
             raise ValueError(f"an edit is {plain!r:.60}; it must be as `Edit.plain` makes it")
         tokens = plain.get("tokens", {})
@@ -97,9 +102,11 @@ class Edit:
 
     @classmethod
     def parse(cls, text: str) -> Edit:
-        """An edit from one line of text, see FORM; `str(edit)` makes it."""
+        """An edit from one line of text, see FORM; `str(edit)` is the inverse."""
         first, *rest = str(text).split(",")
-        given = {"step": _number("the step of an edit", first), "tokens": {}}
+        step, tokens = _number("the step of an edit", first), dict[int, int]()
+        refresh: str | list[int] = []
+        knobs: dict[str, dict[str, float]] = {"policy": {}, "decoder": {}}
         for part in rest:
             name, equals, value = part.partition("=")
             kind, dot, knob = name.partition(".")
@@ -107,14 +114,14 @@ class Edit:
                 raise ValueError(f"the edit {text!r:.80} has a part {part!r:.40}; its form: {FORM}")
             if name == "refresh":
                 rows = value.split(".")
-                given[name] = value if value == "all" else [_number("a row", at) for at in rows]
-            elif dot and kind in ("policy", "decoder"):
-                given.setdefault(kind, {})[knob] = _value(knob, value)
+                refresh = value if value == "all" else [_number("a row", at) for at in rows]
+            elif dot and kind in knobs:
+                knobs[kind][knob] = _value(knob, value)
             elif name[:1].isdigit():
-                given["tokens"][_number("a position", name)] = _number("a token", value)
+                tokens[_number("a position", name)] = _number("a token", value)
             else:
                 raise ValueError(f"the edit {text!r:.80} has a part {part!r:.40}; its form: {FORM}")
-        return cls(**given)
+        return cls(step, tokens, refresh, **knobs)
 
     def __str__(self) -> str:
         parts = [str(self.step), *(f"{at}={token}" for at, token in self.tokens.items())]
@@ -126,7 +133,7 @@ class Edit:
         return ",".join(parts)
 
 
-def _whole(what: str, value) -> None:
+def _whole(what: str, value: object) -> None:
     if type(value) is not int or not 0 <= value < 2**31:
         raise ValueError(f"{what} is {value!r:.40}; it must be a whole number from 0")
 
@@ -137,7 +144,7 @@ def _number(what: str, text: str) -> int:
     return int(text)
 
 
-def _value(knob: str, text: str):
+def _value(knob: str, text: str) -> float:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

@@ -7,8 +7,9 @@ H heads, D head width, d model width, V vocabulary, L layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -300,7 +301,7 @@ class Model(nn.Module):
         """
         x = self.embed(tokens.gather(1, rows.index))
         rows = replace(rows, rope=self.rotary(rows.position))
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast(Iterable[Block], self.blocks)):
             x = runner.block(i, block, x, rows)
         return self.head(self.norm(rows_at(x, rows.head)))
 

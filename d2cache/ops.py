@@ -58,7 +58,9 @@ def certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
     return total[0].float()
 
 
-def certainty_density_as_shipped(known: Tensor, prompt_length: int, sigma: float) -> Tensor:
+def certainty_density_as_shipped(
+    known: Tensor, prompt_length: int, sigma: float | Tensor
+) -> Tensor:
     """Certainty density with the public code's padding: (B,T) float32, 1 on the prompt.
 
     The prompt counts as one answer's length of known positions, and beyond the right edge stands

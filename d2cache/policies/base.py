@@ -78,7 +78,7 @@ class CachePolicy(Registered):
         x = x + self.attend(i, block, *self.project(i, block, x, rows), rows)
         return x + block.mlp(x)
 
-    def project(self, i: int, block: Block, x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+    def project(self, i: int, block: Block, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Rows -> their q (B,H,R,D), and all keys and values (B,Hkv,T,D) with the rows' own new."""
         if i > 0:
             q, k, v = block.qkv(x, rows.rope)
