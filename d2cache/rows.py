@@ -14,7 +14,7 @@ NO_ROPE = torch.empty(0), torch.empty(0)
 
 
 class Part(IntFlag):
-    """What a layer computed for a row; for policies that decide layer by layer."""
+    """What a layer computed for a row, under policies that decide layer by layer."""
 
     KEY = 1
     VALUE = 2
