@@ -140,7 +140,7 @@ def test_a_new_class_is_listed_made_and_decoded_with(registries):
 def test_a_name_that_another_file_has_is_refused(registries):
     for base in (CachePolicy, Decoder):
         taken = next(iter(base.registry))
-        with pytest.raises(ValueError, match=f"'{taken}' stands in d2cache.* already; choose"):
+        with pytest.raises(ValueError, match=f"'{taken}' is already registered by d2cache.*; choose"):
             type("Copy", (base,), {"__module__": __name__}, key=taken)
 
 
