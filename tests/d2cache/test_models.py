@@ -179,7 +179,7 @@ def larger(folder):
 
 def other_mask(folder):
     edit(folder / "config.json", mask_token_id=300)
-    return "mask 511; the model has ids up to 511 and mask 300: take the model's own"
+    return "mask 511; the model has ids up to 511 and mask 300: use the model's own"
 
 
 @pytest.mark.parametrize(

@@ -194,11 +194,11 @@ CONFIGS = {
     "mask outside": (dict(mask_id=99), "mask_id is 99"),
     "tied": (
         dict(weight_tying=True, tie_word_embeddings=True),
-        "True; this engine computes with False alone",
+        "True; this engine supports only False",
     ),
     "other activation": (
         dict(activation_type="gelu", hidden_act="gelu"),
-        "'gelu'; this engine computes with 'silu' alone",
+        "'gelu'; this engine supports only 'silu'",
     ),
 }
 
@@ -218,21 +218,21 @@ def test_a_bad_config_is_refused(folder, kind):
 
 
 LLADA_ONLY = {
-    "biases": (dict(include_bias=True), "include_bias True; this engine computes with False"),
+    "biases": (dict(include_bias=True), "include_bias True; this engine supports only False"),
     "biases of q, k, v": (dict(include_qkv_bias=True), "include_qkv_bias True; this engine"),
-    "clipped": (dict(clip_qkv=8.0), "clip_qkv 8.0; this engine computes with None alone"),
+    "clipped": (dict(clip_qkv=8.0), "clip_qkv 8.0; this engine supports only None"),
 }
 DREAM_ONLY = {
-    "window": (dict(use_sliding_window=True), "use_sliding_window True; this engine computes"),
+    "window": (dict(use_sliding_window=True), "use_sliding_window True; this engine supports"),
     "scaled": (
         dict(rope_scaling={"type": "linear", "factor": 4.0}),
-        "rope_scaling {'type': 'linear', 'factor': 4.0}; this engine computes with None alone",
+        "rope_scaling {'type': 'linear', 'factor': 4.0}; this engine supports only None",
     ),
     "scaled, newer writers": (
         dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}),
-        "rope_parameters.rope_type 'yarn'; this engine computes with 'default' alone",
+        "rope_parameters.rope_type 'yarn'; this engine supports only 'default'",
     ),
-    "blocks": (dict(block_size=32), "block_size 32; this engine computes with None alone"),
+    "blocks": (dict(block_size=32), "block_size 32; this engine supports only None"),
 }
 
 
@@ -313,7 +313,7 @@ def lying_tensor(shape, size, says):
 def other_tensors(folder):
     shard = shard_of_k(folder)
     save_file({"a": torch.ones(1)}, shard)
-    return f"{shard.name} cannot give"
+    return f"{shard.name} does not contain"
 
 
 def a_folder(folder):
@@ -450,7 +450,9 @@ def test_a_model_larger_than_the_memory_is_refused_before_its_weights_are_opened
     edit_json(folder / "config.json", **{keys[k]: v for k, v in sizes.items()})
     for path in folder.glob("*.safetensors"):
         path.write_bytes(b"never read")
-    says = refused(folder, "GB for its weights, and cpu has ", "free some, or take a smaller")
+    says = refused(
+        folder, "GB for its weights, and cpu has ", "free some memory, or choose a smaller"
+    )
     assert float(re.search(r"needs ([\d.]+) GB", says)[1]) > 1e5
 
 
