@@ -106,7 +106,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_knobs(parser: argparse.ArgumentParser, cls: Method) -> None:
-    """--knob sets it wherever it exists; --policy-knob and --decoder-knob set one side alone."""
+    """--KNOB sets a knob of both policy and decoder, --policy-KNOB and --decoder-KNOB of one."""
     for each in knobs(cls):
         bounds = "" if each.low is None else f" ({each.low} to {each.high})"
         text = f"{each.help}{bounds}; default {each.default}"
