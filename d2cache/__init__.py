@@ -2,9 +2,9 @@
 
 import os
 
-# Small models spend their time in short parallel regions. By default OpenMP's threads spin long at
-# the end of each, and a browser or another process on the same cores slows a step up to 40 times;
-# threads that sleep at once make it half as fast on idle cores. A short spin loses neither way.
+# Small models spend their time in short parallel regions. By default, OpenMP's threads spin for
+# long after each region, and a browser or another process on the same cores then slows a step up to
+# 40 times; threads that sleep at once halve the speed on idle cores. A short spin avoids both.
 # Read when torch is first imported; values that are already set win.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,25 +1,26 @@
-"""What sets the families of checkpoints apart, one table each: names, config keys, tokenizer.
+"""Everything that differs between families of checkpoints: names, config keys, tokenizer.
 
-Nothing else in the project knows a LLaDA from a Dream.
+No other file of the engine distinguishes LLaDA from Dream.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Family:
     """How a family's checkpoints are laid out. `@` in a tensor's name is the layer's number."""
 
-    model_type: str  # what config.json calls it
-    architecture: str
-    tensors: dict[str, tuple[str, ...]]  # our parameter -> theirs, joined along their rows
-    keys: dict[str, tuple[str, ...]]  # field of ModelConfig -> key of config.json, or the next one
-    computes: dict[str, object]  # what config.json may say of the mathematics
-    fields: dict[str, object]  # fields of ModelConfig that all checkpoints of the family share
+    model_type: str  # as in config.json
+    architecture: str  # as in config.json
+    tensors: dict[str, tuple[str, ...]]  # our parameter -> their tensors, joined along the rows
+    keys: dict[str, tuple[str, ...]]  # field of ModelConfig -> its keys in config.json, best first
+    computes: dict[str, Any]  # keys of config.json that change the mathematics -> supported value
+    fields: dict[str, Any]  # fields of ModelConfig that all checkpoints of the family share
     tokenizers: dict[tuple[str, ...], str]  # files -> the class of transformers that reads them
-    padding: str | None = None  # a token that, where it is known, fills an answer behind its end
+    padding: str | None = None  # a token that, if the tokenizer has it, fills answers to the end
 
 
 LLADA = Family(
@@ -108,14 +109,14 @@ DREAM = Family(
         "rope_scaling": None,
         "rope_parameters.rope_type": "default",
         "use_mrope": False,
-        "block_size": None,  # block diffusion under the same model_type: causal across blocks
+        "block_size": None,  # block diffusion has the same model_type: causal across blocks
     },
     fields={"family": "dream", "shift": 1, "qkv_bias": True},
     tokenizers={
         ("tokenizer.json",): "PreTrainedTokenizerFast",
         ("vocab.json", "merges.txt"): "Qwen2Tokenizer",
     },
-    padding="<|dlm_pad|>",  # DiffuCoder's, although its config.json names the end of text
+    padding="<|dlm_pad|>",  # DiffuCoder's, although its config.json gives the end of text
 )
 
 FAMILIES = {"llada": LLADA, "dream": DREAM}

@@ -1,4 +1,4 @@
-"""Which models there are, where they come from, what they need, and `load`."""
+"""The known models, where they are fetched from, the memory they need, and `load`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ from d2cache.weights import (
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 
-# hub ids by shape; other checkpoints of these families load as well
+# shape -> hub ids; other checkpoints of these families load as well
 HUB = {
     "llada-8b": ["GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Instruct", "GSAI-ML/LLaDA-1.5"],
     "dream-7b": [
@@ -45,7 +46,7 @@ HUB = {
 }
 KNOWN = {"tiny": CONFIGS["tiny"]} | {name: CONFIGS[s] for s, names in HUB.items() for name in names}
 
-# all that is fetched of a hub repository beside its weights: no code, no pickles
+# fetched from a hub repository in addition to its weights: no code, no pickles
 SMALL_FILES = [
     "config.json",
     INDEX,
@@ -59,7 +60,7 @@ SMALL_FILES = [
     "chat_template.jinja",
 ]
 
-CANVAS = 1024  # positions that the listed memory for K,V is for
+CANVAS = 1024  # positions that `Entry.kv` is for
 
 
 def load(
@@ -71,13 +72,14 @@ def load(
 ) -> Model:
     """A model ready to decode, with its tokenizer.
 
-    name: "tiny" (in the box), a folder with config.json, *.safetensors and tokenizer files, or a
-    hub id. device: "auto" takes a CUDA GPU where there is one; of several, as "cuda:0,cuda:1", each
-    holds a part of the layers (see `d2cache.split`). dtype: default float32 on a CPU, bfloat16 on
-    a GPU. progress: called as progress(what, done, total) with what "fetching" or
-    "reading", and bytes; without it the hub's own bars show a download. weights: "fp8" brings those
-    of the layers' products and of the LM head to 8 bits as they are read, half of bfloat16's bytes
-    for an error that `d2cache.quantize` and `python -m analysis.bench --weights fp8` state.
+    name: "tiny" (bundled), a folder with config.json, *.safetensors and tokenizer files, or a hub
+    id. device: "auto" takes a CUDA GPU if there is one; with several, as "cuda:0,cuda:1", each
+    holds some of the layers (see `d2cache.split`). dtype: default float32 on a CPU, bfloat16 on a
+    GPU. progress: called as progress(what, done, total) with what "fetching" or "reading", and
+    bytes; without it a download shows the hub's own bars. weights: "fp8" quantizes the weights of
+    the layers' products and of the LM head to 8 bits as they are read. That halves the bytes of
+    bfloat16, for an error that `python -m analysis.bench --weights fp8` measures (see
+    `d2cache.quantize`).
 
     Raises ValueError with one sentence when something is missing, wrong or too large.
     """
@@ -92,8 +94,8 @@ def load(
     tokenizer = read_tokenizer(folder, config)
     config = replace(config, eos_id=_end_id(config, tokenizer))
     model, homes = spread_over(config, devices)
-    short = to_fp8(model) if weights == "fp8" else ()
-    state = read_weights(folder, config, homes, dtype, progress, short)
+    narrowed = to_fp8(model) if weights == "fp8" else ()
+    state = read_weights(folder, config, homes, dtype, progress, narrowed)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False).eval().lay_out()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
@@ -101,45 +103,48 @@ def load(
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """The torch device of "auto", "cpu" or "cuda"; ValueError when it is unknown or not there."""
+    """The torch device for "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises ValueError for a device that is unknown or not available here.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        known = torch.device(device).type in ("cpu", "cuda")
+        picked = torch.device(device)
     except (RuntimeError, TypeError):
-        known = False
-    if not known:
+        picked = None
+    if picked is None or picked.type not in ("cpu", "cuda"):
         raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda")
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if picked.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here; use --device cpu or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise ValueError(f"device is {device}; the GPUs here are cuda:0 to cuda:{last}")
-    return device
+        raise ValueError(f"device is {picked}; the GPUs here are cuda:0 to cuda:{last}")
+    return picked
 
 
 def pick_devices(devices: str = "auto") -> list[torch.device]:
-    """The torch devices of a list such as "cuda:0,cuda:1"; ValueError as for `pick_device`."""
-    return [pick_device(one.strip()) for one in str(devices).split(",")]
+    """The torch devices of a list such as "cuda:0,cuda:1"; raises ValueError as `pick_device`."""
+    return [pick_device(name.strip()) for name in str(devices).split(",")]
 
 
 def spread_over(
     config: ModelConfig, devices: list[torch.device]
 ) -> tuple[Model, dict[str, torch.device]]:
-    """A model on the meta device, and the device of each parameter: each holds as it has room."""
-    free = [free_memory(device) for device in devices]
+    """A model on the meta device, and the device of each parameter: in proportion to free memory,
+    or evenly if that is not known for all devices."""
+    free = [free_memory(device) or 0 for device in devices]
     model, places = spread(config, free if all(free) else [1] * len(devices))
     return model, {name: devices[place] for name, place in places.items()}
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU; float32 on a CPU, which is slow at the narrower types."""
+    """bfloat16 on a GPU; float32 on a CPU, where 16-bit types are slow."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _end_id(config: ModelConfig, tokenizer) -> int:
-    """The token that ends an answer and fills what is left of it."""
+def _end_id(config: ModelConfig, tokenizer: Any) -> int:
+    """The token that ends an answer and fills the rest of it."""
     padding = FAMILIES[config.family].padding
     known = {} if tokenizer is None or padding is None else tokenizer.get_added_vocab()
     return known.get(padding, config.eos_id)
@@ -147,24 +152,25 @@ def _end_id(config: ModelConfig, tokenizer) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """A known model and what it needs on a device; sizes in bytes."""
+    """A known model and the memory it needs on a device; sizes in bytes."""
 
     name: str
     family: str
     parameters: int
-    cached: bool  # all of it is on this disk
+    cached: bool  # whether all of it is on this disk
     device: str
-    dtype: str  # what it would load with there
+    dtype: str  # the default on that device
     weights: int
     kv: int  # keys and values of a canvas of 1024 positions, batch 1
-    free: int | None  # on the device; None where the system does not say
+    free: int | None  # on the device; None if the system does not report it
 
     @property
     def fits(self) -> bool | None:
+        """Whether weights, keys and values fit into the free memory; None if that is unknown."""
         return None if self.free is None else self.weights + self.kv <= self.free
 
-    def summary(self) -> dict:
-        """As plain values, sizes in GB."""
+    def summary(self) -> dict[str, Any]:
+        """The entry as plain values, sizes in GB."""
         return {
             "name": self.name,
             "family": self.family,
@@ -181,36 +187,37 @@ class Entry:
 
 
 def known(device: str = "auto") -> list[Entry]:
-    """Every known model, on that device; ValueError for a device that is not there."""
-    on = pick_device(device)
-    dtype, free = default_dtype(on), free_memory(on)
+    """An entry for every known model; raises ValueError for a device that is not available."""
+    place = pick_device(device)
+    dtype, free = default_dtype(place), free_memory(place)
     counts = {config: parameters(config) for config in set(KNOWN.values())}
     return [
         Entry(
-            name,
-            c.family,
-            counts[c],
-            cached(name) is not None,
-            on.type,
-            str(dtype)[6:],
-            counts[c] * dtype.itemsize,
-            2 * c.layers * c.kv_heads * c.head_width * CANVAS * dtype.itemsize,
-            free,
+            name=name,
+            family=config.family,
+            parameters=counts[config],
+            cached=cached(name) is not None,
+            device=place.type,
+            dtype=str(dtype)[6:],
+            weights=counts[config] * dtype.itemsize,
+            kv=2 * config.layers * config.kv_heads * config.head_width * CANVAS * dtype.itemsize,
+            free=free,
         )
-        for name, c in KNOWN.items()
+        for name, config in KNOWN.items()
     ]
 
 
 def parameters(config: ModelConfig) -> int:
-    """How many weights a model of this shape has."""
+    """The number of parameters of a model of this shape."""
     with torch.device("meta"):
         return sum(p.numel() for p in Model(config).parameters())
 
 
 def label(name: str) -> str:
-    """What to call a model: a hub id as it is, of a folder its own name.
+    """What to call a model: its hub id, or the name of its folder.
 
-    ValueError when it cannot be one, as far as that shows before anything is fetched or read.
+    Raises ValueError for a name that cannot be a model and for a folder with a bad config.json;
+    nothing is fetched, and no weights are read.
     """
     if check_name(name) == "tiny" or not os.path.isdir(name):
         return name
@@ -219,14 +226,17 @@ def label(name: str) -> str:
 
 
 def size(name: str) -> int | None:
-    """How many weights a model has, if that is known here."""
+    """The number of parameters of a model, or None if it is neither known nor a folder."""
     if name not in KNOWN and not os.path.isdir(name):
         return None
     return parameters(KNOWN[name] if name in KNOWN else read_config(Path(name)))
 
 
 def check_name(name: str) -> str:
-    """The name, if it could be a model: "tiny", a folder, or shaped like a hub id."""
+    """The name, if it could be a model: "tiny", a folder, or something in the form of a hub id.
+
+    Raises ValueError otherwise.
+    """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"the model is {name!r}; give 'tiny', a hub id or a folder")
     hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, re.ASCII)
@@ -239,28 +249,31 @@ def check_name(name: str) -> str:
 
 
 def find(name: str, progress: Progress | None = None) -> Path:
-    """The folder behind a name; what a hub id stands for is fetched, unless all of it is here.
+    """The folder of a model; a hub repository is fetched first, unless all of it is on this disk.
 
-    Of a hub repository the small files come first, so that one that cannot be loaded is refused
-    before its weights are fetched. Progress as for `load`.
+    Small files are fetched first, so that a repository that cannot be loaded is refused before its
+    weights are fetched. progress: as for `load`. Raises ValueError for a name that cannot be a
+    model, for a repository that cannot be loaded, and when fetching fails.
     """
     folder = TINY if check_name(name) == "tiny" else Path(name)
-    folder = folder if os.path.isdir(folder) else cached(name)
-    if folder is not None:
-        return folder
+    here = folder if os.path.isdir(folder) else cached(name)
+    return _fetch_all(name, progress) if here is None else here
+
+
+def _fetch_all(name: str, progress: Progress | None) -> Path:
     folder = _fetch(name, SMALL_FILES, tqdm_class=_reporter(None))
     read_config(folder)
     shards = [ONE_FILE]
     if (folder / INDEX).is_file():
         shards = sorted(set(weight_map(folder).values()))
-    elif ONE_FILE not in (there := _hub_files(name, folder)):
-        raise no_weights(name, there)
+    elif ONE_FILE not in (files := _hub_files(name, folder)):
+        raise no_weights(name, files)
     bars = {} if progress is None else {"tqdm_class": _reporter(progress)}
     return _fetch(name, shards, revision=folder.name, **bars)
 
 
 def cached(name: str) -> Path | None:
-    """The folder behind a name if all of the model is on this disk; fetches nothing."""
+    """The folder of a model if all of it is on this disk, else None; fetches nothing."""
     try:
         folder = TINY if name == "tiny" else Path(name)
         if not os.path.isdir(folder):
@@ -272,52 +285,59 @@ def cached(name: str) -> Path | None:
     return folder if all((folder / shard).is_file() for shard in shards) else None
 
 
-def _fetch(name: str, files: list[str], **settings) -> Path:
-    """Files of a hub repository, or those of them that are in the local cache -> their folder."""
+def _fetch(name: str, files: list[str], **settings: Any) -> Path:
+    """Fetch these files of a hub repository, those that it has; returns their folder.
+
+    settings: for `snapshot_download`. Raises ValueError with the reason when that fails.
+    """
     from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, **settings))
+    except Exception as error:  # network libraries raise all kinds of exceptions
+        raise ValueError(
+            f"could not fetch {name!r} from the hub: {_why_not_fetched(error)}; check the name and "
+            "the network, or give a folder"
+        ) from error
+
+
+def _why_not_fetched(error: Exception) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=files, **settings))
-    except GatedRepoError as error:
-        reason, cause = "its owner wants you to accept terms first, on its page", error
-    except RepositoryNotFoundError as error:
-        reason, cause = "there is no such repository, or it is private", error
-    except LocalEntryNotFoundError as error:
-        reason, cause = "it cannot be reached, and not all of this is in the local cache", error
-    except Exception as error:  # a network's libraries raise what they like
-        reason, cause = (str(error).strip() or type(error).__name__).splitlines()[0], error
-    raise ValueError(
-        f"could not fetch {name!r} from the hub: {reason.rstrip('.')}; check the name and the "
-        "network, or give a folder"
-    ) from cause
+    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too
+        return "its owner asks you to accept terms first, on its page"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such repository, or it is private"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "the hub cannot be reached, and not all of the model is in the local cache"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _hub_files(name: str, folder: Path) -> list[str]:
-    """Names of a hub repository's files; without a network those that were fetched before."""
+    """Names of a hub repository's files; without a network, of those that were fetched before."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().list_repo_files(name, revision=folder.name)
-    except Exception:  # as above; what is missing is said when it is read
+    except Exception:  # as in `_fetch`; a missing file is reported when it is read
         return [path.name for path in folder.iterdir()]
 
 
-def _reporter(progress: Progress | None):
-    """A tqdm class that draws nothing and passes the bytes of a download on."""
+def _reporter(progress: Progress | None) -> type:
+    """A tqdm class that draws nothing and reports the bytes of a download to `progress`."""
     from tqdm.auto import tqdm
 
     class Reporter(tqdm):
         def __init__(self, *args, **kwargs):
-            self.bytes = kwargs.get("unit") == "B"  # the hub also counts files
+            self.in_bytes = kwargs.get("unit") == "B"  # the hub also counts files
             super().__init__(*args, **kwargs | {"file": io.StringIO()})
 
         def display(self, *args, **kwargs):
-            if progress is not None and self.bytes and self.total:
+            if progress is not None and self.in_bytes and self.total:
                 progress("fetching", int(min(self.n, self.total)), int(self.total))
 
     return Reporter

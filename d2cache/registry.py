@@ -1,15 +1,17 @@
-"""Knobs and the two registries: a class in a file of its own is known everywhere."""
+"""Knobs, and the registries that find each policy and decoder in its own file."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar
 
 
-def knob(default, low, high, help: str):
-    """A dataclass field that is a knob: default, inclusive bounds (None for a switch) and help."""
+def knob(default: Any, low: float | None, high: float | None, help: str) -> Any:
+    """A dataclass field that is a knob: its default, inclusive bounds (None for a switch), help."""
     return field(default=default, metadata={"low": low, "high": high, "help": help})
 
 
@@ -18,7 +20,7 @@ class Knob:
     """One knob as a front end needs it; `kind` is bool, int or float."""
 
     name: str
-    default: object
+    default: Any
     low: float | None
     high: float | None
     help: str
@@ -27,31 +29,34 @@ class Knob:
     def kind(self) -> type:
         return type(self.default)
 
-    def check(self, owner: str, value):
-        """The value in the knob's own type; ValueError with what is allowed otherwise."""
+    def check(self, owner: str, value: Any) -> Any:
+        """The value converted to `kind`; raises ValueError when it is not allowed.
+
+        owner: whose knob it is, for the message, such as "policy 'd2'".
+        """
         if self.kind is bool:
             if isinstance(value, bool):
                 return value
             raise ValueError(f"{owner}: {self.name} is {value!r}; it must be True or False")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         whole = self.kind is float or (number and value % 1 == 0)
-        # `not (low <= value <= high)` also refuses a NaN
+        # `not (low <= value <= high)` also refuses NaN
         if not number or not whole or not (self.low <= value <= self.high):
-            sort = "a whole number" if self.kind is int else "a number"
+            expected = "a whole number" if self.kind is int else "a number"
             raise ValueError(
-                f"{owner}: {self.name} is {value!r}; it must be {sort} "
+                f"{owner}: {self.name} is {value!r}; it must be {expected} "
                 f"from {self.low} to {self.high}"
             )
         return self.kind(value)
 
 
 class Registered:
-    """Base of policies and decoders: subclassing with a key registers, fields are knobs."""
+    """Base of policies and decoders: a subclass with a key is registered, its fields are knobs."""
 
-    key: str
-    kind: str  # "policy" or "decoder", for messages
-    registry: dict[str, type]
-    running: bool = False  # a run holds this object's state
+    key: ClassVar[str]
+    kind: ClassVar[str]  # "policy" or "decoder", for messages
+    registry: ClassVar[dict[str, type]]
+    running: bool = False  # whether this object holds the state of an unfinished run
 
     def __init_subclass__(cls, key: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -59,22 +64,24 @@ class Registered:
             return
         if key in cls.registry and cls.registry[key].__module__ != cls.__module__:
             other = cls.registry[key].__module__
-            raise ValueError(f"{cls.kind} {key!r} stands in {other} already; choose another name")
+            raise ValueError(
+                f"{cls.kind} {key!r} is already registered by {other}; choose another name"
+            )
         cls.key = key
         cls.registry[key] = cls
 
-    def __post_init__(self):
-        for one in knobs(type(self)):
-            value = one.check(f"{self.kind} {self.key!r}", getattr(self, one.name))
-            object.__setattr__(self, one.name, value)
+    def __post_init__(self) -> None:
+        for each in knobs(type(self)):
+            value = each.check(f"{self.kind} {self.key!r}", getattr(self, each.name))
+            object.__setattr__(self, each.name, value)
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """Knob name -> value."""
-        return {one.name: getattr(self, one.name) for one in knobs(type(self))}
+        return {each.name: getattr(self, each.name) for each in knobs(type(self))}
 
 
-def knobs(cls) -> list[Knob]:
-    """The knobs of a policy or decoder class, in the order they are written."""
+def knobs(cls: type) -> list[Knob]:
+    """The knobs of a policy or decoder class, in the order of its fields."""
     return [
         Knob(f.name, f.default, f.metadata["low"], f.metadata["high"], f.metadata["help"])
         for f in fields(cls)
@@ -82,13 +89,14 @@ def knobs(cls) -> list[Knob]:
     ]
 
 
-def shared_knobs(base) -> list[Knob]:
-    """The knobs that a base gives to everything under it; a subclass may set other defaults."""
+def shared_knobs(base: type) -> list[Knob]:
+    """The knobs that all subclasses inherit from `base`; a subclass may change their defaults."""
     return knobs(base) if is_dataclass(base) else []
 
 
-def describe(registry: dict[str, type]) -> list[dict]:
-    """name, paper (the docstring's first line), help (its rest) and knobs of everything known."""
+def describe(registry: dict[str, type]) -> list[dict[str, Any]]:
+    """One dict per registered class, by name: name, paper (first line of the docstring), help (the
+    rest of it), knobs (list of `Knob`)."""
     entries = []
     for name, cls in sorted(registry.items()):
         first, _, rest = (cls.__doc__ or "").strip().partition("\n")
@@ -96,14 +104,14 @@ def describe(registry: dict[str, type]) -> list[dict]:
     return entries
 
 
-def table(base, says: str) -> str:
-    """A Markdown table of the policies or decoders: key, method with its paper, what it does (under
-    the heading `says`), and the knobs that not all of them share, with their defaults.
+def table(base: type[Registered], heading: str) -> str:
+    """A Markdown table of the policies or decoders: name, method and paper, what it does (under
+    `heading`), and the knobs that are not shared by all, with their defaults.
 
     Raises ValueError for a docstring that does not begin with "METHOD (arXiv NUMBER): WHAT.".
     """
-    lines = [f"| name | method | {says} | knobs |", "| --- | --- | --- | --- |"]
-    common = [(k.name, k.default) for k in shared_knobs(base)]
+    lines = [f"| name | method | {heading} | knobs |", "| --- | --- | --- | --- |"]
+    shared = [(k.name, k.default) for k in shared_knobs(base)]
     for entry in describe(base.registry):
         match = re.fullmatch(r"(.+?) \(.*?arXiv (\d{4}\.\d{5}).*?\): (.+)\.", entry["paper"])
         if not match:
@@ -112,20 +120,23 @@ def table(base, says: str) -> str:
                 "'METHOD (arXiv NUMBER): WHAT.'"
             )
         method, number, what = match.groups()
-        own = [k for k in entry["knobs"] if (k.name, k.default) not in common]
-        own = ", ".join(f"`{one.name}` {one.default}" for one in own)
+        own = [k for k in entry["knobs"] if (k.name, k.default) not in shared]
+        defaults = ", ".join(f"`{each.name}` {each.default}" for each in own)
         link = f"[{number}](https://arxiv.org/abs/{number})"
-        lines.append(f"| `{entry['name']}` | {method}, {link} | {what} | {own} |")
+        lines.append(f"| `{entry['name']}` | {method}, {link} | {what} | {defaults} |")
     return "\n".join(lines)
 
 
-def make(registry: dict[str, type], kind: str, name, settings: dict):
-    """An object from its registered name and knobs; ValueError names what is allowed."""
+def make(registry: dict[str, type], kind: str, name: Any, settings: dict[str, Any]) -> Any:
+    """The policy or decoder registered as `name`, with these knobs.
+
+    Raises ValueError for an unknown name, an unknown knob or a value that is not allowed.
+    """
     if not isinstance(name, str) or name not in registry:
         allowed = ", ".join(sorted(registry))
         raise ValueError(f"unknown {kind} {name!r}; choose one of {allowed}")
     cls = registry[name]
-    known = [one.name for one in knobs(cls)]
+    known = [each.name for each in knobs(cls)]
     for given in settings:
         if given not in known:
             allowed = ", ".join(known) or "none"
@@ -133,7 +144,7 @@ def make(registry: dict[str, type], kind: str, name, settings: dict):
     return cls(**settings)
 
 
-def import_siblings(package: str, path) -> None:
-    """Import every module of a package, so that a new file registers itself."""
+def import_siblings(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that each new file registers its class."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")

@@ -1,11 +1,12 @@
-"""Checkpoints: a folder in the hub's layout -> Model. Executes nothing that a folder brings."""
+"""Checkpoint folders in the hub's layout: read and written. Nothing in a folder is executed."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,21 +20,21 @@ INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
 FREQUENCY = "frequency.safetensors"  # how often each token occurs in a corpus
 
-NUMBERS = ("F64", "F32", "F16", "BF16")  # types of stored weights; others are packed or scaled
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")  # of stored weights; others are packed or scaled
 
-# progress(what, done, total): what is "fetching" or "reading", done and total are bytes
+# progress(what, done, total): what is "fetching" or "reading"; done and total are bytes
 Progress = Callable[[str, int, int], None]
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a model could take on the device; None where the system does not say."""
+    """Bytes that a model could take on the device; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    room = _numbers(Path("/proc/meminfo")).get("MemAvailable")
-    if room is None:
+    available = _system_numbers(Path("/proc/meminfo")).get("MemAvailable")
+    if available is None:
         return None
-    rooms = [room * 1024]
-    for folder, limit, used, cache in (  # a container's own limit, versions 2 and 1
+    free = [available * 1024]
+    for folder, limit, used, cache in (  # a container's own limit, cgroup versions 2 and 1
         ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
         (
             "/sys/fs/cgroup/memory",
@@ -42,14 +43,14 @@ def free_memory(device: torch.device) -> int | None:
             "total_inactive_file",
         ),
     ):
-        here = [_numbers(Path(folder, name)) for name in (limit, used, "memory.stat")]
-        if all(here):
-            rooms.append(here[0][""] - here[1][""] + here[2].get(cache, 0))
-    return max(0, min(rooms))
+        group = [_system_numbers(Path(folder, name)) for name in (limit, used, "memory.stat")]
+        if all(group):
+            free.append(group[0][""] - group[1][""] + group[2].get(cache, 0))
+    return max(0, min(free))
 
 
-def _numbers(path: Path) -> dict[str, int]:
-    """Lines "name: 12 kB", "name 12" or "12" of a system's file; nothing where there is none."""
+def _system_numbers(path: Path) -> dict[str, int]:
+    """Lines "name: 12 kB", "name 12" or "12" of a system file; {} if it cannot be read."""
     try:
         text = path.read_text(encoding="ascii")
     except OSError:
@@ -59,23 +60,19 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """config.json in its family's keys -> ModelConfig; ValueError names the missing or wrong key.
+    """config.json, in the keys of its family -> ModelConfig.
 
-    Keys that this engine has no use for, such as auto_map, are left alone.
+    Keys that this engine does not use, such as auto_map, are ignored. Raises ValueError that names
+    the missing or wrong key.
     """
     path = folder / "config.json"
     raw = _read_json(path)
     family = _family(path, raw)
     try:
-        for key, value in family.computes.items():
-            if _value(raw, key, value) != value:
-                raise ValueError(
-                    f"{path} has {key} {short(_value(raw, key, value))}; this engine computes "
-                    f"with {value!r} alone"
-                )
-        read = {"rope_theta": _number, "norm_eps": _number}
-        found = {
-            field: read.get(field, _whole)(raw, next((k for k in keys if _has(raw, k)), keys[0]))
+        _check_mathematics(path, raw, family)
+        readers = {"rope_theta": _number, "norm_eps": _number}
+        found: dict[str, Any] = {
+            field: readers.get(field, _whole)(raw, _first_given(raw, keys))
             for field, keys in family.keys.items()
         }
         return ModelConfig(**found, **family.fields, name=folder.name)
@@ -87,7 +84,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{path} has a value of the wrong type: {error}") from error
 
 
-def _family(path: Path, raw: dict) -> Family:
+def _family(path: Path, raw: dict[str, Any]) -> Family:
     given = raw.get("model_type")
     for family in FAMILIES.values():
         if family.model_type == given:
@@ -96,15 +93,30 @@ def _family(path: Path, raw: dict) -> Family:
     raise ValueError(f"{path} has model_type {short(given)}; this engine loads {known}")
 
 
-def short(value) -> str:
-    """The value for a message, which stays one line whatever a file says."""
+def _check_mathematics(path: Path, raw: dict[str, Any], family: Family) -> None:
+    """Refuse a checkpoint whose layers compute anything other than `Block` does."""
+    for key, supported in family.computes.items():
+        given = _lookup(raw, key, supported)
+        if given != supported:
+            raise ValueError(
+                f"{path} has {key} {short(given)}; this engine supports only {supported!r}"
+            )
+
+
+def short(value: object) -> str:
+    """repr(value) cut to 60 characters, so that a message stays short whatever a file holds."""
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def _value(raw: dict, key: str, default=...):
-    """raw["a"]["b"] of the key "a.b"; the default, or a KeyError of the whole key, without it."""
-    value = raw
+def _first_given(raw: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """The first of these keys that has a value, else the first of them."""
+    return next((key for key in keys if _lookup(raw, key, None) is not None), keys[0])
+
+
+def _lookup(raw: dict[str, Any], key: str, default: Any = ...) -> Any:
+    """raw["a"]["b"] for the key "a.b"; if it is missing, the default, or KeyError without one."""
+    value: Any = raw
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             if default is ...:
@@ -114,25 +126,21 @@ def _value(raw: dict, key: str, default=...):
     return value
 
 
-def _has(raw: dict, key: str) -> bool:
-    return _value(raw, key, None) is not None
-
-
-def _whole(raw: dict, key: str) -> int:
-    value = _value(raw, key)
+def _whole(raw: dict[str, Any], key: str) -> int:
+    value = _lookup(raw, key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{key} is {short(value)}, not a whole number")
     return value
 
 
-def _number(raw: dict, key: str) -> float:
-    value = _value(raw, key)
+def _number(raw: dict[str, Any], key: str) -> float:
+    value = _lookup(raw, key)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{key} is {short(value)}, not a number")
     return float(value)
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -147,42 +155,37 @@ def _read_json(path: Path) -> dict:
 def read_weights(
     folder: Path,
     config: ModelConfig,
-    homes: dict[str, torch.device],
+    homes: Mapping[str, torch.device],
     dtype: torch.dtype,
     progress: Progress | None = None,
     narrow: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Our state dict from the folder's safetensors, sharded or not.
+    """The state dict of our `Model`, from the folder's safetensors, sharded or not.
 
-    homes: the device of each parameter, by our names. narrow: those that are kept in 8 bits, a
-    `.scale` beside each `.weight` (see `d2cache.quantize`). Room there, names, shapes and types are
-    checked before a weight is read; then each goes to its device by itself and is brought to 8 bits
-    there, so that the host never holds the model beside its copy, nor a device more than one
-    weight beside what it keeps.
+    homes: the device of each parameter, by our names. narrow: parameters to keep in 8 bits, with a
+    `.scale` beside each `.weight` (see `d2cache.quantize`).
+
+    Free memory, names, shapes and types are checked before any weight is read. Then each weight
+    goes to its device by itself and is quantized there, so that the host never holds the model and
+    a copy of it, nor a device more than one weight in addition to what it keeps.
+
+    Raises ValueError if a file or tensor is missing, unreadable or wrong, or the memory too small.
     """
-    names = parameter_names(config)
-    with torch.device("meta"):
-        expected = {ours: tensor.shape for ours, tensor in Model(config).state_dict().items()}
-    totals = dict.fromkeys(homes.values(), 0)
-    for ours, shape in expected.items():
-        each = shape.numel() * (1 if ours in narrow else dtype.itemsize)
-        totals[homes[ours]] += each + 4 * shape[0] * (ours in narrow)
-    free, done = {device: free_memory(device) for device in totals}, 0
-    for device, total in totals.items():
-        if free[device] is not None and total > free[device]:
-            raise _too_large(config.name, total, free[device], device)
+    shapes = _shapes(config)
+    needed = _needed_bytes(shapes, homes, dtype, narrow)
+    free = _check_memory(config, needed)
     source = _open_shards(folder)
-    for ours, theirs in names.items():
-        for name, rows in zip(theirs, _rows(config, expected[ours], len(theirs)), strict=True):
-            _check(folder, name, source(name), (rows, *expected[ours][1:]))
-    state = {}
+    names = parameter_names(config)
+    _check_tensors(folder, config, names, shapes, source)
+    state: dict[str, Tensor] = {}
+    done, total = 0, sum(needed.values())
     for ours, theirs in names.items():
         try:
-            device = homes[ours]
-            whole = torch.empty(expected[ours], dtype=dtype, device=device)
+            whole = torch.empty(shapes[ours], dtype=dtype, device=homes[ours])
         except RuntimeError as error:  # out of memory has this type on a CPU
-            raise _too_large(config.name, totals[device], free[device], device) from error
-        parts = whole.split(_rows(config, whole.shape, len(theirs)))
+            device = homes[ours]
+            raise _too_large(config, needed[device], free[device], device) from error
+        parts = whole.split(_part_rows(config, whole.shape, len(theirs)))
         for name, part in zip(theirs, parts, strict=True):
             part.copy_(source(name).get_tensor(name))
         kept = {ours: whole}
@@ -191,47 +194,97 @@ def read_weights(
         state |= kept
         done += sum(tensor.nbytes for tensor in kept.values())
         if progress is not None:
-            progress("reading", done, sum(totals.values()))
+            progress("reading", done, total)
     return state
 
 
+def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Our parameter name -> its shape."""
+    with torch.device("meta"):
+        return {ours: tensor.shape for ours, tensor in Model(config).state_dict().items()}
+
+
+def _needed_bytes(
+    shapes: Mapping[str, torch.Size],
+    homes: Mapping[str, torch.device],
+    dtype: torch.dtype,
+    narrow: Collection[str],
+) -> dict[torch.device, int]:
+    """Bytes of the weights on each device; a narrow one has a float32 scale for each row."""
+    needed = dict.fromkeys(homes.values(), 0)
+    for ours, shape in shapes.items():
+        if ours in narrow:
+            needed[homes[ours]] += shape.numel() + 4 * shape[0]
+        else:
+            needed[homes[ours]] += shape.numel() * dtype.itemsize
+    return needed
+
+
+def _check_memory(
+    config: ModelConfig, needed: Mapping[torch.device, int]
+) -> dict[torch.device, int | None]:
+    """Free bytes of each device; raises ValueError if they are fewer than it needs."""
+    free = {device: free_memory(device) for device in needed}
+    for device, size in needed.items():
+        available = free[device]
+        if available is not None and size > available:
+            raise _too_large(config, size, available, device)
+    return free
+
+
+def _check_tensors(
+    folder: Path,
+    config: ModelConfig,
+    names: Mapping[str, list[str]],
+    shapes: Mapping[str, torch.Size],
+    source: Callable[[str], Any],
+) -> None:
+    """Every tensor of the checkpoint: that it is there, and its shape and type."""
+    for ours, theirs in names.items():
+        rows = _part_rows(config, shapes[ours], len(theirs))
+        for name, count in zip(theirs, rows, strict=True):
+            _check_tensor(folder, name, source(name), (count, *shapes[ours][1:]))
+
+
 def scale_of(weight: str) -> str:
-    """The name of the scales of a weight in 8 bits."""
+    """The name of the scales that belong to a weight in 8 bits."""
     return weight.removesuffix("weight") + "scale"
 
 
-def _rows(config: ModelConfig, shape: torch.Size, parts: int) -> list[int]:
-    """Rows of each part of a joined parameter: one; gate and up; or q, k and v."""
+def _part_rows(config: ModelConfig, shape: torch.Size, parts: int) -> list[int]:
+    """Rows of each part of a joined parameter: itself alone; gate and up; or q, k and v."""
     kv = config.kv_heads * config.head_width
     return {1: [shape[0]], 2: [config.mlp] * 2, 3: [config.width, kv, kv]}[parts]
 
 
-def _check(folder: Path, name: str, file, wanted: tuple[int, ...]) -> None:
-    """Refuse a stored tensor of another shape or of a type that is not plain numbers."""
+def _check_tensor(folder: Path, name: str, file: Any, wanted: tuple[int, ...]) -> None:
+    """Refuse a stored tensor of another shape, or of a type that is not plain numbers."""
     stored = file.get_slice(name)
     if tuple(stored.get_shape()) != wanted:
         raise ValueError(
             f"{name} in {folder} has shape {short(tuple(stored.get_shape()))}; "
             f"config.json asks for {wanted}"
         )
-    if stored.get_dtype() not in NUMBERS:
+    if stored.get_dtype() not in PLAIN_TYPES:
         raise ValueError(
             f"{name} in {folder} has type {stored.get_dtype()}; this engine reads "
-            f"{', '.join(NUMBERS)}: take a checkpoint that is not quantized"
+            f"{', '.join(PLAIN_TYPES)}: use a checkpoint that is not quantized"
         )
 
 
-def _too_large(name: str, needed: int, free: int | None, device: torch.device) -> ValueError:
-    there = "too little" if free is None else f"{free / 1e9:.1f} GB"
+def _too_large(
+    config: ModelConfig, needed: int, free: int | None, device: torch.device
+) -> ValueError:
+    available = "too little" if free is None else f"{free / 1e9:.1f} GB"
     return ValueError(
-        f"{name} needs {needed / 1e9:.1f} GB for its weights, and {device} has {there} free; "
-        "free some, or take a smaller model"
+        f"{config.name} needs {needed / 1e9:.1f} GB for its weights, and {device} has {available} "
+        "free; free some memory, or choose a smaller model"
     )
 
 
 def parameter_names(config: ModelConfig) -> dict[str, list[str]]:
-    """Our parameter name -> the checkpoint's names that make it."""
-    names = {}
+    """Our parameter name -> the names of the checkpoint's tensors that are joined in it."""
+    names: dict[str, list[str]] = {}
     for ours, theirs in FAMILIES[config.family].tensors.items():
         if not any("@" in name for name in theirs):
             names[ours] = list(theirs)
@@ -242,13 +295,16 @@ def parameter_names(config: ModelConfig) -> dict[str, list[str]]:
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """The index: tensor's name -> its shard, a file of the folder itself."""
+    """The index of a sharded checkpoint: tensor name -> file name of its shard.
+
+    Raises ValueError for an index that is broken or names files outside the folder.
+    """
     index = folder / INDEX
     listed = _read_json(index).get("weight_map")
     if not isinstance(listed, dict):
         raise ValueError(f"{index} has no weight_map")
     for name, shard in listed.items():
-        # the shards' names are also patterns of a download
+        # shard names are also used as patterns of what to download
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
             raise ValueError(
                 f"{index} points outside its folder for {short(name)[1:-1]}: {short(shard)}; "
@@ -257,14 +313,15 @@ def weight_map(folder: Path) -> dict[str, str]:
     return listed
 
 
-def _open_shards(folder: Path):
-    """A function from a tensor's name to the open file that holds it, one file or shards."""
+def _open_shards(folder: Path) -> Callable[[str], Any]:
+    """A function from a tensor's name to the open safetensors file that holds it."""
     listed = weight_map(folder) if (folder / INDEX).is_file() else None
     if listed is None and not (folder / ONE_FILE).is_file():
-        raise no_weights(folder, [path.name for path in folder.iterdir()])
-    files, stored = {}, {}
+        raise no_weights(folder, (path.name for path in folder.iterdir()))
+    files: dict[str, Any] = {}
+    stored: dict[str, set[str]] = {}
 
-    def source(name: str):
+    def source(name: str) -> Any:
         if listed is not None and name not in listed:
             raise ValueError(f"{folder / INDEX} does not list {name}; fetch it again")
         shard = ONE_FILE if listed is None else listed[name]
@@ -272,38 +329,41 @@ def _open_shards(folder: Path):
             files[shard] = _open(folder, shard)
             stored[shard] = set(files[shard].keys())
         if name not in stored[shard]:
-            raise ValueError(f"{folder / shard} cannot give {name}; fetch it again")
+            raise ValueError(f"{folder / shard} does not contain {name}; fetch it again")
         return files[shard]
 
     return source
 
 
-def _open(folder: Path, shard: str):
+def _open(folder: Path, file: str) -> Any:
+    """A safetensors file of the folder, opened; never one that a link puts elsewhere."""
     # a hub cache keeps its files as links into the folder of the repository
     root = folder.resolve()
     root = root.parent.parent if root.parent.name == "snapshots" else root
-    if not (folder / shard).resolve().is_relative_to(root):
-        raise ValueError(f"{folder / shard} is a link out of its folder; put the file itself there")
+    path = folder / file
+    if not path.resolve().is_relative_to(root):
+        raise ValueError(f"{path} is a link out of its folder; put the file itself there")
     try:
-        return safe_open(folder / shard, framework="pt")
+        return safe_open(path, framework="pt")
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} lacks the shard {shard}; fetch it again") from error
-    except (SafetensorError, OSError, RuntimeError) as error:  # the last where it cannot be mapped
+        raise ValueError(f"{folder} lacks the shard {file}; fetch it again") from error
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last if it cannot be mapped
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder / shard} is not readable: {reason}; fetch it again") from error
+        raise ValueError(f"{path} is not readable: {reason}; fetch it again") from error
 
 
-def no_weights(where, files: list[str]) -> ValueError:
+def no_weights(where: object, files: Iterable[str]) -> ValueError:
+    """The error for a folder or repository, which has these files but no safetensors."""
     pickled = sorted(f for f in files if re.search(r"\.(bin|pt|pth|ckpt|pkl)$", f))
     found = f"only {pickled[0]}, which could run code; convert it" if pickled else "none"
     return ValueError(f"{where} needs *.safetensors weights; found {found}")
 
 
-def read_tokenizer(folder: Path, config: ModelConfig):
-    """The folder's tokenizer, or None when it has no files of one.
+def read_tokenizer(folder: Path, config: ModelConfig) -> Any:
+    """The folder's tokenizer, or None if it has no tokenizer files.
 
-    Read by classes of transformers, never by the code that a checkpoint brings; ValueError when
-    the files are broken or do not belong to the model.
+    Read by classes of transformers, never by code that comes with a checkpoint. Raises ValueError
+    if the files are broken or do not belong to the model.
     """
     choices = FAMILIES[config.family].tokenizers
     files = next((f for f in choices if (folder / f[0]).is_file()), None)
@@ -324,14 +384,16 @@ def read_tokenizer(folder: Path, config: ModelConfig):
     if largest >= config.vocab or mask not in (None, config.mask_id):
         raise ValueError(
             f"the tokenizer in {folder} has ids up to {largest} and mask {mask}; the model has "
-            f"ids up to {config.vocab - 1} and mask {config.mask_id}: take the model's own"
+            f"ids up to {config.vocab - 1} and mask {config.mask_id}: use the model's own"
         )
     return tokenizer
 
 
 def read_frequency(folder: Path, config: ModelConfig) -> Tensor | None:
-    """Share of each token id in a corpus, (V,) float32, or None when the folder has no such file;
-    ValueError when it is none."""
+    """Share of each token id in a corpus, (V,) float32, or None if the folder has no such file.
+
+    Raises ValueError if the file is not what it should be.
+    """
     if not (folder / FREQUENCY).is_file():
         return None
     try:
@@ -347,43 +409,65 @@ def read_frequency(folder: Path, config: ModelConfig) -> Tensor | None:
 
 
 def save(model: Model, folder: Path, dtype: torch.dtype, shard_bytes: int = 9_000_000) -> None:
-    """Write config.json and safetensors in the family's layout, shards of at most `shard_bytes`.
+    """Write config.json and safetensors in the layout of the model's family.
 
-    ValueError for a model whose weights are in 8 bits, which the layout has no place for.
+    dtype: of the written weights. shard_bytes: the largest shard, unless one tensor is larger.
+    Raises ValueError for a model whose weights are in 8 bits, which the layout does not allow for.
     """
-    from safetensors.torch import save_file
-
     if model.weights is not None:
         raise ValueError(
             f"the weights of {model.config.name} are {model.weights}; load it without them to save"
         )
-    c = model.config
     folder.mkdir(parents=True, exist_ok=True)
-    state, theirs = model.state_dict(), {}
-    for ours, names in parameter_names(c).items():
-        tensor = state[ours].detach().to("cpu", dtype)
-        parts = tensor.split(_rows(c, tensor.shape, len(names)))
-        theirs |= {name: part.contiguous() for name, part in zip(names, parts, strict=True)}
-    shards, room = [{}], shard_bytes
-    for name, tensor in theirs.items():
+    _write_shards(folder, _checkpoint_tensors(model, dtype), shard_bytes)
+    _write_json(folder / "config.json", _config_json(model.config, dtype))
+
+
+def _checkpoint_tensors(model: Model, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights on the host, under the names of the model's family."""
+    config, state = model.config, model.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs in parameter_names(config).items():
+        whole = state[ours].detach().to("cpu", dtype)
+        parts = whole.split(_part_rows(config, whole.shape, len(theirs)))
+        tensors |= {name: part.contiguous() for name, part in zip(theirs, parts, strict=True)}
+    return tensors
+
+
+def _write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
+    """The shards, filled in order, and their index."""
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in tensors.items():
         if tensor.nbytes > room and shards[-1]:
             shards.append({})
             room = shard_bytes
         shards[-1][name] = tensor
         room -= tensor.nbytes
-    weight_map = {}
+    listed: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(t.nbytes for t in theirs.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-    family = FAMILIES[c.family]
-    config = {"architectures": [family.architecture], "model_type": family.model_type}
+        listed |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": listed})
+
+
+def _config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    family = FAMILIES[config.family]
+    content: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+    }
     for field, keys in family.keys.items():
         for key in keys:
-            config.setdefault(key, getattr(c, field))
-    config |= family.computes | {"pad_token_id": c.eos_id, "torch_dtype": str(dtype)[6:]}
-    flat = {key: value for key, value in config.items() if "." not in key}
-    (folder / "config.json").write_text(json.dumps(flat, indent=1) + "\n")
+            content.setdefault(key, getattr(config, field))
+    content |= family.computes
+    content |= {"pad_token_id": config.eos_id, "torch_dtype": str(dtype)[6:]}
+    return {key: value for key, value in content.items() if "." not in key}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

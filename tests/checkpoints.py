@@ -1,8 +1,8 @@
-"""Checkpoint folders as the hub has them, made from the golden files: names, keys, tokenizers.
+"""Checkpoint folders in the hub's layout, made from the golden files: names, keys, tokenizers.
 
-The weights are random ones of a golden file, so a folder that loads right gives that file's
-logits. The files beside them have the layout of GSAI-ML/LLaDA-8B-Instruct and
-Dream-org/Dream-v0-Instruct-7B, keys included that this engine has no use for.
+The weights are the random weights of a golden file, so a folder that loads correctly gives that
+file's logits. The other files have the layout of GSAI-ML/LLaDA-8B-Instruct and
+Dream-org/Dream-v0-Instruct-7B, including keys that this engine does not use.
 """
 
 import json
@@ -32,7 +32,7 @@ DREAM_TEMPLATE = (
     "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n"
     "{%- endif %}\n"
 )
-# the last tokens of each golden vocabulary of 512; the end of text is 510 and the mask 511
+# the last tokens of each golden vocabulary of 512; end of text is 510 and [MASK] 511
 LLADA_TOKENS = [
     "<|startoftext|>",
     "[CLS]",
@@ -60,7 +60,7 @@ def golden(family: str) -> tuple[dict, dict]:
 
 
 def write_checkpoint(folder: Path, family: str, shards: int = 3, template: bool = True) -> Path:
-    """A folder in the family's layout with the golden weights, float32, in so many files."""
+    """A folder in the family's layout with the golden weights in float32, in `shards` files."""
     folder.mkdir(parents=True)
     meta, tensors = golden(family)
     weights = {k[8:]: t for k, t in tensors.items() if k.startswith("weights/")}
@@ -72,7 +72,7 @@ def write_checkpoint(folder: Path, family: str, shards: int = 3, template: bool 
 
 
 def write_weights(folder: Path, weights: dict, shards: int) -> None:
-    """One model.safetensors, or shards with an index, in the hub's names."""
+    """One model.safetensors, or shards and an index, named as on the hub."""
     if shards == 1:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
@@ -179,7 +179,7 @@ def dream_config(meta: dict) -> dict:
 
 
 def byte_level(vocab: int) -> Tokenizer:
-    """A byte-level BPE with so many ids, learnt from problems of the bundled model."""
+    """A byte-level BPE of `vocab` ids, trained on problems of the bundled model."""
     rng = random.Random(0)
     texts = [tasks.draw(f, rng, held_out=False).prompt for f in tasks.FAMILIES for _ in range(20)]
     tokenizer = Tokenizer(models.BPE())
@@ -222,7 +222,7 @@ def write_llada_tokenizer(folder: Path, template: bool) -> None:
 def write_dream_tokenizer(
     folder: Path, template: bool, added=DREAM_TOKENS, vocab: int = 512
 ) -> None:
-    """vocab.json and merges.txt of Qwen2's kind; the class that is named is code in the repo."""
+    """vocab.json and merges.txt as Qwen2 has them; the class named there is code in the repo."""
     first = vocab - len(added)
     byte_level(first).model.save(str(folder))
     plain = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)

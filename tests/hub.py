@@ -1,4 +1,4 @@
-"""A hub on this machine: what huggingface_hub asks of huggingface.co, answered from folders."""
+"""A local hub: answers what huggingface_hub asks of huggingface.co from folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextlib.contextmanager
 def serve(root: Path):
-    """Repositories root/OWNER/NAME over HTTP; yields the address and the files sent, in order."""
+    """Serve repositories root/OWNER/NAME; yields the address and the files sent, in order."""
     sent = []
 
     class Hub(BaseHTTPRequestHandler):

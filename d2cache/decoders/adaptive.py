@@ -1,4 +1,4 @@
-"""The certainty prior without its parameter."""
+"""The certainty prior with a width taken from the run."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ from d2cache.canvas import Canvas
 from d2cache.decoders.confidence import Confidence
 from d2cache.registry import knob
 
-RECENT = 16  # writes whose spread is looked at
+RECENT = 16  # last writes, whose spread sets the width
 
 
 @dataclass
 class Adaptive(Confidence, key="adaptive"):
-    """Self-set prior (after d2Cache, arXiv 2509.23094): a certainty prior that finds its width.
+    """Self-set prior (after d2Cache, arXiv 2509.23094): a certainty prior that sets its own width.
 
-    Confidence x certainty density, as the `confidence` decoder, with sigma taken from the run: the
-    spread (standard deviation) of the positions of the last 16 writes, between 1 and 40. A run
-    that goes on where it was narrows its window, one that works at several places widens it.
+    Confidence x certainty density, like the `confidence` decoder, but sigma follows the run: it is
+    the standard deviation of the positions of the last 16 writes, between 1 and 40. A run that
+    keeps writing in one place narrows its prior; one that works in several places widens it.
     """
 
     sigma: float = knob(10.0, 1.0, 40.0, "width of the prior before the first writes, in positions")

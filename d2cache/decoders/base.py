@@ -19,26 +19,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class Decoder(Registered):
-    """A rule from candidates to the positions that are written.
+    """The rule that picks which candidates a step writes.
 
-    Subclass as a dataclass with a key and give it `accept`; what it must remember from step to
-    step stands in attributes set by `begin`. The knobs here are every decoder's.
+    Subclass as a dataclass with a key and define `accept`. Whatever is remembered from step to
+    step is kept in attributes set by `begin`. Every decoder has the knobs defined here.
     """
 
     registry: ClassVar[dict[str, type]] = {}
     kind: ClassVar[str] = "decoder"
     draws: ClassVar[bool] = False  # whether `accept` needs candidates.noise
 
-    tokens_per_step: int = knob(1, 1, 64, "tokens written a step (at least)")
-    temperature: float = knob(0.0, 0.0, 2.0, "0 takes the likeliest token, above 0 samples")
-    top_p: float = knob(1.0, 0.01, 1.0, "keep the likeliest tokens up to this mass")
+    tokens_per_step: int = knob(1, 1, 64, "tokens written per step, at least")
+    temperature: float = knob(0.0, 0.0, 2.0, "0 takes the likeliest token; above 0, it is sampled")
+    top_p: float = knob(
+        1.0, 0.01, 1.0, "keep only the likeliest tokens, up to this probability mass"
+    )
     sigma: float = knob(
-        10.0, 0.0, 100.0, "certainty prior: width in positions of its Gaussian; 0 is off"
+        10.0, 0.0, 100.0, "certainty prior: width of its Gaussian, in positions; 0 is off"
     )
     as_shipped: bool = knob(False, None, None, "pad the prior's density as the public code does")
 
     def begin(self, model: Model, canvas: Canvas) -> None:
-        """Called once before the first step."""
+        """Called once before the first step, to set up the state of a run."""
 
     def certainty(self, logits: Tensor, probability: Tensor) -> Tensor:
         """Confidence (B,Q) of the chosen tokens, in [0,1]: here their probability.
@@ -48,28 +50,31 @@ class Decoder(Registered):
         return probability
 
     def prior(self, canvas: Canvas, as_shipped: bool = False) -> Tensor | None:
-        """Certainty density (B,T) that scores are multiplied with, None without a prior."""
+        """Certainty density (B,T) that scores are multiplied by, or None without a prior.
+
+        as_shipped: whether the policy asks for the public code's padding.
+        """
         return canvas.density(self.sigma, self.as_shipped or as_shipped) if self.sigma else None
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
-        """(B,T) bool: eligible positions to write; at least one in each live row."""
+        """(B,T) bool: the eligible positions to write; at least one in each live row."""
         raise NotImplementedError
 
     def revise(self, canvas: Canvas, accepted: Tensor, shadow: Shadow) -> Tensor | None:
-        """(B,T) bool: written positions of the canvas to mask again, fewer than `accepted`."""
+        """(B,T) bool: written positions to mask again, fewer than `accepted`, or None for none."""
         return None
 
     def at_least(self, canvas: Canvas, candidates: Candidates, sure: Tensor) -> Tensor:
-        """(B,T) bool: what is sure, filled up to `tokens_per_step` with the best of the rest."""
-        # the sure come first, whatever the prior says of them
+        """(B,T) bool: `sure`, filled up to `tokens_per_step` with the best of the rest."""
+        # + 2: these come first, whatever the prior makes of their scores
         score = self.score(candidates) + 2 * sure
         return sure | ops.top_k_mask(score, canvas.eligible, self.tokens_per_step)
 
     def score(self, candidates: Candidates) -> Tensor:
-        """(B,T) in [0,1]: confidence, times certainty density with the prior (d2Cache Eq. 4);
-        -inf where there is no candidate."""
+        """(B,T): confidence, times certainty density if there is a prior (d2Cache Eq. 4), in
+        [0,1]; -inf where there is no candidate."""
         if candidates.density is None:
             return candidates.confidence
         product = candidates.confidence * candidates.density
-        # masked after the product: -inf times a density of 0 is not a number
+        # masked after the product: -inf times a density of 0 would be NaN
         return product.masked_fill(candidates.confidence == -torch.inf, -torch.inf)

@@ -1,4 +1,4 @@
-"""The likeliest positions first."""
+"""The most confident candidates first."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from d2cache.decoders.base import Decoder
 
 @dataclass
 class Confidence(Decoder, key="confidence"):
-    """Confidence order (LLaDA, arXiv 2502.09992): low-confidence remasking, the surest are written.
+    """Confidence order (LLaDA, arXiv 2502.09992): low-confidence remasking, most confident first.
 
-    With sigma > 0 the confidence is multiplied by certainty density (d2Cache, arXiv 2509.23094),
-    which prefers positions close to what is already known. Ties go to the left.
+    With sigma > 0, confidence is multiplied by certainty density (d2Cache, arXiv 2509.23094),
+    which favours positions close to known ones. Ties go to the left.
     """
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:

@@ -11,10 +11,10 @@ from d2cache.decoders.confidence import Confidence
 
 @dataclass
 class Entropy(Confidence, key="entropy"):
-    """Lowest entropy (Dream's entropy, arXiv 2508.15487): write where the fewest words compete.
+    """Lowest entropy (Dream's entropy, arXiv 2508.15487): write where the fewest tokens compete.
 
-    Confidence is 1 - H / ln V, in [0,1]. The public code ranks by the negative entropy itself;
-    the order is the same, but a prior multiplied with a negative number prefers what lies far.
+    Confidence is 1 - H / ln V, in [0,1]. The public code ranks by negative entropy, which gives
+    the same order, but a prior multiplied by a negative number would favour distant positions.
     """
 
     def certainty(self, logits: Tensor, probability: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""As many as can be wrong together only rarely."""
+"""As many candidates as are rarely wrong together."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from d2cache.registry import knob
 
 @dataclass
 class Factor(Decoder, key="factor"):
-    """Factor decoding (Fast-dLLM, arXiv 2505.22618): write n with (n + 1)(1 - c_n) < factor.
+    """Factor decoding (Fast-dLLM, arXiv 2505.22618): write n tokens if (n + 1)(1 - c_n) < factor.
 
     c_n is the n-th highest raw confidence: the more are written at once, the surer each must be.
-    When fewer than `tokens_per_step` pass, the best of the rest are added, ranked with the prior.
+    If fewer than `tokens_per_step` pass, the best of the rest are added, ranked with the prior.
     Public ports of the rule stop one short when every position passes.
     """
 
@@ -25,7 +25,7 @@ class Factor(Decoder, key="factor"):
         confidence = candidates.confidence.masked_fill(~canvas.eligible, -torch.inf)
         top = confidence.sort(dim=1, descending=True, stable=True)
         n = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
-        # the bound only rises with n, so the n that pass are the first ones
+        # the left side never falls as n grows, so those that pass are the first
         passes = (n + 1) * (1 - top.values) < self.factor
         sure = torch.zeros_like(passes).scatter(1, top.indices, passes)
         return self.at_least(canvas, candidates, sure)

@@ -9,9 +9,9 @@ from d2cache.decoders.confidence import Confidence
 
 @dataclass
 class Margin(Confidence, key="margin"):
-    """Top-k margin (Dream's topk_margin; arXiv 2502.06768): write where the best word leads most.
+    """Top-k margin (Dream's topk_margin; arXiv 2502.06768): write where the best token leads most.
 
-    Confidence is the difference of the two largest probabilities: 0 where two words tie, however
+    Confidence is the difference of the two largest probabilities: 0 where two tokens tie, however
     likely both are.
     """
 

@@ -1,8 +1,9 @@
-"""Any position."""
+"""Positions in a random order."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
+import torch
 from torch import Tensor
 
 from d2cache import ops
@@ -13,22 +14,21 @@ from d2cache.registry import knob
 
 @dataclass
 class Random(Decoder, key="random"):
-    """Random remasking (LLaDA, arXiv 2502.09992): write positions in an order drawn by lot.
+    """Random remasking (LLaDA, arXiv 2502.09992): write positions in a random order.
 
     The order in which the model was trained to unmask, and the baseline for all others. Every
-    seed gives another order, at temperature 0 too. With sigma > 0 the lots are multiplied by
-    certainty density.
+    seed gives another order, also at temperature 0. With sigma > 0, the random numbers are
+    multiplied by certainty density.
     """
 
-    sigma: float = knob(0.0, 0.0, 100.0, "certainty prior: width of its Gaussian; 0 is off")
+    sigma: float = knob(
+        0.0, 0.0, 100.0, "certainty prior: width of its Gaussian, in positions; 0 is off"
+    )
     draws: ClassVar[bool] = True
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
-        lots = (
-            candidates.noise
-            if candidates.density is None
-            else (candidates.noise * candidates.density)
-        )
-        return ops.top_k_mask(
-            lots, canvas.eligible & (candidates.confidence > -float("inf")), self.tokens_per_step
-        )
+        score = cast(Tensor, candidates.noise)  # there because of `draws`
+        if candidates.density is not None:
+            score = score * candidates.density
+        possible = canvas.eligible & (candidates.confidence > -torch.inf)
+        return ops.top_k_mask(score, possible, self.tokens_per_step)

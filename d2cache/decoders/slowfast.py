@@ -1,4 +1,4 @@
-"""First find how far the model sees, then run."""
+"""Slow steps find a stable stretch, fast steps write it."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,32 @@ from torch import Tensor
 from d2cache import ops
 from d2cache.canvas import Candidates, Canvas
 from d2cache.decoders.base import Decoder
+from d2cache.model import Model
 from d2cache.registry import knob
 
 
 @dataclass
 class SlowFast(Decoder, key="slowfast"):
-    """SlowFast Sampling (arXiv 2506.10848): scout slowly, then write a stable stretch fast.
+    """SlowFast Sampling (arXiv 2506.10848): explore slowly, then write a stable stretch fast.
 
-    Slow: write the best `tokens_per_step`, or all candidates of confidence `threshold` if there
-    are more, and note the last position whose confidence is above `low`. When that end has
-    settled (variance of the last two below 1), or after `cycles` slow steps, run. Fast: up to that
-    end write all candidates of confidence `threshold`, or the best; when no candidate is left
-    before it, scout again. The numbers are the paper's; its code has low 0.3, 6 cycles, 0.9. The
-    paper also reuses logits beyond the end, which is a cache's business here.
+    Slow: write the best `tokens_per_step`, or all candidates with at least confidence `threshold`
+    if there are more, and note the last position whose confidence is above `low`. Once that end
+    has settled (variance of the last two below 1), or after `cycles` slow steps, turn fast. Fast:
+    up to that end, write all candidates with at least confidence `threshold`, or else the best;
+    when no candidate is left before the end, turn slow again. The numbers are the paper's; its
+    code has low 0.3, 6 cycles, 0.9. The paper also reuses logits beyond the end; here that is left
+    to the cache policy.
     """
 
     threshold: float = knob(0.85, 0.0, 1.0, "confidence from which a candidate is written at once")
-    low: float = knob(0.1, 0.0, 1.0, "confidence above which a position is in sight")
-    cycles: int = knob(8, 1, 64, "most slow steps in a row")
+    low: float = knob(0.1, 0.0, 1.0, "confidence above which a position counts as in sight")
+    cycles: int = knob(8, 1, 64, "largest number of slow steps in a row")
 
-    def begin(self, model, canvas):
+    def begin(self, model: Model, canvas: Canvas) -> None:
         zero = torch.zeros_like(canvas.start)
-        self.end, self.seen, self.slow = zero, zero - 10, zero  # end of the run; last end in sight
+        self.end = zero  # (B,) where the fast stretch ends
+        self.seen = zero - 10  # (B,) the last position in sight, one step ago
+        self.slow = zero  # (B,) slow steps in a row
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
         eligible = canvas.eligible & (candidates.confidence > -torch.inf)
@@ -38,7 +42,7 @@ class SlowFast(Decoder, key="slowfast"):
         sight = eligible & (candidates.confidence > self.low)
         end = torch.where(sight, canvas.position, -1).amax(1)
         self.slow = torch.where(fast, 0, self.slow + 1)
-        # two values have variance below 1 when they are less than 2 apart
+        # two values have variance below 1 if they are less than 2 apart
         settled = ((end - self.seen).abs() < 2) & (self.slow > 1)
         settled = ~fast & (settled | (self.slow >= self.cycles))
         self.end = torch.where(fast, self.end, torch.where(settled, end, -1))

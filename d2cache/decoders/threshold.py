@@ -1,4 +1,4 @@
-"""Everything that is sure enough."""
+"""Every candidate that is confident enough."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,9 @@ from d2cache.registry import knob
 class Threshold(Decoder, key="threshold"):
     """Confidence threshold (Fast-dLLM, arXiv 2505.22618): write all candidates at or above it.
 
-    The raw confidence is compared, never its product with density; `tokens_per_step` of the best
-    are written when fewer reach the threshold, ranked with the prior when sigma > 0.
+    The raw confidence is compared, never its product with density. If fewer than
+    `tokens_per_step` reach the threshold, the best of the rest are added, ranked with the prior if
+    sigma > 0.
     """
 
     threshold: float = knob(0.9, 0.0, 1.0, "confidence from which a candidate is written")

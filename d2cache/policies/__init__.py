@@ -1,4 +1,4 @@
-"""Cache policies: one paper a file. A new file here is known to everything else."""
+"""Cache policies, one file for each. A new file here is found by everything else."""
 
 from d2cache.policies.base import KV, CachePolicy
 from d2cache.registry import describe, import_siblings, make
@@ -7,12 +7,12 @@ import_siblings(__name__, __path__)
 
 
 def make_policy(name: str, **knobs) -> CachePolicy:
-    """A policy from its registered name; ValueError for an unknown name, knob or value."""
+    """A policy from its registered name; raises ValueError for an unknown name, knob or value."""
     return make(CachePolicy.registry, "policy", name, knobs)
 
 
 def policies() -> list[dict]:
-    """Every registered policy: name, paper, help and knobs."""
+    """Every registered policy: name, paper, help and knobs (see `d2cache.registry.describe`)."""
     return describe(CachePolicy.registry)
 
 

@@ -1,36 +1,33 @@
-"""dKV-Cache: decoded tokens are cached, one step late."""
+"""dKV-Cache: written tokens are cached, one step late."""
 
 from dataclasses import dataclass
 
 import torch
 
 from d2cache.canvas import Plan, Why
-from d2cache.policies.base import CachePolicy
+from d2cache.policies.prefix import BlockPolicy
 from d2cache.registry import knob
 
 
 @dataclass
-class DecodedKV(CachePolicy, key="dkv"):
-    """dKV-Cache-Decode (arXiv 2505.15781): reuse prompt and written tokens, one step late.
+class DecodedKV(BlockPolicy, key="dkv"):
+    """dKV-Cache-Decode (arXiv 2505.15781): reuse the prompt and, one step late, written tokens.
 
-    K,V jump when a token turns from [MASK] into a word and hold still afterwards. So a step
-    recomputes every masked position and what the step before wrote, and reuses the rest. Each
-    block begins with two full passes, and every `reload` steps of a block make another.
+    K,V change abruptly when [MASK] turns into a token, and hardly change afterwards. So a step
+    recomputes every masked position and what the previous step wrote, and reuses the rest. Each
+    block begins with two full passes, and there is another every `reload` steps within a block.
     """
 
-    reload: int = knob(8, 1, 512, "steps of a block between full passes")
+    reload: int = knob(8, 1, 512, "steps between full passes within a block")
 
     def begin(self, model, canvas):
         super().begin(model, canvas)
         self.before = canvas
-        self.opened = torch.full_like(canvas.start, -1)
-        self.age = torch.zeros_like(canvas.start)  # steps since the block was opened
+        self.age = torch.zeros_like(canvas.start)  # steps since the block began
 
     def plan(self, canvas):
         full = super().plan(canvas)
-        first = torch.where(canvas.block, canvas.position, canvas.tokens.shape[1]).amin(1)
-        self.age = torch.where(first == self.opened, self.age + 1, 0)
-        self.opened = first
+        self.age = torch.where(self.enter_block(canvas), 0, self.age + 1)
         all_rows = ((self.age < 2) | (self.age % self.reload == 0))[:, None]
         written = canvas.tokens != self.before.tokens
         self.before = canvas

@@ -1,35 +1,36 @@
-"""dLLM-Cache: the prompt rarely, the answer by the similarity of its values."""
+"""dLLM-Cache: refresh the prompt rarely, and answer rows when their values have moved."""
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from d2cache import ops
-from d2cache.canvas import Part, Plan, Why
+from d2cache.canvas import Plan, Why
 from d2cache.policies.base import CachePolicy
 from d2cache.registry import knob
+from d2cache.rows import Part
 
 
 @dataclass
 class DLLMCache(CachePolicy, key="dllm"):
-    """dLLM-Cache (arXiv 2506.06295): reuse the prompt for kp steps, and what holds still.
+    """dLLM-Cache (arXiv 2506.06295): reuse the prompt for kp steps, and rows that hardly change.
 
-    Keeps K, V, attention output and MLP output of every row and layer. The prompt is recomputed
-    every `kp` steps, the answer every `kr`; between those, each layer projects V of the whole
-    answer and recomputes the share `rho` of rows whose V moved most from the last step's (lowest
-    cosine similarity). All V are then the new ones, so V, K and the outputs of one row differ in
-    age, and a slow drift goes unseen until the next `kr`.
+    Stores K, V, attention output and MLP output of every row and layer. The prompt is recomputed
+    every `kp` steps, the answer every `kr`; in between, each layer projects V of the whole answer
+    and recomputes the share `rho` of rows whose V moved most since the last step (lowest cosine
+    similarity). The answer's V is then always new, so V, K and the outputs of one row differ in
+    age, and a slow drift goes unnoticed until the next `kr`.
 
-    `first_layer` recomputes layer 0 whole at every step, as the public code does and the paper
-    does not say: one layer's work of a full pass on top of every step. Without it a row can move
-    in a deeper layer only where layer 0 picked it, so every layer picks the same rows: what was
-    written, and others from the left.
+    `first_layer` recomputes all of layer 0 in every step, as only the public code does: one layer's
+    share of a full pass added to each step. Without it, a row can move in a deeper layer only where
+    layer 0 picked it, so all layers pick the same rows: the written ones, and others from the left.
     """
 
     kp: int = knob(50, 1, 1024, "steps between refreshes of the prompt")
     kr: int = knob(4, 1, 1024, "steps between refreshes of the answer")
-    rho: float = knob(0.25, 0.0, 1.0, "share of answer rows recomputed at the other steps")
-    first_layer: bool = knob(False, None, None, "recompute layer 0 at every step")
+    rho: float = knob(0.25, 0.0, 1.0, "share of answer rows recomputed in the other steps")
+    first_layer: bool = knob(False, None, None, "recompute layer 0 in every step")
 
     def begin(self, model, canvas):
         super().begin(model, canvas)
@@ -40,22 +41,22 @@ class DLLMCache(CachePolicy, key="dllm"):
 
     def plan(self, canvas):
         self.own, self.fresh = canvas.own, canvas.own & (canvas.tokens != self.kv.ids)
-        self.due = [self.whole or canvas.step % k == 0 for k in (self.kp, self.kr)]  # answer last
+        self.due = [self.whole or canvas.step % k == 0 for k in (self.kp, self.kr)]
         self.parts = torch.zeros_like(self.mlp[..., 0], dtype=torch.uint8).transpose(0, 1)
         why = self.refreshed(self.first_layer) * int(Why.FULL)
-        # every row passes through the layers: as new work or as what is kept of it
+        # every row passes through the layers, recomputed or from the stored outputs
         return Plan(canvas.masked, torch.ones_like(canvas.own), why.byte())
 
-    def refreshed(self, every):
-        """(B,T) bool: rows that this step recomputes whatever their values say."""
-        prompt, answer = (due or every for due in self.due)
+    def refreshed(self, all_rows: bool) -> Tensor:
+        """(B,T) bool: rows that are due, or every row of the batch; whatever their values."""
+        prompt, answer = (due or all_rows for due in self.due)
         return self.own & torch.where(self.answer, answer, prompt)
 
     def block(self, i, block, x, rows):
-        every = self.first_layer and i == 0
-        verify = self.rho > 0 and not (self.due[1] or every)
-        chosen = self.refreshed(every)
-        counts = [n * (due or every) for n, due in zip(self.sizes, self.due, strict=True)]
+        all_rows = self.first_layer and i == 0
+        verify = self.rho > 0 and not (self.due[1] or all_rows)
+        chosen = self.refreshed(all_rows)
+        counts = [n * (due or all_rows) for n, due in zip(self.sizes, self.due, strict=True)]
         before = self.kv.v[i].clone() if verify else None
         if i == 0:
             self.renew(block, x, rows)
@@ -70,9 +71,9 @@ class DLLMCache(CachePolicy, key="dllm"):
         self.parts[:, i] = chosen * int(Part.ATTENTION | Part.MLP) | keys | values
         if sum(counts):
             at, _ = ops.indices(chosen, sum(counts))
-            some, part = ops.rows_at(x, at), rows.take(at)
-            out = self.attend(i, block, *self.project(i, block, some, part), part)
+            inputs, picked = ops.rows_at(x, at), rows.take(at)
+            out = self.attend(i, block, *self.project(i, block, inputs, picked), picked)
             wide = at[..., None].expand_as(out)
             self.attention[i].scatter_(1, wide, out)
-            self.mlp[i].scatter_(1, wide, block.mlp(some + out))
+            self.mlp[i].scatter_(1, wide, block.mlp(inputs + out))
         return x + self.attention[i] + self.mlp[i]

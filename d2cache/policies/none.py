@@ -1,4 +1,4 @@
-"""Every row, every step."""
+"""Every row in every step."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from d2cache.policies.base import CachePolicy
 
 @dataclass
 class NoCache(CachePolicy, key="none"):
-    """No cache (LLaDA, arXiv 2502.09992): reuse nothing, recompute every row at every step.
+    """No cache (LLaDA, arXiv 2502.09992): reuse nothing, recompute every row in every step.
 
-    The reference that every cache is compared with: exact, and the most work.
+    The reference for every cache: exact, and the most work.
     """

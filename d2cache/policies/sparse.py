@@ -1,4 +1,4 @@
-"""Sparse-dLLM: keys that the open block does not look at are dropped."""
+"""Sparse-dLLM: evict the keys that the current block does not attend to."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,22 @@ import torch
 import torch.nn.functional as F
 
 from d2cache import ops
-from d2cache.canvas import Part, Plan, Why
-from d2cache.policies.base import CachePolicy
+from d2cache.canvas import Plan, Why
+from d2cache.policies.prefix import BlockPolicy
 from d2cache.registry import knob
+from d2cache.rows import Part
 
 
 @dataclass
-class SparseCache(CachePolicy, key="sparse"):
-    """Sparse-dLLM (arXiv 2508.02558): reuse the K,V that the open block attends to, evict the rest.
+class SparseCache(BlockPolicy, key="sparse"):
+    """Sparse-dLLM (arXiv 2508.02558): reuse K,V that the current block attends to, evict the rest.
 
-    Each block begins with two full passes. In the second, one step late because the first is
-    not stable yet, every layer scores the positions outside the block by the product of their
-    key with the block's queries (mean over queries and heads, then the largest of three
-    neighbours, as if the block were not there) and keeps the share `keep_ratio` of highest score.
-    Until the block is written, its rows alone are recomputed; they attend to themselves and to what
-    was kept. The paper evaluates 0.5, its code's default is 0.7. The store itself keeps its size.
+    Each block begins with two full passes. In the second, because the first is not stable yet,
+    every layer scores the positions outside the block by the product of their key with the block's
+    queries (mean over queries and heads, then the largest of three neighbours, as if the block
+    were not there) and keeps the share `keep_ratio` with the highest scores. Until the block is
+    written, only its rows are recomputed; they attend to themselves and to what was kept. The
+    paper evaluates 0.5; its code's default is 0.7. The store itself keeps its size.
     """
 
     for_blocks = True
@@ -30,18 +31,15 @@ class SparseCache(CachePolicy, key="sparse"):
         super().begin(model, canvas)
         shape = (len(canvas.tokens), model.config.layers, canvas.tokens.shape[1])
         self.kept = torch.ones(shape, dtype=torch.bool, device=model.device)
-        self.opened = torch.full_like(canvas.start, -1)
-        self.age, self.widest = torch.zeros_like(canvas.start), 0.0  # steps since the block opened
-        # most rows of a step that is not full, which takes all of them
+        self.age, self.widest = torch.zeros_like(canvas.start), 0.0  # steps since the block began
+        # the most rows that a step recomputes, unless it is a full pass
         self.room = min(canvas.block_length + model.config.shift, shape[2] - 1)
 
     def plan(self, canvas):
         full = super().plan(canvas)
-        first = torch.where(canvas.block, canvas.position, canvas.tokens.shape[1]).amin(1)
-        self.age = torch.where(first == self.opened, self.age + 1, 0)
-        self.opened = first
+        self.age = torch.where(self.enter_block(canvas), 0, self.age + 1)
         self.canvas, self.small = canvas, ((self.age >= 2) & (not self.whole))[:, None]
-        self.widest = max(self.widest, self.keep_ratio)  # of the run: what is kept outlives a knob
+        self.widest = max(self.widest, self.keep_ratio)  # what is kept outlives a knob's change
         refresh = torch.where(self.small, canvas.block, full.refresh)
         why = torch.where(self.small, (canvas.block * int(Why.BLOCK)).byte(), full.why)
         self.parts = torch.zeros_like(self.kept, dtype=torch.uint8)
@@ -54,7 +52,7 @@ class SparseCache(CachePolicy, key="sparse"):
         own = self.canvas.own
         sees = own & (self.kept[:, i] | ~self.small)
         self.parts[:, i] = rows.parts(i) + ((own & ~sees) * int(Part.EVICTED)).byte()
-        if not full:  # what is kept, gathered: fewer keys to meet
+        if not full:  # gather what is kept: fewer keys to attend to
             count = min(int(self.widest * k.shape[2]) + self.room, k.shape[2])
             at, sees = ops.indices(sees, count)
             wide = at[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
@@ -62,18 +60,18 @@ class SparseCache(CachePolicy, key="sparse"):
         return block.attend(q, k, v, sees)
 
     def choose(self, i, q, k, rows):
-        """Mark what layer i keeps, in the rows of the batch that make their second full pass."""
-        asks = self.canvas.block.gather(1, rows.index) & rows.valid
-        mean = (q * asks[:, None, :, None]).sum(2) / asks.sum(1)[:, None, None]
+        """Mark what layer i keeps, for the rows of the batch that are in their second full pass."""
+        in_block = self.canvas.block.gather(1, rows.index) & rows.valid
+        mean = (q * in_block[:, None, :, None]).sum(2) / in_block.sum(1)[:, None, None]
         shared = mean.unflatten(1, (k.shape[1], -1)).mean(2)  # grouped heads share a key
         wide = torch.promote_types(k.dtype, torch.float32)
         score = (k @ shared[..., None])[..., 0].mean(1, dtype=wide)
         outside = self.canvas.own & ~self.canvas.block
-        line = outside.int().argsort(dim=1, descending=True, stable=True)  # the block left out
+        packed = outside.int().argsort(dim=1, descending=True, stable=True)  # the block is skipped
         at, count = self.canvas.position, outside.sum(1, keepdim=True)
-        score = score.gather(1, line).masked_fill(at >= count, -torch.inf)
+        score = score.gather(1, packed).masked_fill(at >= count, -torch.inf)
         score = F.max_pool1d(score[:, None], 3, 1, 1)[:, 0].masked_fill(at >= count, -torch.inf)
-        order = line.gather(1, score.sort(dim=1, descending=True, stable=True).indices)
+        order = packed.gather(1, score.sort(dim=1, descending=True, stable=True).indices)
         most, age = (count.double() * self.keep_ratio).long(), self.age[:, None]
         best = torch.zeros_like(outside).scatter(1, order, at < most)
         self.kept[:, i] = torch.where(age == 1, best | self.canvas.block, self.kept[:, i])

@@ -1,28 +1,30 @@
-"""dInfer's vicinity cache: the open block and its neighbours."""
+"""dInfer's vicinity cache: all but the current block and its neighbours."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from d2cache.canvas import Canvas
 from d2cache.policies.prefix import PrefixCache
 from d2cache.registry import knob
 
 
 @dataclass
 class WindowCache(PrefixCache, key="window"):
-    """dInfer vicinity cache (arXiv 2510.08666): reuse all but the open block and what lies near it.
+    """dInfer vicinity cache (arXiv 2510.08666): reuse all but the current block and its neighbours.
 
-    A full pass opens each block, and the first `warmup` steps of a run are full; then the rows
-    from `before` positions left of the block to `after` right of it are recomputed, for what lies
-    close changes most. `every` > 0 adds a full pass each so many steps of a block.
+    Each block begins with a full pass, and the first `warmup` steps of a run are full passes too;
+    otherwise, the rows from `before` positions left of the block to `after` right of it are
+    recomputed, because what is close changes most. `every` > 0 adds a full pass every so many
+    steps within a block.
     """
 
-    as_shipped: ClassVar[bool] = False  # a question of Fast-dLLM's code alone
-    before: int = knob(16, 0, 512, "positions recomputed left of the open block")
-    after: int = knob(16, 0, 512, "positions recomputed right of the open block")
+    as_shipped: bool = field(default=False, init=False, repr=False)  # only Fast-dLLM's code differs
+    before: int = knob(16, 0, 512, "positions recomputed left of the current block")
+    after: int = knob(16, 0, 512, "positions recomputed right of the current block")
     warmup: int = knob(4, 0, 64, "full passes at the start of a run")
-    every: int = knob(0, 0, 512, "steps of a block between full passes; 0 makes none")
+    every: int = knob(0, 0, 512, "steps between full passes within a block; 0 for none")
 
     def begin(self, model, canvas):
         super().begin(model, canvas)
@@ -36,7 +38,7 @@ class WindowCache(PrefixCache, key="window"):
         self.age = torch.where(opens, 0, self.age + 1)
         return super().plan(canvas)
 
-    def window(self, canvas):
+    def window(self, canvas: Canvas) -> Tensor:
         first = self.block_start(canvas)[:, None]
         at = canvas.position
         near = (at >= first - self.before) & (at < first + canvas.block_length + self.after)

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line of complaint, JSON at the end, knobs as flags."""
+"""The command line: exit codes, one-line errors, JSON at the end, knobs as flags."""
 
 import json
 import os
@@ -33,7 +33,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A small random checkpoint with a tokenizer of its own."""
+    """A small random checkpoint with its own tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("cli") / "small"
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def cli(model, capsys, monkeypatch):
-    """Runs main and gives exit code, lines of stdout, stderr; `cli.runs` are its Run objects."""
+    """Calls main: exit code, lines of stdout, stderr. `cli.runs`: the Run object of each run."""
     runs, generate = [], d2cache.generate
 
     def watched(*args, **kwargs):
@@ -98,7 +98,7 @@ def test_8_bit_weights_show_in_json_and_trace(cli, tmp_path):
     assert code == 0 and "weights" not in d2cache.Trace.load(file).run
 
 
-def test_compare_gives_a_line_a_policy(cli):
+def test_compare_prints_one_line_per_policy(cli):
     code, lines, err = cli("compare", "--policies", "none, d2", "--current-k", "2", "--json")
     got = [json.loads(line) for line in lines]
     assert code == 0 and err == "" and [g["policy"] for g in got] == ["none", "d2"]
@@ -151,7 +151,7 @@ def test_an_interrupted_run_leaves_its_trace_and_exit_code_130(cli, tmp_path, mo
         (["--tokens-per-step", "3"], {}, {"tokens_per_step": 3}),
     ],
 )
-def test_every_knob_is_a_flag_and_shared_ones_can_be_told_apart(cli, flags, policy, decoder):
+def test_every_knob_is_a_flag_and_shared_knobs_can_be_set_separately(cli, flags, policy, decoder):
     code, _, err = cli("run", *flags)
     assert (code, err) == (0, "")
     (run,) = cli.runs
@@ -216,7 +216,7 @@ def test_an_empty_prompt_is_refused(cli, prompt):
 
 
 @pytest.mark.parametrize("argv", [[], ["walk"], ["run"], ["--json"]])
-def test_a_command_line_that_is_none_is_refused(argv, capsys):
+def test_an_invalid_command_line_is_refused(argv, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert err.startswith("d2cache: ") and err.count("\n") == 1
@@ -241,7 +241,7 @@ def test_help_lists_every_knob(command, capsys):
             assert f"--{one.name.replace('_', '-')}" in text
 
 
-def test_the_module_runs_as_a_program_with_the_model_in_the_box():
+def test_the_module_runs_as_a_program_with_the_bundled_model():
     done = subprocess.run(
         [
             sys.executable,
@@ -267,7 +267,7 @@ def test_the_module_runs_as_a_program_with_the_model_in_the_box():
     assert set(got) == KEYS and got["model"] == "tiny" and got["steps"] == 8
 
 
-def test_a_reader_that_stops_early_is_no_fault():
+def test_a_closed_pipe_is_not_an_error():
     command = [sys.executable, "-m", "d2cache", "methods"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # long before the first line is written
@@ -282,7 +282,7 @@ def test_the_type_of_the_weights_can_be_chosen(cli, tmp_path):
     assert code == 2 and "bfloat16" in err
 
 
-def test_edits_change_the_run_and_stand_in_its_trace(cli, tmp_path):
+def test_edits_change_the_run_and_are_in_its_trace(cli, tmp_path):
     file = tmp_path / "run.safetensors"
     code, _, _ = cli("run", "--edit", "2,3=7,refresh=all", "--edit=4,5=59", "--trace", str(file))
     assert code == 0 and [str(e) for e in cli.runs[0].edits] == ["2,3=7,refresh=all", "4,5=59"]

@@ -1,4 +1,4 @@
-"""d2Cache: its two stages against ten-line restatements, and the limits where it is no cache."""
+"""d2Cache: its two stages against short restatements, and the limits where it is no cache."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ MASK = SMALL.mask_id
 @pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}])
 @pytest.mark.parametrize("block_length", [None, 4])
 def test_selecting_everything_is_no_cache(changes, block_length):
-    """Both stages wide open: the same logits at every step as without a cache."""
+    """With both stages wide open, every step has the same logits as without a cache."""
     model, prompts = small_model(20, **changes), [random_prompt(n, n) for n in (5, 8)]
     everything = ("d2", dict(current_k=64, rollout_p=1.0))
     settings = dict(gen_length=12, block_length=block_length)
@@ -48,7 +48,7 @@ def test_selecting_everything_is_no_cache(changes, block_length):
     ],
 )
 def test_small_knobs_are_a_cache(knobs):
-    """Guard of the tests above and of every comparison with no cache."""
+    """A guard for the tests above and for every comparison with no cache."""
     model, prompt = small_model(21), random_prompt(10)
     cached = run(model, prompt, ("d2", knobs), gen_length=14)
     plain = run(model, prompt, "none", gen_length=14)
@@ -89,7 +89,7 @@ def longest_within(mass: dict, p: float) -> set:
 
 
 class Retold:
-    """The rules of one row, over answer positions 0..G-1, as the paper and its code tell them."""
+    """The rules for one row, over answer positions 0..G-1, from the paper and its code."""
 
     def __init__(self, prompt: int, gen: int, block: int, knobs: dict):
         self.prompt, self.gen, self.block, self.knobs = prompt, gen, block, knobs
@@ -159,9 +159,9 @@ class Retold:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("decoder", ["confidence", "threshold"])
 def test_each_plan_follows_the_rules(knobs, block_length, seed, decoder):
-    """A batch of three with padding: reasons, refreshed rows and predictions of every step.
+    """A padded batch of three: reasons, refreshed rows and predictions of every step.
 
-    The threshold lets the rows advance at different speeds.
+    The threshold makes the rows advance at different speeds.
     """
     model, lengths = small_model(30 + seed), (4, 9, 7)
     prompts = [random_prompt(n, n + seed) for n in lengths]
@@ -191,7 +191,7 @@ def test_each_plan_follows_the_rules(knobs, block_length, seed, decoder):
 
 
 def test_a_live_confidence_is_the_one_of_the_last_computation():
-    """By default the memory follows every computation; as shipped it is that of step 0."""
+    """By default, confidence is updated whenever it is computed; as shipped, only in step 0."""
     model, prompt = small_model(22), random_prompt(6)
     for as_shipped in (False, True):
         policy = make_policy("d2", current_k=4, rollout_p=0.2, as_shipped=as_shipped)
@@ -210,7 +210,7 @@ def test_a_live_confidence_is_the_one_of_the_last_computation():
 
 
 @pytest.mark.parametrize("block_length", [None, 6])
-def test_a_written_token_is_recomputed_exactly_once_on_the_next_step(block_length):
+def test_a_written_token_is_recomputed_exactly_once_in_the_next_step(block_length):
     model, prompt = small_model(23), random_prompt(6)
     steps = run(
         model,
@@ -248,7 +248,7 @@ def test_a_position_that_was_not_computed_is_never_written(tokens_per_step):
         assert fewer, "guard: there must be more to write than was computed"
 
 
-def test_as_shipped_an_uncomputed_position_reads_one_over_v_and_can_be_written():
+def test_as_shipped_an_uncomputed_position_has_confidence_one_over_v_and_can_be_written():
     model, prompt = small_model(24), random_prompt(6)
     steps = run(
         model,
@@ -268,7 +268,7 @@ def test_as_shipped_an_uncomputed_position_reads_one_over_v_and_can_be_written()
 
 
 def test_as_shipped_rows_may_finish_at_different_steps():
-    """A done row has no mask left in its open block; the others go on."""
+    """A finished row has no mask left in its current block; the others go on."""
     prompts = [random_prompt(5, s) for s in range(4)]
     steps = run(
         small_model(8),
@@ -282,8 +282,8 @@ def test_as_shipped_rows_may_finish_at_different_steps():
     assert (steps[-1].after.tokens != MASK).all()
 
 
-def test_the_open_block_is_computed_even_when_it_is_the_least_certain():
-    """Without the lift, later blocks of higher confidence would fill all k places."""
+def test_the_current_block_is_computed_even_if_it_is_the_least_certain():
+    """Without its priority, later blocks of higher confidence would take all k places."""
     model, prompt = small_model(25), random_prompt(4)
     policy = make_policy("d2", current_k=2, rollout_p=0.0, sigma=50.0)
     observe = policy.observe
@@ -299,8 +299,8 @@ def test_the_open_block_is_computed_even_when_it_is_the_least_certain():
         assert (open_block & step.plan.predict).any()
 
 
-def test_stale_rows_are_what_differs_from_no_cache():
-    """The reference over d2's own rows gives d2's numbers; over all rows it gives others."""
+def test_only_stale_rows_differ_from_no_cache():
+    """Over d2's own rows the reference gives d2's numbers, over all rows different numbers."""
     model, prompt = small_model(26), random_prompt(8)
     cache, length = Reference(model, 20), 20
     stale = 0.0

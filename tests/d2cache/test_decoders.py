@@ -1,9 +1,9 @@
 """Decoding rules: each restated for one row in plain numpy and followed step by step.
 
-Two sources of steps: `play`, whose distributions are drawn, with all that a model rarely does
-(ties, certainties of exactly a threshold, tokens of no probability), and real runs. A decoder
-without a restatement fails by its name, and the properties that all must have are asked of every
-registered one.
+Steps come from two sources: `play`, with random distributions that include what a model rarely
+does (ties, certainties of exactly a threshold, tokens of probability 0), and real runs. A decoder
+without a restatement fails by name, and the properties that all decoders must have are tested for
+every registered one.
 """
 
 from dataclasses import dataclass, replace
@@ -20,11 +20,11 @@ from d2cache.decoders import Decoder
 from d2cache.decoders.confidence import Confidence
 from d2cache.shadow import Shadow
 
-WORDS, MASK, END = 14, 13, 12  # vocabulary of the drawn distributions
+WORDS, MASK, END = 14, 13, 12  # vocabulary of the random distributions
 PROMPT, ANSWER, BLOCK = 4, 20, 8  # the last block is short
 
 
-# --- what a rule may see ------------------------------------------------------------------------
+# --- what a rule may see --------------------------------------------------------------------------
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Sight:
     first: int  # position of the answer's first token
     size: int  # block length
     written: list[int]  # answer positions
-    masked: list[int]  # of the open block; none in a row that has ended
+    masked: list[int]  # of the current block; none in a row that has ended
     token: np.ndarray
     confidence: np.ndarray
     density: np.ndarray | None
@@ -50,7 +50,7 @@ class Sight:
         return self.confidence[j] * (1 if self.density is None else self.density[j])
 
     def best(self, count: int, score=None, sure=()) -> list[int]:
-        """The sure, and the best others up to `count`; ties to the left."""
+        """The `sure`, and the best others up to `count`; ties go to the left."""
         score = score or self.score
         rank = sorted(self.open, key=lambda j: (j not in sure, -score(j), j))
         return rank[: max(count, len(sure))]
@@ -86,15 +86,15 @@ def see(canvas: Canvas, candidates: Candidates, b: int) -> Sight:
     )
 
 
-# --- the rules ----------------------------------------------------------------------------------
+# --- the rules ------------------------------------------------------------------------------------
 
 RULES: dict[str, type] = {}
 
 
 class Rule:
-    """A decoder for one row. `met` notes what happened, `branches` what must happen."""
+    """A decoder for one row. `met` collects what happened, `branches` is what must happen."""
 
-    cases = ({},)  # knobs to be tried
+    cases = ({},)  # knobs to try
     sigmas = (0.0, 3.0)
     branches = frozenset()
 
@@ -245,7 +245,7 @@ class KLASS(Rule, of="klass"):
             change = np.inf
             if before is not None and not (before[p > 0] == 0).any():
                 change = sum(a * np.log(a / b) for a, b in zip(p, before, strict=True) if a > 0)
-                change = max(change, 0.0)  # none is negative but by rounding
+                change = max(change, 0.0)  # negative only by rounding
                 self.note(support=(p == 0).any() and (before[p == 0] > 0).any())
             self.still[j] = had + 1 if change < self.knob["kl"] else 0
             self.note(interrupted=had >= self.knob["history"] and not self.still[j])
@@ -298,7 +298,7 @@ class SlowFast(Rule, of="slowfast"):
     )
 
     def begin(self):
-        self.ends, self.until = [], None  # ends in sight of this scouting; end of the stretch
+        self.ends, self.until = [], None  # ends in sight in this slow phase; end of the stretch
 
     def accept(self, sight):
         stretch = [] if self.until is None else [j for j in sight.open if j <= self.until]
@@ -358,18 +358,18 @@ def naive_prior(known, sigma: float):
 
 
 def naive_prior_as_shipped(known, first: int, sigma: float):
-    """With an answer's length of known positions before it, and one like its last one after."""
+    """Padded with one answer length of known positions before, and copies of its last one after."""
     answer = np.asarray(known[first:], float)
     long = np.concatenate((np.ones_like(answer), answer, np.full_like(answer, answer[-1])))
     middle = naive_prior(long, sigma)[len(answer) : 2 * len(answer)]
     return np.concatenate((np.ones(first), middle))
 
 
-# --- drawn distributions ------------------------------------------------------------------------
+# --- random distributions -------------------------------------------------------------------------
 
 
 class Source:
-    """A row's proposals: distributions that mostly stay, sometimes move, sometimes jump."""
+    """A row's proposals: distributions that mostly stay, and sometimes drift or jump."""
 
     def __init__(self, seed: int, b: int):
         self.rng = np.random.default_rng((seed, b))
@@ -380,12 +380,12 @@ class Source:
         return self.rng.random((ANSWER, *more)) < share
 
     def next(self):
-        """Logits (G,V), tokens (G,), computed (G,), lots (G,), opinion (G,) for one step."""
+        """Logits (G,V), tokens (G,), computed (G,), noise (G,), opinion (G,) for one step."""
         fresh = self.rng.normal(size=(2, ANSWER, WORDS))
         self.base = np.where(self.some(0.15, 1), fresh[0], self.base)
         self.base = np.where(self.some(0.4, 1), self.base + 0.1 * fresh[1], self.base)
         logits = self.base * self.sharp
-        # as a nucleus leaves it: at some positions a few words, at a few positions one
+        # as after top-p: at some positions a few tokens are left, at a few positions one
         out = self.some(0.2, WORDS) & self.some(0.3, 1) | self.some(0.15, 1)
         out &= logits < logits[:, :MASK].max(1, keepdims=True)
         logits[out] = -np.inf
@@ -398,7 +398,7 @@ class Source:
 
 
 class Opinion(Shadow):
-    """A shadow block whose probabilities are given."""
+    """A shadow block with given probabilities."""
 
     def __init__(self, share):
         self.share = share
@@ -417,7 +417,7 @@ def scene(seed: int, rows=(0, 1, 2), **settings) -> Canvas:
         masked[:BLOCK] &= b != 0
         masked[BLOCK + 1] = True
         tokens[PROMPT:][masked] = MASK
-        tokens[: (0, 2, 1)[b]] = MASK  # padding, as a run has it
+        tokens[: (0, 2, 1)[b]] = MASK  # padding, as in a run
         canvas.append(torch.from_numpy(tokens))
     start = torch.tensor([(0, 2, 1)[b] for b in rows])
     return Canvas(torch.stack(canvas), start, PROMPT, BLOCK, MASK, END, padded=True, **settings)
@@ -425,7 +425,7 @@ def scene(seed: int, rows=(0, 1, 2), **settings) -> Canvas:
 
 @cache
 def model_of_words(seed: int):
-    """Only for what decoders ask of it before a run: even seeds know word frequencies."""
+    """A model for `begin`: with even seeds it has token frequencies."""
     model = small_model(0, vocab=WORDS, mask_id=MASK, eos_id=END)
     if seed % 2 == 0:
         count = torch.arange(WORDS, dtype=torch.float32) ** 3
@@ -437,17 +437,17 @@ def model_of_words(seed: int):
 class Turn:
     canvas: Canvas
     candidates: Candidates
-    certainty: torch.Tensor  # (B,T) as the decoder gave it
+    certainty: torch.Tensor  # (B,T) as the decoder returned it
     accepted: torch.Tensor
     doubted: torch.Tensor | None
     opinion: torch.Tensor
 
 
 def play(decoder: Decoder, seed: int, rows=(0, 1, 2)):
-    """A run of a decoder on drawn distributions, a Turn a step.
+    """A run of a decoder on random distributions, one Turn per step.
 
     Odd seeds round confidence to eighths, so that it ties and meets thresholds; seeds from 2 on
-    are in float32; seed 3 stops at end-of-text tokens.
+    use float32; seed 3 stops at end-of-text tokens.
     """
     canvas = scene(seed, rows, stop_at_eos=seed == 3)
     sources = [Source(seed, b) for b in rows]
@@ -488,7 +488,7 @@ def play(decoder: Decoder, seed: int, rows=(0, 1, 2)):
 
 
 def propose(decoder, canvas, logits, tokens, computed, lots, rounded=False, dtype=torch.float64):
-    """Candidates (B,T) of answer-wide proposals, laid out ragged as a run has them."""
+    """Candidates (B,T) from proposals for the whole answer, laid out ragged as in a run."""
     pad = lambda x: torch.nn.functional.pad(x, (PROMPT, 0))
     masked = (canvas.tokens == MASK) & (torch.arange(PROMPT + ANSWER) >= PROMPT)
     computed = pad(computed) & masked & canvas.live[:, None]
@@ -525,7 +525,7 @@ def positions(mask: torch.Tensor) -> list[int]:
     return mask.nonzero().flatten().tolist()
 
 
-# --- every decoder is its restatement -----------------------------------------------------------
+# --- every decoder equals its restatement ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -534,7 +534,7 @@ def test_every_decoder_has_a_restatement(name):
 
 
 def follow(rules, canvas, candidates, accepted, certainty, within, case):
-    """The rules, one a row, must say what was accepted; -> what each row's rule saw."""
+    """The rules, one per row, must agree with what was accepted; returns what each rule saw."""
     sights = []
     for b, rule in enumerate(rules):
         sight = see(canvas, candidates, b)
@@ -561,7 +561,7 @@ def settings_of(name):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_decoder_follows_its_rule_on_drawn_distributions(name):
+def test_a_decoder_follows_its_rule_on_random_distributions(name):
     met = set()
     for settings in settings_of(name):
         for seed in range(4):
@@ -603,8 +603,8 @@ CACHES = [p for p in POLICIES if p[0] in ("none", "d2") and "inflate_w" not in p
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("policy", CACHES, ids=lambda p: "-".join([p[0], *p[1]]))
 def test_a_decoder_follows_its_rule_in_a_run(name, policy):
-    """Where only some are computed, and sampled from a nucleus, over ragged prompts and blocks;
-    in LLaDA's shape and in Dream's."""
+    """With only some positions computed, top-p sampling, ragged prompts and blocks; for LLaDA's
+    shape and for Dream's."""
     prompts = [random_prompt(n, n) for n in (6, 3, 5)]
     for seed, warm in ((0, {}), (1, dict(temperature=0.8, top_p=0.8, tokens_per_step=2))):
         model = small_model(seed, **(dict(shift=1, kv_heads=2) if seed else {}))
@@ -624,7 +624,7 @@ def test_a_decoder_follows_its_rule_in_a_run(name, policy):
             )
 
 
-# --- what is asked of all -----------------------------------------------------------------------
+# --- what all must do -----------------------------------------------------------------------------
 
 EVERY = [(name, seed) for name in DECODERS for seed in range(4)]
 
@@ -634,7 +634,7 @@ def made(name: str, **settings) -> Decoder:
 
 
 @pytest.mark.parametrize(("name", "seed"), EVERY)
-def test_a_step_writes_only_what_is_open_and_computed_and_gains(name, seed):
+def test_a_step_writes_only_eligible_computed_positions_and_makes_progress(name, seed):
     for turn in play(made(name), seed):
         for b in range(3):
             sight = see(turn.canvas, turn.candidates, b)
@@ -643,12 +643,12 @@ def test_a_step_writes_only_what_is_open_and_computed_and_gains(name, seed):
             assert bool(written) == bool(sight.open)
             if turn.doubted is not None:
                 assert len(positions(turn.doubted[b])) < max(len(written), 1)
-        assert turn.canvas.step <= ANSWER, "each step gains at least one position"
+        assert turn.canvas.step <= ANSWER, "each step writes at least one position"
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_what_is_not_open_is_left_alone_though_it_has_a_confidence(name):
-    """As d2Cache's public code gives one to every mask, ended rows included."""
+def test_positions_outside_the_block_are_left_alone_even_with_a_confidence(name):
+    """d2Cache's public code gives one to every mask, in rows that have ended too."""
     ended = 0
     for turn in play(made(name), seed=3):
         again = made(name, tokens_per_step=64)
@@ -659,7 +659,7 @@ def test_what_is_not_open_is_left_alone_though_it_has_a_confidence(name):
             masked = see(turn.canvas, turn.candidates, b).masked
             assert set(positions(accepted[b])) <= set(masked)
             ended += not masked and bool(turn.canvas.masked[b].any())
-    assert ended, "guard: a row ends with masks behind its end"
+    assert ended, "guard: a row ends with masks after its end"
 
 
 @pytest.mark.parametrize(("name", "seed"), EVERY)
@@ -675,7 +675,7 @@ def test_the_first_step_writes_tokens_per_step_where_there_are_as_many(name, see
 def test_a_certainty_is_a_number_from_0_to_1(name, seed):
     for turn in play(made(name), seed):
         seen = turn.certainty[turn.candidates.computed]
-        assert ((seen >= 0) & (seen <= 1)).all(), "also: none is NaN"
+        assert ((seen >= 0) & (seen <= 1)).all(), "also: not NaN"
         assert torch.isneginf(turn.certainty[~turn.candidates.computed]).all()
         density = turn.candidates.density
         assert density is None or ((density >= 0) & (density <= 1.0001)).all()
@@ -693,14 +693,14 @@ def test_a_row_does_not_see_its_batch_mates(name, seed):
 
 
 @pytest.mark.parametrize(("name", "seed"), EVERY)
-def test_a_decoder_edits_nothing_that_it_is_given(name, seed):
+def test_a_decoder_does_not_modify_its_inputs(name, seed):
     decoder, before = made(name), None
     for turn in play(decoder, seed):
         c = turn.candidates
         parts = [turn.canvas.tokens, c.tokens, c.confidence, c.logits, c.target, c.computed]
         parts += [x for x in (c.density, c.noise) if x is not None]
         copies = [x.clone() for x in parts]
-        decoder.accept(turn.canvas, c)  # once more, in the middle of a run
+        decoder.accept(turn.canvas, c)  # again, in the middle of a run
         decoder.revise(turn.canvas, turn.accepted, Opinion(turn.opinion))
         assert all(torch.equal(a, b) for a, b in zip(parts, copies, strict=True))
         assert before is None or not torch.equal(before, turn.canvas.tokens)
@@ -709,7 +709,7 @@ def test_a_decoder_edits_nothing_that_it_is_given(name, seed):
 
 @pytest.mark.parametrize(("name", "seed"), EVERY)
 def test_a_decoder_may_run_again(name, seed):
-    """`begin` leaves nothing of the run before."""
+    """`begin` clears everything from the previous run."""
     decoder = made(name)
     first, second = ([t.accepted for t in play(decoder, seed)] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -718,7 +718,7 @@ def test_a_decoder_may_run_again(name, seed):
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ties_are_written_from_the_left(name, count):
-    """Candidates that are alike in all that a rule looks at, but for their place."""
+    """Candidates that differ only in their position."""
     decoder, canvas = made(name, tokens_per_step=count), scene(1)
     decoder.begin(model_of_words(1), canvas)
     logits = torch.linspace(0, 3, WORDS, dtype=torch.float64).expand(3, ANSWER, -1).clone()
@@ -734,8 +734,8 @@ def test_ties_are_written_from_the_left(name, count):
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_certainty_of_1_and_a_density_of_0_stop_no_rule(name, dtype):
-    """One word has everything, and the prior nothing: -inf times 0 is not a number."""
+def test_a_certainty_of_1_and_a_density_of_0_break_no_rule(name, dtype):
+    """One token has all probability and the prior is 0: -inf times 0 would be NaN."""
     decoder, canvas = made(name), scene(2)
     decoder.begin(model_of_words(2), canvas)
     logits = torch.full((3, ANSWER, WORDS), -torch.inf, dtype=torch.float64)
@@ -745,7 +745,7 @@ def test_a_certainty_of_1_and_a_density_of_0_stop_no_rule(name, dtype):
     turn = propose(decoder, canvas, logits, tokens, computed, lots, dtype=dtype)
     assert (turn.certainty[turn.candidates.computed] == 1).all()
     zero = replace(turn.candidates, density=torch.zeros(canvas.tokens.shape))
-    for _ in range(3):  # so that a rule which compares steps has some to compare
+    for _ in range(3):  # so that a rule that compares steps has something to compare
         accepted = decoder.accept(canvas, zero)
         for b in range(3):
             written, allowed = positions(accepted[b]), see(canvas, zero, b).open
@@ -787,7 +787,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_prior_may_be_padded_as_the_public_code_does(name):
-    """Asked for by the decoder's knob or by the policy's plan."""
+    """Set by the decoder's knob or by the policy's plan."""
     turns = list(play(made(name, sigma=3.0), 0))
     for asked in ("knob", "plan"):
         decoder = made(name, sigma=3.0, as_shipped=asked == "knob")
@@ -817,11 +817,11 @@ def test_the_mask_token_is_never_proposed(name, temperature):
         assert (step.after.tokens[step.accepted] != SMALL.mask_id).all()
 
 
-# --- single rules in a run ----------------------------------------------------------------------
+# --- single rules in a run ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", ["none", "d2"])
-def test_the_prior_moves_the_order_of_writing(policy):
+def test_the_prior_changes_the_decode_order(policy):
     model, prompt = small_model(5), random_prompt(6)
     orders = []
     for sigma in (0.0, 2.0):
@@ -831,7 +831,7 @@ def test_the_prior_moves_the_order_of_writing(policy):
             assert (step.candidates.density is None) == (sigma == 0)
     assert orders[0] != orders[1]
     jumps = [np.abs(np.diff(o)).mean() for o in orders]
-    assert jumps[1] < jumps[0], "the prior writes close to what is known"
+    assert jumps[1] < jumps[0], "the prior favours positions close to known ones"
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
@@ -847,7 +847,7 @@ def test_tokens_per_step_sets_the_number_of_steps(count):
     assert len(steps) == 2 * -(-6 // count)
 
 
-def test_lots_are_even_and_fall_anew_each_step():
+def test_random_numbers_are_uniform_and_new_in_each_step():
     """Each position of the block is as likely as any other, whatever its confidence."""
     n, length = 600, 6
     steps = run(
@@ -858,7 +858,7 @@ def test_lots_are_even_and_fall_anew_each_step():
         gen_length=length,
         seed=range(n),
     )
-    assert steps[0].candidates.density is None, "no prior unless asked for one"
+    assert steps[0].candidates.density is None, "no prior by default"
     where = torch.stack([s.accepted[:, 5:].int().argmax(1) for s in steps], 1)  # (n, steps)
     assert torch.equal(where.sort(1).values, torch.arange(length).expand(n, -1))
     for step in range(length):
@@ -875,7 +875,7 @@ def test_lots_are_even_and_fall_anew_each_step():
     [(1, 1), (4, 4), (6, 5), (8, 5), (9, 6), (20, 14), (28, 19), (29, 20), (30, 20), (60, 20)],
 )
 def test_wino_writes_at_most_seven_tenths_of_the_masks_but_5_to_20(masks, most, prior):
-    """All are sure; which of them are written is up to the score."""
+    """All are sure; the score decides which of them are written."""
     rng = np.random.default_rng(masks)
     tokens = torch.zeros(1, 61, dtype=torch.int64)
     target = torch.from_numpy(1 + rng.permutation(60)[:masks]).sort().values[None]
@@ -892,10 +892,10 @@ def test_wino_writes_at_most_seven_tenths_of_the_masks_but_5_to_20(masks, most, 
     assert accepted == sorted(order[:most])
 
 
-def test_a_far_position_is_ranked_though_its_weight_rounds_to_zero():
-    """exp(-lambda i) of position 200 is 0 in any number format."""
+def test_a_distant_position_is_ranked_although_its_weight_rounds_to_zero():
+    """exp(-lambda i) of position 200 is 0 in every floating-point format."""
     decoder = d2cache.make_decoder("pc", position=10.0)
-    assert not decoder.sigma, "the rule has a prior of its own"
+    assert not decoder.sigma, "the rule has its own prior"
     tokens = torch.zeros(1, 401, dtype=torch.int64)
     tokens[0, 200:] = MASK
     canvas = Canvas(tokens, torch.zeros(1, dtype=torch.int64), 1, 400, MASK, END)
@@ -909,7 +909,7 @@ def test_a_far_position_is_ranked_though_its_weight_rounds_to_zero():
 
 
 def test_a_run_samples_each_position_from_the_models_distribution():
-    """First candidates over many seeds against the logits of the first step."""
+    """The first candidates of many seeds against the logits of the first step."""
     model, prompt, n = small_model(6), random_prompt(5), 1500
     first = next(
         d2cache.generate(
@@ -937,7 +937,7 @@ def test_a_run_samples_each_position_from_the_models_distribution():
 
 @dataclass
 class Reluctant(Confidence):
-    """Writes nothing in the rows that it is told of."""
+    """Writes nothing in the given rows."""
 
     rows: tuple[int, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Real layouts of both families, by folder and from a hub; the list of known models."""
+"""Real layouts of both families, from a folder and from a hub; the list of known models."""
 
 import json
 import os
@@ -64,11 +64,11 @@ def test_a_prompt_is_wrapped_as_the_checkpoint_wants(folder):
     assert model.tokenizer.decode(ids) == want
     whole = {"llada": "<|eot_id|>", "dream": "<|im_end|>"}[folder.name]
     assert model.tokenizer.convert_tokens_to_ids(whole) in ids.tolist(), (
-        "one token, not its letters"
+        "one token, not several characters"
     )
 
 
-def test_a_template_in_a_file_of_its_own_goes_first(folder):
+def test_a_template_in_its_own_file_takes_precedence(folder):
     (folder / "chat_template.jinja").write_text("Q: {{ messages[0].content }}\nA:")
     model = load(folder)
     assert model.tokenizer.decode(model.encode(ASKED)) == f"Q: {ASKED}\nA:"
@@ -84,7 +84,7 @@ def test_a_base_model_without_template_gets_plain_text(tmp_path, family):
     "text", [ASKED, "  two  spaces\n\ttab", "naïve café, 数学 🔭", "a\u0301 is á by NFC", "1234567"]
 )
 def test_dreams_tokenizer_is_qwens(folder, text):
-    """Byte level, digit by digit, normalized: what the class in Dream's repository does."""
+    """Byte level, digit by digit, normalized: like the class in Dream's repository."""
     model = load(folder)
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     if folder.name == "dream":
@@ -110,7 +110,7 @@ def test_an_answer_ends_at_the_end_of_text_and_shows_no_special_token(folder):
 
 
 def test_the_filler_of_diffucoder_ends_an_answer(tmp_path):
-    """Its config.json names the end of text, but it fills answers with another token."""
+    """Its config.json gives the end of text, but it fills answers with another token."""
     folder = write_checkpoint(tmp_path / "m", "dream")
     tokens = ["<|im_start|>", "<|im_end|>", "<|dlm_pad|>", "<|endoftext|>", "<|mask|>"]
     write_dream_tokenizer(folder, True, tokens)
@@ -124,7 +124,7 @@ def test_the_filler_of_diffucoder_ends_an_answer(tmp_path):
 
 
 def test_ids_that_the_tokenizer_does_not_know_have_no_text(tmp_path):
-    """A model's vocabulary is padded to a round number; it may predict what has no text."""
+    """Vocabularies are padded to a round number; a model may predict ids that have no text."""
     folder = write_checkpoint(tmp_path / "m", "dream")
     write_dream_tokenizer(folder, True, vocab=508)
     edit(folder / "config.json", mask_token_id=507, eos_token_id=506)
@@ -179,7 +179,7 @@ def larger(folder):
 
 def other_mask(folder):
     edit(folder / "config.json", mask_token_id=300)
-    return "mask 511; the model has ids up to 511 and mask 300: take the model's own"
+    return "mask 511; the model has ids up to 511 and mask 300: use the model's own"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_template_reaches_nothing_outside_its_sandbox(folder, attack):
 
 
 class Payload:
-    """Unpickling this leaves a folder behind."""
+    """Unpickling this creates a folder."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -223,7 +223,7 @@ class Payload:
 
 
 def test_no_code_and_no_pickle_of_a_checkpoint_is_touched(folder, tmp_path):
-    """All that a repository on the hub brings, made hostile: the model loads, nothing runs."""
+    """A hub repository with every kind of file made hostile: the model loads, nothing runs."""
     code = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n"
     for name in (
         "configuration_dream.py",
@@ -247,7 +247,7 @@ def test_no_code_and_no_pickle_of_a_checkpoint_is_touched(folder, tmp_path):
 
 # ------------------------------------------------------------------------------ from a hub
 
-# in a process of its own, since the hub's address and cache are read when its client is imported
+# in its own process, because the hub's client reads address and cache when it is imported
 VISIT = """
 import json, sys
 from d2cache import models
@@ -266,7 +266,7 @@ print(json.dumps(got))
 
 
 def visit(cache, address, names, **settings):
-    """Load hub ids one after the other -> what each gave; nothing may be printed meanwhile."""
+    """Load hub ids one after another; returns the result of each. Nothing may be printed."""
     env = os.environ | {"HF_HOME": str(cache), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", VISIT, *names],
@@ -283,8 +283,8 @@ def visit(cache, address, names, **settings):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """Repositories on a hub of this machine, each visited once -> what they gave, what was sent,
-    and the cache that this left."""
+    """Repositories on a local hub, each loaded once: the results, the files sent, and the cache
+    afterwards."""
     root, cache = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("cache")
     for name, family, shards in (("dream", "dream", 3), ("one-file", "llada", 1)):
         folder = write_checkpoint(root / "some" / name, family, shards)
@@ -327,7 +327,7 @@ SHARDS = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_of_a_hub_repository_what_is_needed_is_fetched_once_the_weights_last(hub, name):
+def test_only_the_needed_files_of_a_hub_repository_are_fetched_once_weights_last(hub, name):
     got, sent, _ = hub
     files = [f.removeprefix(f"some/{name}/") for f in sent if f.startswith(f"some/{name}/")]
     assert set(files) == SMALL[name] | SHARDS[name] and len(files) == len(set(files))
@@ -383,7 +383,7 @@ def test_half_a_download_is_not_in_the_cache(hub, tmp_path):
     assert not got["before"] and "could not fetch 'some/dream' from the hub: " in got["error"]
 
 
-def test_the_command_line_says_in_one_line_that_there_is_no_network(tmp_path):
+def test_the_command_line_reports_a_missing_network_in_one_line(tmp_path):
     env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "d2cache", "run", ASKED, "--model", "some/model"],
@@ -433,7 +433,7 @@ def test_the_list_names_every_known_model(capsys):
     assert "float32" in out.splitlines()[0]
 
 
-def test_the_list_as_json_is_one_object_a_line(capsys):
+def test_the_list_as_json_is_one_object_per_line(capsys):
     assert main(["models", "--device", "cpu", "--json"]) == 0
     got = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["name"] for one in got] == list(models.KNOWN)
@@ -461,7 +461,7 @@ def test_an_unknown_device_is_refused(capsys):
 @pytest.mark.parametrize(
     "name", ["", " ", None, 3, "nothing", "../up", "a/b/c", "-/", "x\0y", "é/a"]
 )
-def test_what_cannot_be_a_model_is_refused(name):
+def test_a_name_that_cannot_be_a_model_is_refused(name):
     with pytest.raises(ValueError, match="give 'tiny', a hub id"):
         models.check_name(name)
 

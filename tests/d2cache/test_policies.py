@@ -1,8 +1,8 @@
-"""Each cache policy against its rule, told again over a plain forward pass with stores of its own.
+"""Each cache policy against its rule, restated over a plain forward pass with its own stores.
 
-The rules speak of one row of a batch, in plain lists of positions, and use no function of the
-engine. At every step they must give the same plan, the same parts of every layer, the same
-confidences and the same K, V and other kept tensors, to 1e-9.
+The rules handle one row of a batch, as plain lists of positions, and use no function of the
+engine. In every step they must give the same plan, the same parts of every layer, the same
+confidences and the same K, V and other stored tensors, to 1e-9.
 """
 
 from itertools import islice
@@ -40,7 +40,7 @@ def reasons(sets):
 
 
 class Kept(Reference):
-    """All that a layer can keep of one row: its inputs, K, V and both outputs."""
+    """Everything a layer can store for one row: its inputs, K, V and both outputs."""
 
     def __init__(self, model, length):
         super().__init__(model, length)
@@ -60,7 +60,7 @@ class Kept(Reference):
         return self.turn(q, position), self.turn(k, position), v
 
     def look(self, i, q, keys):
-        """q (R,H,D) over what is kept at `keys` -> attention output (R,d), head-mean map (R,T)."""
+        """q (R,H,D) over K,V stored at `keys` -> attention output (R,d), head-mean map (R,T)."""
         heads, total = [], torch.zeros(len(q), self.k.shape[1], dtype=torch.float64)
         for h in range(self.config.heads):
             shared = h * self.config.kv_heads // self.config.heads
@@ -80,7 +80,7 @@ class Kept(Reference):
 
 
 class Rule:
-    """One row of a batch under a paper's rule. A subclass says which rows, or does the layers."""
+    """One row of a batch under a paper's rule. A subclass picks the rows, or runs the layers."""
 
     def __init__(self, model, canvas, b, knobs):
         self.b, self.knobs, self.shift = b, knobs, model.config.shift
@@ -93,14 +93,14 @@ class Rule:
         self.ids = [None] * self.length  # the token that layer 0 last saw
 
     def follow(self, step):
-        """What this step must be: predict, why, rows, parts, and the candidates."""
+        """The expected step: predict, why, rows, parts, and the candidates."""
         before, tokens = self.tokens, step.before.tokens[self.b]
         self.tokens, self.step = tokens, step.index
         self.masked = [j for j in range(self.prompt, self.length) if tokens[j] == MASK]
         self.known = [j for j in self.own if j not in self.masked]
         first = (self.masked[0] - self.prompt) // self.size * self.size + self.prompt
         self.block = range(first, min(first + self.size, self.length))
-        self.age = self.age + 1 if first == self.opened else 0  # steps since the block was opened
+        self.age = self.age + 1 if first == self.opened else 0  # steps since the block began
         self.opened = first
         self.written = [j for j in self.own if before is not None and tokens[j] != before[j]]
         predict, why = self.plan()
@@ -131,14 +131,14 @@ class Rule:
         return reasons({Why.FULL: self.own})
 
     def passing(self, rows):
-        """Positions whose token layer 0 is shown."""
+        """Positions whose token layer 0 reads."""
         return rows
 
     def embed(self, rows):
         return self.cache.weight["embed.weight"][self.tokens[rows]]
 
     def project(self, i, x, rows):
-        """q of the rows, their K and V put in place."""
+        """q of the rows, after storing their K and V."""
         q, k, v = self.cache.qkv(i, x, [j - self.start for j in rows])
         self.cache.k[i, rows], self.cache.v[i, rows] = k, v
         return q
@@ -249,7 +249,7 @@ class DLLM(Rule):
         return [j for j in self.own if every or self.due[j >= self.prompt]]
 
     def passing(self, rows):
-        return self.own  # every row passes, as new work or as what is kept of it
+        return self.own  # every row passes, recomputed or from the store
 
     def run(self, rows, new):
         cache, answer = self.cache, list(range(self.prompt, self.length))
@@ -279,10 +279,10 @@ class DLLM(Rule):
         return x[[j - self.start for j in rows]]
 
     def moved_most(self, i, answer, v, new):
-        """The rows whose V has the lowest cosine with the step before; the unmoved last, from left.
+        """The rows of lowest cosine with the previous step's V; unmoved rows last, from the left.
 
-        At layer 0 a row moves when its token is new, and two rows that wrote the same token move
-        alike up to rounding: there the engine's choice among them is as good as another.
+        In layer 0 a row moves when its token is new, and two rows that wrote the same token move
+        equally up to rounding: the engine may choose either of them.
         """
         away = {}
         for j in answer:
@@ -332,7 +332,7 @@ class Elastic(Rule):
         return x
 
     def watch(self, i, mass):
-        """Whether the watched position's attention drifted; and what is watched from now on."""
+        """Whether the watched position's attention drifted; then choose the next one to watch."""
 
         def attention(j):
             q, _, _ = self.cache.qkv(i, self.cache.hidden[i, [j]], [j - self.start])
@@ -342,7 +342,7 @@ class Elastic(Rule):
         if self.step:
             now, then = attention(self.watched[i]), self.seen[i]
             cosine = float(now @ then / ((now @ now) * (then @ then)).sqrt())
-            assert abs(cosine - self.knobs["gamma"]) > 1e-10, "guard: too close to tell"
+            assert abs(cosine - self.knobs["gamma"]) > 1e-10, "guard: too close to decide"
             drifted = cosine < self.knobs["gamma"]
         self.watched[i] = max(self.known, key=lambda j: float(mass[j]))
         self.seen[i] = attention(self.watched[i])
@@ -400,10 +400,12 @@ def close(a, b):
 
 
 def play(case, model, prompts, decoder, **settings):
-    """A run of the policy; at every step, what its rule says of each row that is not done."""
+    """A run of the policy; in every step, what its rule expects of each unfinished row."""
     policy, rules = make_policy(case[0], **case[1]), []
     started = d2cache.generate(model, prompts, policy, decoder[0], **settings)
-    assert len(list(islice(started, 3))) == 3, "the object comes from another run, left early"
+    assert len(list(islice(started, 3))) == 3, (
+        "the object was used in another run, which stopped early"
+    )
     started.close()
     decoder = d2cache.make_decoder(decoder[0], **decoder[1])
     for step in d2cache.generate(model, prompts, policy, decoder, **settings):
@@ -460,9 +462,9 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_policy_follows_its_rule_at_every_step(case, mode, changes):
-    """A batch of three with padding, whose rows advance at different speeds and end apart.
+    """A padded batch of three, whose rows advance at different speeds and end at different steps.
 
-    The object has been in another run before. WINO masks again what was written.
+    The object was in another run before. WINO masks written positions again.
     """
     decoder, block_length, prompts = MODES[mode]
     model, live, again = small_model(50, **changes), set(), 0
@@ -481,11 +483,13 @@ def test_a_policy_follows_its_rule_at_every_step(case, mode, changes):
         assert not any(ties) and len(ties) <= 3, "guard: too few choices are clear"
     if case[0] == "none":
         assert len(live) > 1, "guard: rows must end at different steps"
-        assert (again > 0) is (mode == "wino" and bool(changes)), "guard: WINO must doubt some"
+        assert (again > 0) is (mode == "wino" and bool(changes)), (
+            "guard: WINO must doubt some tokens"
+        )
 
 
 def test_a_full_pass_beside_an_ended_row_still_evicts():
-    """With a one-token prompt, one block and shifted logits it is as wide as a small step."""
+    """With a one-token prompt, one block and shifted logits, it is as wide as a small step."""
     model, prompts = small_model(50, **FAMILIES[1]), [random_prompt(1, s) for s in (7, 8, 9)]
     decoder, ended = ("threshold", dict(threshold=0.3)), 0
     for step, told, rules, policy in play(("sparse", {}), model, prompts, decoder, gen_length=6):
@@ -497,7 +501,7 @@ def test_a_full_pass_beside_an_ended_row_still_evicts():
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] != "none"], ids=name_of)
-def test_a_trace_tells_the_age_of_what_each_layer_keeps(case):
+def test_a_trace_gives_the_age_of_what_each_layer_stores(case):
     model, steps, parts = small_model(51), [], []
     for step, told, _, _ in play(case, model, [random_prompt(6)], THRESHOLD, gen_length=GEN):
         steps.append(step)
@@ -506,7 +510,7 @@ def test_a_trace_tells_the_age_of_what_each_layer_keeps(case):
     assert np.array_equal(trace.recomputed_by_layer, np.array(parts) & Part.MLP > 0)
     for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP):
         ages = trace.age(part)
-        # by rows, layer 0's K,V count as young as their row: they are exact at any age
+        # without parts, layer 0's K,V count as recomputed with their row: they are exact at any age
         for i in range(0 if trace.parts is not None else 1, 3):
             for j in range(6 + GEN):
                 last = None
@@ -524,7 +528,7 @@ def test_a_block_finished_by_its_full_pass_needs_no_other(policy):
         assert torch.equal(step.recomputed, step.before.own)
 
 
-def test_how_the_public_code_shifts_its_rows_is_a_question_of_fast_dllm_alone():
+def test_only_fast_dllms_public_code_shifts_the_recomputed_rows():
     for name in ("prefix", "dual"):
         assert make_policy(name, as_shipped=True).settings() == {"as_shipped": True}
     with pytest.raises(ValueError, match="has no knob 'as_shipped'"):
@@ -532,8 +536,8 @@ def test_how_the_public_code_shifts_its_rows_is_a_question_of_fast_dllm_alone():
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1.01])
-def test_only_a_gamma_above_one_takes_the_first_layer_in(gamma):
-    """No drift is found before layer 0 has run, so below that only what follows it refreshes."""
+def test_only_a_gamma_above_one_refreshes_the_first_layer(gamma):
+    """No drift is found before layer 0 has run, so otherwise only later layers refresh."""
     steps = run(small_model(55), PROMPTS, ("elastic", dict(beta=3, gamma=gamma)), gen_length=GEN)
     through = torch.stack([(step.parts & Part.MLP) > 0 for step in steps[1:]])  # (S,B,L,T)
     whole = torch.stack([step.before.own for step in steps[1:]])
@@ -580,7 +584,7 @@ def test_with_knobs_that_keep_nothing_it_is_no_cache(name, knobs, block_length, 
     "case", [c for c in CASES if c[0] != "none" and c[1].get("gamma", 0) <= 1], ids=name_of
 )
 def test_with_other_knobs_what_is_kept_grows_stale(case):
-    """Guard of every comparison with no cache."""
+    """A guard for every comparison with no cache."""
     model = small_model(52)
     settings = dict(gen_length=GEN, block_length=5)
     kept, plain = (run(model, PROMPTS, p, **settings) for p in (case, "none"))
@@ -595,8 +599,8 @@ def test_with_other_knobs_what_is_kept_grows_stale(case):
 
 @pytest.mark.parametrize("changes", FAMILIES, ids=["llada", "dream"])
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_no_more_rows_pass_a_layer_than_the_step_tells_of(case, changes):
-    """Counted at the matrix products: the width of the batch is what its widest row asks for."""
+def test_no_more_rows_pass_a_layer_than_the_step_reports(case, changes):
+    """Counted at the matrix products: a batch is as wide as its widest row."""
     passed = {"out_proj": [], "down_proj": []}
     model = small_model(8, **changes)
     for i, block in enumerate(model.blocks):
@@ -620,7 +624,7 @@ def test_no_more_rows_pass_a_layer_than_the_step_tells_of(case, changes):
             for i in range(3):
                 for b in where(step.before.live):
                     rows = where(parts[b, i] & THROUGH)
-                    # a whole prompt passes with the padding on its left
+                    # a whole prompt passes with the padding to its left
                     padding = int(step.before.start[b]) if step.before.start[b] in rows else 0
                     widths[i] = max(widths[i], len(rows) + padding)
             for seen in passed.values():
@@ -631,9 +635,9 @@ def test_no_more_rows_pass_a_layer_than_the_step_tells_of(case, changes):
 
 
 def spoil(policy, model, clean, which):
-    """The run again, the stores at which(step) (B,L,T) holding 1e3 while that step is made.
+    """Repeat the run, with 1e3 in the stores at which(step) (B,L,T) during each step.
 
-    Yields the largest change of a confidence at each step.
+    Yields the largest change of a confidence in each step.
     """
     steps = d2cache.generate(model, PROMPTS, policy, gen_length=GEN, block_length=5)
     next(steps)  # makes the stores
@@ -673,8 +677,8 @@ def test_evicted_keys_and_values_have_no_influence_and_kept_ones_have(changes):
         assert gaps[0] < 1e-9 and gaps[1] > 1e-2, "the first small step is the third"
 
 
-def test_a_small_step_meets_fewer_keys():
-    """What is evicted is left out of the products, not only masked."""
+def test_a_small_step_attends_to_fewer_keys():
+    """Evicted keys are left out of the products, not only masked."""
     model, met = small_model(53), []
     for block in model.blocks:
 
@@ -693,10 +697,10 @@ def test_a_small_step_meets_fewer_keys():
     assert small == 6
 
 
-def test_without_the_whole_first_layer_it_chooses_for_all_layers():
-    """V moves where its input did: only rows that layer 0 recomputes move in the next layer.
+def test_unless_recomputed_in_full_the_first_layer_chooses_for_all():
+    """V moves where its input moved: only rows that layer 0 recomputes move in the next layer.
 
-    Layer 0 itself finds what was written, and fills up from the left.
+    Layer 0 itself picks what was written, and fills up from the left.
     """
     model = small_model(54)
     for first_layer in (False, True):

@@ -1,4 +1,4 @@
-"""Knobs and registries: what is allowed, and a new file known everywhere without another edit."""
+"""Knobs and registries: allowed values, and new classes that are found without another edit."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -35,7 +35,7 @@ def test_the_papers_names_of_knobs_are_kept():
 @pytest.mark.parametrize(
     ("make", "entry"), ALL, ids=lambda x: x["name"] if isinstance(x, dict) else ""
 )
-def test_an_entry_says_what_a_front_end_needs(make, entry):
+def test_an_entry_has_what_a_front_end_needs(make, entry):
     assert "arXiv" in entry["paper"] and entry["help"]
     assert make(entry["name"]).settings() == {k.name: k.default for k in entry["knobs"]}
     for one in entry["knobs"]:
@@ -108,7 +108,7 @@ def test_messages_name_what_was_given_and_what_is_allowed(call, says):
 
 @pytest.fixture
 def registries(monkeypatch):
-    """Registries of this test alone."""
+    """Copies of the registries, for one test."""
     for base in (CachePolicy, Decoder):
         monkeypatch.setattr(base, "registry", dict(base.registry))
 
@@ -137,24 +137,26 @@ def test_a_new_class_is_listed_made_and_decoded_with(registries):
     assert steps[0].run.policy == "every-other" and steps[0].run.policy_knobs == {"period": 2}
 
 
-def test_a_name_that_another_file_has_is_refused(registries):
+def test_a_name_taken_by_another_file_is_refused(registries):
     for base in (CachePolicy, Decoder):
         taken = next(iter(base.registry))
-        with pytest.raises(ValueError, match=f"'{taken}' stands in d2cache.* already; choose"):
+        with pytest.raises(
+            ValueError, match=f"'{taken}' is already registered by d2cache.*; choose"
+        ):
             type("Copy", (base,), {"__module__": __name__}, key=taken)
 
 
-def test_a_decoder_without_a_rule_says_so_when_used():
+def test_a_decoder_without_a_rule_raises_when_used():
     with pytest.raises(NotImplementedError):
         Decoder.accept(d2cache.make_decoder("confidence"), None, None)
 
 
-def test_a_table_shows_method_paper_and_the_knobs_that_not_all_share():
+def test_a_table_shows_method_paper_and_the_knobs_that_are_not_shared():
     @dataclass
     class Base(Registered):
         registry: ClassVar[dict] = {}
         kind: ClassVar[str] = "thing"
-        shared: int = knob(1, 0, 9, "every thing has it")
+        shared: int = knob(1, 0, 9, "all things have it")
         moved: int = knob(2, 0, 9, "and this")
 
     @dataclass

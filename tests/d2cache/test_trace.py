@@ -34,7 +34,7 @@ PROMPT, GEN = random_prompt(6), 10
 
 
 class Words:
-    """A tokenizer's one method that a trace uses."""
+    """The only method of a tokenizer that a trace uses."""
 
     def decode(self, ids):
         return "".join(f"w{i}." for i in ids)
@@ -48,7 +48,7 @@ def recorded(policy=D2, decoder=("confidence", {"sigma": 3.0}), model=None, **se
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p[0] + str(len(p[1])))
 def test_watching_changes_nothing(policy):
-    """Unwatched, recorded, and with a probe around every layer: the same run."""
+    """Unobserved, recorded, or with a probe around every layer: the run is the same."""
     model, settings = small_model(41), dict(gen_length=GEN, block_length=5)
     plain = run(model, PROMPT, policy, **settings)
     made, seen = d2cache.make_policy(policy[0], **policy[1]), []
@@ -97,7 +97,7 @@ def test_a_trace_replays_the_live_run(policy, decoder):
         else:
             np.testing.assert_array_equal(trace.parts[i], step.parts[0].numpy())
         known = (trace.tokens[i] != SMALL.mask_id).tolist()
-        if decoder == "adaptive":  # it shows the prior that it used
+        if decoder == "adaptive":  # the prior that it used is shown
             used = step.candidates.density[0, p:]
             np.testing.assert_allclose(trace.density[i], used, atol=1e-6, rtol=0)
         elif not policy[1].get("as_shipped"):
@@ -115,7 +115,9 @@ def test_a_trace_replays_the_live_run(policy, decoder):
         assert (trace.tokens[s + 1 :, p + j] == trace.tokens[-1, p + j]).all()
         assert trace.tokens[-1, p + j] != SMALL.mask_id
         if not policy[1].get("as_shipped"):
-            assert trace.candidates[j, 0] == trace.tokens[-1, p + j], "greedy takes the first"
+            assert trace.candidates[j, 0] == trace.tokens[-1, p + j], (
+                "greedy decoding takes the first"
+            )
             if Decoder.registry[decoder].certainty is Decoder.certainty:
                 assert abs(trace.candidate_confidence[j, 0] - trace.confidence[s, j]) < 1e-6
             logits = steps[s].logits[0, steps[s].rows.target[0].tolist().index(p + j)]
@@ -127,14 +129,14 @@ def test_a_trace_replays_the_live_run(policy, decoder):
 
 
 def test_density_is_shown_for_the_width_in_use():
-    """The decoder's; without a prior the policy's; else 10."""
+    """The decoder's sigma; without a prior the policy's; else 10."""
     for policy, sigma, want in ((D2, 1.5, 1.5), (D2, 0.0, 3.0), ("none", 0.0, 10.0)):
         _, trace = recorded(policy, ("confidence", {"sigma": sigma}))
         known = (trace.tokens[3] != SMALL.mask_id).tolist()
         np.testing.assert_allclose(trace.density[3], naive_density(known, want)[6:], atol=1e-6)
 
 
-def test_rows_without_rollout_are_not_numbers_and_a_decoder_may_take_several():
+def test_without_rollout_rows_are_nan_and_a_decoder_may_write_several():
     _, trace = recorded("none", ("confidence", {"tokens_per_step": 3}))
     assert np.isnan(trace.rollout).all() and trace.recomputed.all()
     assert np.bincount(trace.step_of_token).tolist() == [3, 3, 3, 1]
@@ -163,7 +165,7 @@ def test_a_saved_trace_loads_as_it_was(tmp_path, policy):
 
 
 def hand_made(tokens, recomputed, predicted, seconds, eos=58):
-    """A trace with the given canvases; prompt of 2."""
+    """A trace with these canvases and a prompt of 2."""
     _, trace = recorded("none")
     shape = trace.run["shape"] | {"eos_id": eos}
     trace.header["run"] |= {"shape": shape, "prompt_length": 2, "gen_length": 3}
@@ -171,7 +173,7 @@ def hand_made(tokens, recomputed, predicted, seconds, eos=58):
     trace.predicted, trace.seconds = np.array(predicted), np.array(seconds)
     changed = np.append(5, (trace.tokens[1:-1] != trace.tokens[:-2]).sum(1))
     rows = trace.recomputed.sum(1)
-    kv = 2 * rows + changed  # two layers, and the new ids at the first
+    kv = 2 * rows + changed  # two layers, and the new ids in the first
     trace.work = np.stack([kv, kv, 3 * rows, 3 * rows, 15 * rows], axis=1)
     return trace
 
@@ -227,7 +229,7 @@ def test_a_run_that_stopped_early_leaves_masks_and_minus_one():
     assert trace.run["stop_at_eos"] is True
 
 
-def test_a_batch_is_taken_apart_before_it_is_summed_or_saved(tmp_path):
+def test_a_batch_must_be_split_into_rows_before_totals_or_saving(tmp_path):
     steps = run(small_model(40), [PROMPT, PROMPT[:3]], D2, gen_length=4)
     trace = Trace.record(iter(steps))
     assert trace.batch == 2 and trace.tokens.shape == (5, 2, 10)
@@ -253,7 +255,7 @@ def test_a_layer_by_layer_run_keeps_the_age_of_every_part():
                 last = s if trace.parts[s, layer, position] & part else last
                 assert ages[s, layer, position] == s - last
     by_value, by_key = trace.age(Part.VALUE)[:, 1:, 6:], trace.age(Part.KEY)[:, 1:, 6:]
-    assert (by_value == 0).all() and by_key.max() > 0, "V is renewed at every step, K is not"
+    assert (by_value == 0).all() and by_key.max() > 0, "V is recomputed in every step, K is not"
     assert trace.totals["hit_rate"] == 1 - trace.recomputed_by_layer.mean()
     _, rows = recorded(D2)
     assert rows.parts is None
@@ -356,12 +358,15 @@ FAULTS = {
     "no knobs": (header("run", "decoder_knobs", drop=True), "it lacks 'decoder_knobs'"),
     "policy a number": (header("run", "policy", value=3), "policy is '3', not a short str"),
     "model too long": (header("run", "model", value="x" * 999), "not a short str"),
-    "texts numbers": (header("texts", value={"1": 2}), "its token texts are not texts"),
-    "texts a list": (header("texts", value=["a"]), "its token texts are not texts"),
+    "texts numbers": (header("texts", value={"1": 2}), "its token texts must be strings"),
+    "texts a list": (header("texts", value=["a"]), "its token texts must be strings"),
     "no why": (lambda a, h: a.pop("why"), "it lacks 'why'"),
     "no seconds": (lambda a, h: a.pop("seconds"), "it lacks 'seconds'"),
     "no tokens": (lambda a, h: a.pop("tokens"), "it lacks 'tokens'"),
-    "step cut off": (change(why=lambda x: x[:-1]), r"why has shape \(9, 16\), \(10, 16\) is"),
+    "step cut off": (
+        change(why=lambda x: x[:-1]),
+        r"why has shape \(9, 16\); it must have \(10, 16\)",
+    ),
     "one canvas short": (change(tokens=lambda x: x[:-1]), r"tokens has shape \(10, 16\)"),
     "flat rollout": (change(rollout=lambda x: x.ravel()), r"rollout has shape \(160,\)"),
     "seconds as a table": (change(seconds=lambda x: x[:, None]), "0 steps"),

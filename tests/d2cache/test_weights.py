@@ -17,7 +17,7 @@ from d2cache.weights import FREQUENCY, read_frequency
 
 INDEX = "model.safetensors.index.json"
 
-# tensors of the second layer, by what they are
+# tensors of the second layer, by their role
 NAMES = {
     "llada": {
         "q": "model.transformer.blocks.1.q_proj.weight",
@@ -48,7 +48,7 @@ def small(family: str, seed: int = 50):
 
 @pytest.fixture(params=FAMILIES)
 def folder(request, tmp_path):
-    """A small random model, sharded, in a folder named after its family."""
+    """A small random sharded model, in a folder named after its family."""
     path = tmp_path / request.param
     weights.save(small(request.param), path, torch.float64, shard_bytes=40_000)
     return path
@@ -134,7 +134,7 @@ def test_names_and_keys_are_those_of_the_familys_checkpoints(folder):
     assert config["mask_token_id"] == 59 and config["vocab_size"] == 60
 
 
-def test_weights_are_converted_to_the_type_that_is_asked_for(folder):
+def test_weights_are_converted_to_the_requested_dtype(folder):
     assert d2cache.load(str(folder), device="cpu").dtype == torch.float32
     assert d2cache.load(str(folder), device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
 
@@ -194,11 +194,11 @@ CONFIGS = {
     "mask outside": (dict(mask_id=99), "mask_id is 99"),
     "tied": (
         dict(weight_tying=True, tie_word_embeddings=True),
-        "True; this engine computes with False alone",
+        "True; this engine supports only False",
     ),
     "other activation": (
         dict(activation_type="gelu", hidden_act="gelu"),
-        "'gelu'; this engine computes with 'silu' alone",
+        "'gelu'; this engine supports only 'silu'",
     ),
 }
 
@@ -218,28 +218,28 @@ def test_a_bad_config_is_refused(folder, kind):
 
 
 LLADA_ONLY = {
-    "biases": (dict(include_bias=True), "include_bias True; this engine computes with False"),
+    "biases": (dict(include_bias=True), "include_bias True; this engine supports only False"),
     "biases of q, k, v": (dict(include_qkv_bias=True), "include_qkv_bias True; this engine"),
-    "clipped": (dict(clip_qkv=8.0), "clip_qkv 8.0; this engine computes with None alone"),
+    "clipped": (dict(clip_qkv=8.0), "clip_qkv 8.0; this engine supports only None"),
 }
 DREAM_ONLY = {
-    "window": (dict(use_sliding_window=True), "use_sliding_window True; this engine computes"),
+    "window": (dict(use_sliding_window=True), "use_sliding_window True; this engine supports"),
     "scaled": (
         dict(rope_scaling={"type": "linear", "factor": 4.0}),
-        "rope_scaling {'type': 'linear', 'factor': 4.0}; this engine computes with None alone",
+        "rope_scaling {'type': 'linear', 'factor': 4.0}; this engine supports only None",
     ),
     "scaled, newer writers": (
         dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}),
-        "rope_parameters.rope_type 'yarn'; this engine computes with 'default' alone",
+        "rope_parameters.rope_type 'yarn'; this engine supports only 'default'",
     ),
-    "blocks": (dict(block_size=32), "block_size 32; this engine computes with None alone"),
+    "blocks": (dict(block_size=32), "block_size 32; this engine supports only None"),
 }
 
 
 @pytest.mark.parametrize(
     ("family", "kind"), [("llada", k) for k in LLADA_ONLY] + [("dream", k) for k in DREAM_ONLY]
 )
-def test_mathematics_that_is_not_computed_here_is_refused(tmp_path, family, kind):
+def test_unsupported_mathematics_is_refused(tmp_path, family, kind):
     weights.save(small(family), tmp_path / family, torch.float64)
     changes, says = (LLADA_ONLY if family == "llada" else DREAM_ONLY)[kind]
     edit_json(tmp_path / family / "config.json", **changes)
@@ -299,7 +299,7 @@ def lying_header(folder):
 
 
 def lying_tensor(shape, size, says):
-    """The shard holds one tensor that says it has a shape, and so many bytes."""
+    """The shard holds one tensor that claims this shape and this size in bytes."""
 
     def fault(folder):
         tensor = {"dtype": "F64", "shape": shape, "data_offsets": [0, size]}
@@ -313,7 +313,7 @@ def lying_tensor(shape, size, says):
 def other_tensors(folder):
     shard = shard_of_k(folder)
     save_file({"a": torch.ones(1)}, shard)
-    return f"{shard.name} cannot give"
+    return f"{shard.name} does not contain"
 
 
 def a_folder(folder):
@@ -353,7 +353,7 @@ def points(where):
 
 
 def linked_out(folder):
-    """The shard is a link to a file that would do, elsewhere."""
+    """The shard is a link to a valid file outside the folder."""
     shard = shard_of_k(folder)
     shard.rename(folder.parent / "elsewhere.safetensors")
     shard.symlink_to(folder.parent / "elsewhere.safetensors")
@@ -411,7 +411,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_bad_weights_are_refused(folder, kind):
-    if "shard above" in kind:  # it is there and would do
+    if "shard above" in kind:  # the file is there and valid
         outside = load_file(shard_of_k(folder))
         save_file(outside, folder.parent / "outside.safetensors")
     says = FAULTS[kind](folder)
@@ -450,11 +450,13 @@ def test_a_model_larger_than_the_memory_is_refused_before_its_weights_are_opened
     edit_json(folder / "config.json", **{keys[k]: v for k, v in sizes.items()})
     for path in folder.glob("*.safetensors"):
         path.write_bytes(b"never read")
-    says = refused(folder, "GB for its weights, and cpu has ", "free some, or take a smaller")
+    says = refused(
+        folder, "GB for its weights, and cpu has ", "free some memory, or choose a smaller"
+    )
     assert float(re.search(r"needs ([\d.]+) GB", says)[1]) > 1e5
 
 
-def test_free_memory_is_what_the_system_says():
+def test_free_memory_is_what_the_system_reports():
     free = weights.free_memory(torch.device("cpu"))
     assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -472,7 +474,7 @@ def test_progress_goes_from_nothing_to_all_bytes(folder, one_file):
 
 
 class Payload:
-    """Unpickling this leaves a file behind."""
+    """Unpickling this creates a folder."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -540,7 +542,7 @@ def test_a_broken_tokenizer_is_refused(folder, content):
     refused(folder, "tokenizer.json cannot be read")
 
 
-def test_the_model_in_the_box_loads_and_decodes():
+def test_the_bundled_model_loads_and_decodes():
     model = d2cache.load(device="cpu")
     assert model.config.name == "tiny"
     ids = model.encode("What is 2 + 3?")
@@ -549,8 +551,8 @@ def test_the_model_in_the_box_loads_and_decodes():
     assert isinstance(model.decode(steps[-1].after.tokens[0, len(ids) :]), str)
 
 
-def test_token_frequencies_come_with_the_model_in_the_box():
-    """Most frequent in the world's texts: signs and little words; every text has one end."""
+def test_token_frequencies_come_with_the_bundled_model():
+    """The most frequent tokens are punctuation and short words; every text has one end."""
     model = d2cache.load("tiny", device="cpu")
     share = model.frequency
     assert share.shape == (1024,) and abs(float(share.double().sum()) - 1) < 1e-5

@@ -1,0 +1,173 @@
+"""The trace file format: its arrays, and the checks that a file passes before it is trusted.
+
+Every function here raises ValueError, KeyError or TypeError for contents that no run could have
+written; `Trace.load` turns these into one message about the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from d2cache.canvas import CANDIDATES
+from d2cache.edits import MOST_EDITS, Edit
+from d2cache.model import ModelConfig
+
+SCHEMA = "d2cache-trace/2"
+LARGEST = 1 << 26  # bytes of the largest trace file that is opened
+MOST_CELLS = 1 << 22  # most steps x positions of a trace that is opened
+LONGEST_TEXT = 256  # characters of a token
+
+# name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions,
+# K candidates, L layers, W counts of work
+ARRAYS: dict[str, tuple[type[np.generic], str]] = {
+    "tokens": (np.int64, "CT"),
+    "step_of_token": (np.int32, "G"),
+    "confidence": (np.float32, "SG"),
+    "density": (np.float32, "SG"),
+    "rollout": (np.float32, "ST"),
+    "recomputed": (np.bool_, "ST"),
+    "why": (np.uint8, "ST"),
+    "parts": (np.uint8, "SLT"),
+    "work": (np.int64, "SW"),
+    "predicted": (np.int32, "S"),
+    "seconds": (np.float64, "S"),
+    "candidates": (np.int64, "GK"),
+    "candidate_confidence": (np.float32, "GK"),
+}
+OPTIONAL = ("parts",)  # missing in runs of policies that do not decide layer by layer
+
+RUN_TYPES: dict[str, type] = {
+    "model": str,
+    "policy": str,
+    "policy_knobs": dict,
+    "decoder": str,
+    "decoder_knobs": dict,
+    "prompt_length": int,
+    "gen_length": int,
+    "block_length": int,
+    "seeds": list,
+    "stop_at_eos": bool,
+    "device": str,
+    "dtype": str,
+    "shape": dict,
+}
+Arrays = dict[str, np.ndarray]
+
+
+def checked_header(header: Any) -> dict[str, Any]:
+    """The known keys of a trace's header, once all of them hold what a run writes."""
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        found = header.get("schema") if isinstance(header, dict) else type(header).__name__
+        raise ValueError(f"its schema is {str(found)[:40]!r}; this version reads {SCHEMA!r}")
+    _check_run(header["run"])
+    texts = header["texts"]
+    if not isinstance(texts, dict) or not all(
+        isinstance(t, str) and len(t) <= LONGEST_TEXT for t in texts.values()
+    ):
+        raise ValueError(f"its token texts must be strings of up to {LONGEST_TEXT} characters")
+    if header["start"] != [0] or not isinstance(header["environment"], dict):
+        raise ValueError("its start or environment is not that of a single row")
+    return {name: header[name] for name in ("schema", "run", "start", "environment", "texts")}
+
+
+def _check_run(run: Any) -> None:
+    if not isinstance(run, dict):
+        raise ValueError("its run configuration is not an object")
+    _check_run_types(run)
+    for name in ("prompt_length", "gen_length"):
+        if run[name] < 1:
+            raise ValueError(f"{name} is {run[name]}; it must be at least 1")
+    for name in ("policy_knobs", "decoder_knobs"):
+        for knob, value in run[name].items():
+            if type(value) not in (int, float, bool) or not abs(value) < 1e12:
+                raise ValueError(f"knob {knob[:40]!r} is {str(value)[:40]!r}, not a finite number")
+    config = ModelConfig(**run["shape"])
+    length = run["prompt_length"] + run["gen_length"]
+    if length > config.max_length:
+        raise ValueError(f"it has {length} positions; the model has room for {config.max_length}")
+    if not 1 <= run["block_length"] <= run["gen_length"]:
+        raise ValueError(f"block_length is {run['block_length']}, not 1 to {run['gen_length']}")
+    edits = run.get("edits", [])
+    if type(edits) is not list or len(edits) > MOST_EDITS:
+        raise ValueError(f"its edits are not a list of at most {MOST_EDITS}")
+    for edit in edits:
+        Edit.of_plain(edit).check(run["prompt_length"], length, config)
+
+
+def _check_run_types(run: dict[str, Any]) -> None:
+    for name in sorted(set(RUN_TYPES) ^ (set(run) - {"edits", "weights"})):
+        raise ValueError(f"it {'lacks' if name in RUN_TYPES else 'has an unknown'} {name[:40]!r}")
+    for name, kind in RUN_TYPES.items():
+        if type(run[name]) is not kind or (kind is str and len(run[name]) > 200):
+            raise ValueError(f"{name} is {str(run[name])[:40]!r}, not a short {kind.__name__}")
+    if run.get("weights", "fp8") != "fp8":
+        raise ValueError(f"weights is {str(run['weights'])[:40]!r}, not 'fp8'")
+
+
+def checked_arrays(arrays: Arrays, run: dict[str, Any]) -> Arrays:
+    """The arrays in their documented dtypes, once they fit each other and the run's header.
+
+    Sizes are checked first, before any array is converted to a wider dtype.
+    """
+    length, config = run["prompt_length"] + run["gen_length"], ModelConfig(**run["shape"])
+    steps = len(arrays["seconds"]) if arrays["seconds"].ndim == 1 else 0
+    if not 1 <= steps <= MOST_CELLS // length:
+        raise ValueError(f"it has {steps} steps; 1 to {MOST_CELLS // length} are allowed")
+    present = [name for name in ARRAYS if name in arrays or name not in OPTIONAL]
+    axes = dict(T=length, G=run["gen_length"], K=CANDIDATES, S=steps, C=steps + 1)
+    for name in present:
+        _check_layout(name, arrays[name], axes | dict(L=config.layers, W=5))
+    _check_ranges(arrays, steps, length, config)
+    converted = {name: arrays[name].astype(ARRAYS[name][0]) for name in present}
+    _check_values(converted, run, config)
+    return converted
+
+
+def _check_layout(name: str, array: np.ndarray, sizes: dict[str, int]) -> None:
+    """Shape and kind of dtype. sizes: of each axis letter."""
+    dtype, axes = ARRAYS[name]
+    shape = tuple(sizes[axis] for axis in axes)
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; it must have {shape}")
+    if array.dtype.kind not in ("f" if np.dtype(dtype).kind == "f" else "iub"):
+        raise ValueError(f"{name} has type {array.dtype}, not {np.dtype(dtype)}")
+
+
+def _check_ranges(arrays: Arrays, steps: int, length: int, config: ModelConfig) -> None:
+    bounds: dict[str, tuple[float, float]] = {
+        "tokens": (0, config.vocab - 1),
+        "candidates": (0, config.vocab - 1),
+        "step_of_token": (-1, steps - 1),
+        "density": (0, 1.001),
+        "seconds": (0, 1e6),
+        "candidate_confidence": (0, 1.001),
+        "predicted": (0, 2 * length),
+        "why": (0, 255),
+        "recomputed": (0, 1),
+        "work": (0, 2 * config.layers * (2 * length) ** 2),
+        "parts": (0, 31),
+    }
+    for name, (low, high) in bounds.items():
+        # `not (low <= x <= high)` also refuses NaN
+        if name in arrays and not ((arrays[name] >= low) & (arrays[name] <= high)).all():
+            raise ValueError(f"{name} has values outside {low} to {high}")
+
+
+def _check_values(arrays: Arrays, run: dict[str, Any], config: ModelConfig) -> None:
+    """What a range alone does not say of confidence, tokens and rollout."""
+    p, length = run["prompt_length"], run["prompt_length"] + run["gen_length"]
+    confidence, step_of_token = arrays["confidence"], arrays["step_of_token"]
+    if not (np.isneginf(confidence) | ((confidence >= 0) & (confidence <= 1.001))).all():
+        raise ValueError("confidence has values that are neither -inf nor in 0 to 1")
+    edited = {(e["step"], int(at) - p) for e in run.get("edits", []) for at in e["tokens"]}
+    written = np.flatnonzero(step_of_token >= 0)
+    by_model = [g for g in written if (step_of_token[g], g) not in edited]
+    if np.isneginf(confidence[step_of_token[by_model], by_model]).any():
+        raise ValueError("a position was written at a step that has no confidence for it")
+    if not (arrays["tokens"][:-1, p:] == config.mask_id).any(1).all():
+        raise ValueError("a step starts from a canvas without a mask")
+    mass = arrays["rollout"][~np.isnan(arrays["rollout"])]
+    if not ((mass >= -1e-3) & (mass <= 1.01 * length)).all():
+        raise ValueError(f"rollout has values outside 0 to {length}")
