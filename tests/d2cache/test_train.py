@@ -166,7 +166,7 @@ def test_all_answers_of_such_a_row_are_masked_and_count_alike(facts_rows):
     whole = [(mask | ~part).all(1).double().mean().item() for part in (first, answer)]
     assert all(share > 0.25 for share in whole), "as decoding begins"
     written = ~(mask & first).any(1) & (mask & answer).any(1)
-    assert written.double().mean() > 0.1, "earlier answers stand while a later one is learned"
+    assert written.double().mean() > 0.1, "earlier answers are written while a later one is learned"
     for b in range(len(what)):
         assert len(weight[b][mask[b] & answer[b]].unique()) <= 1
 
