@@ -2,12 +2,12 @@
 
 from types import SimpleNamespace
 
-import browser
 import pytest
 import torch
 
 import d2cache
 from analysis import bench, metrics, roofline
+from analysis.tools import browser
 from d2cache.model import CONFIGS
 from d2cache.trace import Recorder
 

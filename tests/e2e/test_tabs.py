@@ -7,17 +7,17 @@ import time
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import browser
 import numpy as np
 import pandas as pd
 import pytest
-from browser import open_tab
 from PIL import Image
 from test_page import state, wait_said
 
 import d2cache
 from analysis import figures, probes
 from analysis.page.query import Asked, Lane
+from analysis.tools import browser
+from analysis.tools.browser import open_tab
 from d2cache import Edit, Part, Trace
 from d2cache.trace import Totals
 
