@@ -14,7 +14,7 @@ from PIL import Image
 from test_page import state, wait_said
 
 import d2cache
-from analysis import figures, probes
+from analysis import probes, report
 from analysis.page.query import Asked, Lane
 from analysis.tools import browser
 from analysis.tools.browser import open_tab
@@ -830,7 +830,8 @@ def test_figures_come_when_a_run_has_ended_and_can_be_kept(tab):
 
     trace = saved_trace(tab, 0)
     want = {
-        one["title"]: one for one in figures.all(trace, probes.rollout_columns(engine(), trace))
+        one["title"]: one
+        for one in report.run_figures(trace, probes.rollout_columns(engine(), trace))
     }
     titles = panel.locator(".d2-figure:visible[aria-label] .d2-title").all_inner_texts()
     assert titles == list(want)
