@@ -164,7 +164,8 @@ def _median_flops(model: Model, trace: d2cache.Trace) -> float:
 
 def prompt_of(model: Model, length: int) -> Tensor:
     """(length,) ids of real text: fact problems, joined and cut."""
-    rng, ids = random.Random(0), []
+    rng = random.Random(0)
+    ids: list[int] = []
     while len(ids) < length:
         ids += model.encode(tasks.draw("facts", rng, held_out=True).prompt).tolist()
     return torch.tensor(ids[:length])

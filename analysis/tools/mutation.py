@@ -88,7 +88,7 @@ def stop(why: str, done):
 
 def results(tree: Path) -> dict:
     """Mutant -> (file, exit code of its tests or None)."""
-    found = {}
+    found: dict[str, tuple[str, int | None]] = {}
     for meta in sorted((tree / "mutants" / "d2cache").rglob("*.meta")):
         file = str(meta.relative_to(tree / "mutants")).removesuffix(".meta")
         codes = json.loads(meta.read_text())["exit_code_by_key"]

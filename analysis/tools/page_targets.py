@@ -116,7 +116,7 @@ def main(argv=None) -> None:
 
 def measure_page(parts) -> dict:
     """The parts that need a browser: what was measured -> (value, target)."""
-    found = {}
+    found: dict[str, tuple[float, str]] = {}
     log = Path(tempfile.mkdtemp()) / "log"
     with sync_playwright() as playwright, browser.server(log) as (url, started):
         chrome = playwright.chromium.launch(executable_path=browser.chromium(), args=browser.FLAGS)

@@ -83,7 +83,7 @@ def test_page_and_picture_are_written(measured, tmp_path, monkeypatch):
     assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "roof.html").read_text("utf-8")
     # it opens without a network
-    assert "plotly.js v" in page and "FLOP for each byte" in page
+    assert "plotly.js v" in page and "FLOP per byte" in page
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "{}", '{"results": []}', '{"results": [{}]}', "{"])
