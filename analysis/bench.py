@@ -1,16 +1,15 @@
 """Speed on this machine: python -m analysis.bench [--policies none,d2] [--json]
 
-Prints the limits first (measured here, now), then one line a policy: median milliseconds a step,
-steps a second with the recording of a trace included, and the ratio to the first policy.
+Prints the limits first, measured now, then one line per policy: median milliseconds per step,
+steps per second including the recording of a trace, and the ratio to the first policy.
 
 With --shape llada-8b or dream-7b a model of that shape with random weights is measured, one line
-a policy, canvas length and batch size (larger batches at one length, if none are named): the median
-over whole generations with everything a user gets, with and without the recording of a trace, and
-the share of the floor, the time in which this device reads the weights of the layers and the LM
-head once.
+per policy, canvas length and batch size (by default larger batches at one length only): the median
+over whole generations as a user runs them, with and without the recording of a trace, and the share
+of the floor, the time in which this device reads the weights of the layers and the LM head once.
 
-With --weights fp8 the products' weights are in 8 bits, and the error is stated: how far that moves
-the logits of one full pass, relative to their norm, from those of the same weights before.
+With --weights fp8 the weights of the products are in 8 bits, and the error is printed: the change
+of the logits of one full pass, relative to their norm.
 """
 
 from __future__ import annotations
@@ -22,9 +21,12 @@ import random
 import statistics
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import d2cache
 from d2cache import models
@@ -34,12 +36,23 @@ from d2cache.quantize import to_fp8
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
-WIDE = 1024  # the length at which larger batches are measured
+WIDE = 1024  # the canvas length at which larger batches are measured
+FEW_MASKS = 64  # at most so many in the pass that measures the error of 8-bit weights
+SHAPE_COLUMNS = (
+    "policy      T  batch  ms/step  floor  tokens/s  rows/step  with trace  again  worst ms"
+    "  first run s"
+)
+COLUMNS = "policy        ms/step   steps/s   ratio   hit rate   rows/step   FLOPs vs none   spread"
 
 
-def limits(device: torch.device, dtype: torch.dtype) -> dict:
-    """Copy bandwidth in GB/s (read + written) and matrix rate in GFLOP/s, best of five; the
-    products are computed as a model's are."""
+# Measure.
+
+
+def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Copy bandwidth in GB/s (read + written) and matrix rate in GFLOP/s, best of five.
+
+    The products are computed as a model computes them.
+    """
     size = 1 << (28 if device.type == "cuda" else 24)
     source, n = torch.rand(size, device=device), 8192 if device.type == "cuda" else 1024
     target = torch.empty_like(source)
@@ -51,7 +64,7 @@ def limits(device: torch.device, dtype: torch.dtype) -> dict:
     return {"copy_gb_s": 2 * source.nbytes / copy / 1e9, "matrix_gflop_s": 2 * n**3 / product / 1e9}
 
 
-def _timed(work, device) -> float:
+def _timed(work: Callable[[], object], device: torch.device) -> float:
     sync(device)
     begin = time.perf_counter()
     work()
@@ -60,13 +73,15 @@ def _timed(work, device) -> float:
 
 
 def sync(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def measure(model, policy: str, prompt, gen_length: int, block_length, repeats: int) -> dict:
-    """Whole generations, recorded; the best of `repeats` after one that warms up."""
+def measure(
+    model: Model, policy: str, prompt, gen_length: int, block_length: int | None, repeats: int
+) -> dict:
+    """Whole generations with their traces; the fastest of `repeats`, after one as a warm-up."""
     runs = []
     for repeat in range(repeats + 1):
         recorder, marks = Recorder(), []
@@ -97,9 +112,60 @@ def measure(model, policy: str, prompt, gen_length: int, block_length, repeats: 
     }
 
 
-def prompt_of(model, length: int) -> torch.Tensor:
+def steps_of(model: Model, policy: str, prompt, args: Namespace, record: bool) -> dict:
+    """One generation, or its first `args.steps` steps.
+
+    -> medians per step without the first: milliseconds, and FLOPs if it is recorded; mean rows per
+    step if it is not.
+    """
+    run = _start(model, policy, prompt, args)
+    recorder, marks, rows = Recorder(), [], []
+    sync(model.device)
+    begin = time.perf_counter()
+    for step in run:
+        if record:
+            recorder.add(step)
+        marks.append(time.perf_counter())
+        if not record:
+            rows.append(step.rows_per_layer.float().mean())
+        if len(marks) == args.steps:
+            break
+    sync(model.device)
+    whole = time.perf_counter() - begin
+    gaps = [1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
+    written = (step.tokens != step.before.mask_id)[:, step.before.prompt_length :].sum()
+    return {
+        "median_ms": statistics.median(gaps),
+        "steps": len(marks),
+        "seconds": whole,
+        "worst_ms": max(gaps),
+        "tokens_per_second": float(written) / whole,
+        "rows": float(torch.stack(rows[1:]).mean()) if rows else None,
+        "flops": _median_flops(model, recorder.trace()) if record else None,
+    }
+
+
+def _start(model: Model, name: str, prompt, args: Namespace) -> Iterator[d2cache.Step]:
+    knobs = dict(rollout_p=args.rollout_p) if name == "d2" else {}
+    policy = d2cache.make_policy(name, **knobs)
+    block = 32 if policy.for_blocks and args.block_length is None else args.block_length
+    return d2cache.generate(
+        model, prompt, policy, gen_length=args.gen_length, block_length=block, eager=args.eager
+    )
+
+
+def _median_flops(model: Model, trace: d2cache.Trace) -> float:
+    """FLOPs of the median step, summed over the batch."""
+    steps = trace.tokens.shape[0] - 1
+    work = trace.work.reshape(steps, -1, 5).sum(1)
+    predicted = trace.predicted.reshape(steps, -1).sum(1)
+    return float(np.median(model.config.flops(*work[1:].T, predicted[1:])))
+
+
+def prompt_of(model: Model, length: int) -> Tensor:
     """(length,) ids of real text: fact problems, joined and cut."""
-    rng, ids = random.Random(0), []
+    rng = random.Random(0)
+    ids: list[int] = []
     while len(ids) < length:
         ids += model.encode(tasks.draw("facts", rng, held_out=True).prompt).tolist()
     return torch.tensor(ids[:length])
@@ -119,11 +185,13 @@ def random_model(shape: str, devices: list[torch.device], dtype: torch.dtype) ->
     return model.requires_grad_(False).eval().lay_out()
 
 
-def narrowed(model: Model, prompt: torch.Tensor, masks: int) -> float:
-    """Bring a model's weights to 8 bits, in place; -> the relative error that its logits have from
-    it, in a full pass over the prompt (P,) and so many masks: ||after - before|| / ||before||."""
+def narrowed(model: Model, prompt: Tensor, masks: int) -> float:
+    """Convert a model's weights to 8 bits, in place; -> the relative error of its logits.
 
-    def logits():
+    That is ||after - before|| / ||before|| in a full pass over prompt (P,) and `masks` masks.
+    """
+
+    def logits() -> Tensor:
         steps = d2cache.generate(model, prompt, "none", gen_length=masks, eager=True)
         made = next(steps).logits.double()
         steps.close()
@@ -134,208 +202,29 @@ def narrowed(model: Model, prompt: torch.Tensor, masks: int) -> float:
     return float((logits() - before).norm() / before.norm())
 
 
-def in_words(weights: str, error: float) -> str:
-    """The line that states the error of 8-bit weights."""
-    return f"weights in {weights}: a full pass has logits off by {100 * error:.2f} % of their norm"
+# The table of a loaded model.
 
 
-def steps_of(model, policy: str, prompt, args, record: bool) -> dict:
-    """One generation, or its first `args.steps` steps; medians of a step, the first left out, in ms
-    and, of a recorded one, in FLOPs."""
-    knobs = dict(rollout_p=args.rollout_p) if policy == "d2" else {}
-    policy = d2cache.make_policy(policy, **knobs)
-    block = 32 if policy.for_blocks and args.block_length is None else args.block_length
-    recorder, marks, rows = Recorder(), [], []
-    sync(model.device)
-    begin = time.perf_counter()
-    steps = d2cache.generate(
-        model, prompt, policy, gen_length=args.gen_length, block_length=block, eager=args.eager
-    )
-    for step in steps:
-        if record:
-            recorder.add(step)
-        marks.append(time.perf_counter())
-        if not record:
-            rows.append(step.rows_per_layer.float().mean())
-        if len(marks) == args.steps:
-            break
-    sync(model.device)
-    whole, flops = time.perf_counter() - begin, None
-    if record:
-        trace = recorder.trace()
-        steps = len(marks)
-        work = trace.work.reshape(steps, -1, 5).sum(1)  # of all rows of a batch
-        predicted = trace.predicted.reshape(steps, -1).sum(1)
-        flops = float(np.median(model.config.flops(*work[1:].T, predicted[1:])))
-    gaps = [1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
-    written = (step.tokens != step.before.mask_id)[:, step.before.prompt_length :].sum()
-    return {
-        "median_ms": statistics.median(gaps),
-        "steps": len(marks),
-        "seconds": whole,
-        "worst_ms": max(gaps),
-        "tokens_per_second": float(written) / whole,
-        "rows": float(torch.stack(rows[1:]).mean()) if rows else None,
-        "flops": flops,
-    }
-
-
-def shape_table(args) -> int:
-    """The table of --shape; its last line is JSON with --json."""
-    devices = models.pick_devices(args.device)
-    device = devices[0]
-    dtype = getattr(torch, args.dtype) if args.dtype else models.default_dtype(device)
-    model, found = random_model(args.shape, devices, dtype), limits(device, dtype)
-    rng, error = torch.Generator().manual_seed(0), None
-    if args.weights:
-        size = (min(args.lengths) - args.gen_length,)
-        ids = torch.randint(0, model.config.eos_id, size, generator=rng)
-        error = narrowed(model, ids, min(64, args.gen_length))
-    weights = sum(p.nbytes for n, p in model.named_parameters() if not n.startswith("embed"))
-    floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    kind = f"{str(dtype)[6:]} weights" + (f" in {args.weights}" if args.weights else "")
-    print(
-        f"{args.shape}, random {kind}, {name}, torch {torch.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}\n"
-        f"measured limits: copy {found['copy_gb_s']:.0f} GB/s, "
-        f"matrix product {found['matrix_gflop_s'] / 1e3:.1f} TFLOP/s\n"
-        f"weights {weights / 1e9:.2f} GB, read once in {floor:.2f} ms: the floor of a step\n"
-        + (f"{in_words(args.weights, error)}\n" if args.weights else "")
-        + "\n"
-        "policy      T  batch  ms/step  floor  tokens/s  rows/step  with trace  again  worst ms"
-        "  first run s",
-        flush=True,
-    )
-    results = []
-    for length in args.lengths:
-        for batch in args.batches or ([1, 4, 16] if length == WIDE else [1]):
-            rng = torch.Generator().manual_seed(length)
-            size = (batch, length - args.gen_length)
-            prompt = torch.randint(0, model.config.eos_id, size, generator=rng)
-            for policy in args.names:
-                r = {"policy": policy, "length": length, "batch": batch}
-                try:
-                    r["first_run_seconds"] = steps_of(model, policy, prompt, args, False)["seconds"]
-                    r |= steps_of(model, policy, prompt, args, False)
-                    recorded = steps_of(model, policy, prompt, args, True)
-                    r |= {"recorded_ms": recorded["median_ms"], "flops": recorded["flops"]}
-                    r["again_ms"] = steps_of(model, policy, prompt, args, False)["median_ms"]
-                except torch.cuda.OutOfMemoryError:
-                    print(f"{policy:8} {length:5} {batch:6}  out of memory", flush=True)
-                    continue
-                r["floor_share"] = floor / r["median_ms"]
-                c = model.config
-                kept = 2 * c.layers * batch * c.kv_heads * length * c.head_width
-                r["bytes"] = weights + kept * dtype.itemsize  # what a step must read
-                results.append(r)
-                print(
-                    f"{policy:8} {length:5} {batch:6} {r['median_ms']:8.2f} "
-                    f"{100 * r['floor_share']:5.0f}% {r['tokens_per_second']:9.1f} "
-                    f"{r['rows']:10.1f} {r['recorded_ms']:11.2f} {r['again_ms']:6.2f} "
-                    f"{r['worst_ms']:9.1f} {r['first_run_seconds']:12.1f}",
-                    flush=True,
-                )
-    if args.json:
-        print(
-            json.dumps(
-                {
-                    "shape": args.shape,
-                    "dtype": str(dtype)[6:],
-                    "machine": name,
-                    "eager": args.eager,
-                    "date": time.strftime("%Y-%m-%d"),
-                    **found,
-                    "weights": args.weights,
-                    "logits_error": error,
-                    "weights_bytes": weights,
-                    "floor_ms": floor,
-                    "gen_length": args.gen_length,
-                    "results": results,
-                }
-            )
-        )
-    return 0
-
-
-def numbers(text: str) -> list[int]:
-    """ "512,1024" -> [512, 1024]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers") from error
-
-
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.bench", description=__doc__)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--policies", default=",".join(p["name"] for p in d2cache.policies()))
-    parser.add_argument("--shape", choices=["llada-8b", "dream-7b", "tiny"], help="random weights")
-    parser.add_argument("--lengths", type=numbers, default=[512, 1024, 2048, 4096], metavar="T,..")
-    parser.add_argument(
-        "--batches", type=numbers, metavar="B,..", help=f"default: 1, at T = {WIDE} 4 and 16 too"
-    )
-    parser.add_argument("--steps", type=int, default=None, help="with --shape: stop after so many")
-    parser.add_argument("--rollout-p", type=float, default=0.1, help="with --shape: d2's knob")
-    parser.add_argument("--eager", action="store_true", default=None, help="no graphs on a GPU")
-    parser.add_argument("--prompt-length", type=int, default=96)
-    parser.add_argument("--gen-length", type=int, default=None, help="default: 96; --shape: 256")
-    parser.add_argument("--block-length", type=int, default=None, help="default: one block")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"])
-    parser.add_argument("--weights", choices=["fp8"], help="in 8 bits; default: of the dtype")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    args = parser.parse_args(argv)
-    try:
-        names = list(dict.fromkeys(n for n in args.policies.split(",") if n))
-        if not names:
-            raise ValueError("nothing to measure; name at least one policy")
-        for name in names:
-            d2cache.make_policy(name)
-        args.gen_length = args.gen_length or (256 if args.shape else 96)
-        args.names = sorted(names, key=lambda n: n != "none")  # the reference first
-        for name in ("prompt_length", "gen_length", "repeats"):
-            if getattr(args, name) < 1:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {getattr(args, name)}; it must be at least 1")
-        if args.shape and min(args.lengths + (args.batches or [])) < 1:
-            raise ValueError("--lengths and --batches are whole numbers of at least 1")
-        if args.shape and min(args.lengths) <= args.gen_length:
-            raise ValueError(
-                f"--lengths has {min(args.lengths)}; with an answer of {args.gen_length} a canvas "
-                f"has at least {args.gen_length + 1} positions"
-            )
-        if args.shape:
-            return shape_table(args)
-        dtype = getattr(torch, args.dtype) if args.dtype else None
-        model = d2cache.load(args.model, args.device, dtype)
-        prompt = prompt_of(model, args.prompt_length)
-        open_canvas(model, prompt, args.gen_length, args.block_length)
-        error = narrowed(model, prompt, min(64, args.gen_length)) if args.weights else None
-    except ValueError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    names = args.names
+def model_table(args: Namespace, model: Model, prompt: Tensor, error: float | None) -> None:
+    """Measure and print; the last line is JSON with --json."""
     found = limits(model.device, model.dtype)
     weights = sum(p.nbytes for p in model.parameters())
-    floor = 1e3 * weights / (found["copy_gb_s"] * 1e9)
     length = args.prompt_length + args.gen_length
+    about = {
+        "model": model.config.name,
+        "dtype": _name(model.dtype),
+        "machine": _machine(model.device),
+        "length": length,
+        **found,
+        "weights": args.weights,
+        "logits_error": error,
+        "weights_bytes": weights,
+    }
     full = model.config.flops(*model.config.work(length, length, length), args.gen_length)
-    machine = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine()
-    print(
-        f"{model.config.name}, {str(model.dtype)[6:]}, {machine}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
-        f"measured limits: copy {found['copy_gb_s']:.1f} GB/s, "
-        f"matrix product {found['matrix_gflop_s']:.0f} GFLOP/s\n"
-        f"weights {weights / 1e6:.1f} MB, read once in {floor:.2f} ms; a full pass of "
-        f"{length} positions is {full / 1e9:.2f} GFLOP, "
-        f"{1e3 * full / found['matrix_gflop_s'] / 1e9:.1f} ms at that rate\n"
-        + (f"{in_words(args.weights, error)}\n" if args.weights else "")
-    )
-    results = []
-    print("policy        ms/step   steps/s   ratio   hit rate   rows/step   FLOPs vs none   spread")
-    for name in names:
+    print(_model_heading(about, full))
+    print(COLUMNS)
+    results: list[dict] = []
+    for name in args.names:
         r = measure(model, name, prompt, args.gen_length, args.block_length, args.repeats)
         r["ratio"] = r["steps_per_second"] / (results[0] if results else r)["steps_per_second"]
         results.append(r)
@@ -345,21 +234,213 @@ def main(argv=None) -> int:
             f"{r['spread']:8.2f}"
         )
     if args.json:
-        print(
-            json.dumps(
-                {
-                    "model": model.config.name,
-                    "dtype": str(model.dtype)[6:],
-                    "machine": machine,
-                    "length": length,
-                    **found,
-                    "weights": args.weights,
-                    "logits_error": error,
-                    "weights_bytes": weights,
-                    "policies": results,
-                }
-            )
+        print(json.dumps(about | {"policies": results}))
+
+
+def _model_heading(about: dict, full: float) -> str:
+    """full: FLOPs of a full pass."""
+    floor = 1e3 * about["weights_bytes"] / (about["copy_gb_s"] * 1e9)
+    return (
+        f"{about['model']}, {about['dtype']}, {about['machine']}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"measured limits: copy {about['copy_gb_s']:.1f} GB/s, "
+        f"matrix product {about['matrix_gflop_s']:.0f} GFLOP/s\n"
+        f"weights {about['weights_bytes'] / 1e6:.1f} MB, read once in {floor:.2f} ms; a full pass "
+        f"of {about['length']} positions is {full / 1e9:.2f} GFLOP, "
+        f"{1e3 * full / about['matrix_gflop_s'] / 1e9:.1f} ms at that rate\n" + _error_line(about)
+    )
+
+
+# The table of a shape.
+
+
+def shape_table(args: Namespace) -> None:
+    """Measure and print; the last line is JSON with --json."""
+    devices = models.pick_devices(args.device)
+    device = devices[0]
+    dtype = getattr(torch, args.dtype) if args.dtype else models.default_dtype(device)
+    model, found = random_model(args.shape, devices, dtype), limits(device, dtype)
+    error = _shape_error(model, args) if args.weights else None
+    weights = sum(p.nbytes for n, p in model.named_parameters() if not n.startswith("embed"))
+    about = {
+        "shape": args.shape,
+        "dtype": _name(dtype),
+        "machine": _machine(device),
+        "eager": args.eager,
+        "date": time.strftime("%Y-%m-%d"),
+        **found,
+        "weights": args.weights,
+        "logits_error": error,
+        "weights_bytes": weights,
+        "floor_ms": 1e3 * weights / (found["copy_gb_s"] * 1e9),
+        "gen_length": args.gen_length,
+    }
+    print(f"{_shape_heading(about)}\n{SHAPE_COLUMNS}", flush=True)
+    results = list(_shape_lines(model, args, about))
+    if args.json:
+        print(json.dumps(about | {"results": results}))
+
+
+def _shape_error(model: Model, args: Namespace) -> float:
+    size = (min(args.lengths) - args.gen_length,)
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.config.eos_id, size, generator=rng)
+    return narrowed(model, ids, min(FEW_MASKS, args.gen_length))
+
+
+def _shape_heading(about: dict) -> str:
+    kind = f"{about['dtype']} weights" + (f" in {about['weights']}" if about["weights"] else "")
+    return (
+        f"{about['shape']}, random {kind}, {about['machine']}, torch {torch.__version__}, "
+        f"{about['date']}\n"
+        f"measured limits: copy {about['copy_gb_s']:.0f} GB/s, "
+        f"matrix product {about['matrix_gflop_s'] / 1e3:.1f} TFLOP/s\n"
+        f"weights {about['weights_bytes'] / 1e9:.2f} GB, read once in {about['floor_ms']:.2f} ms: "
+        f"the floor of a step\n" + _error_line(about)
+    )
+
+
+def _shape_lines(model: Model, args: Namespace, about: dict) -> Iterator[dict]:
+    """Measure and print line by line; what does not fit in memory is left out."""
+    for length in args.lengths:
+        for batch in args.batches or ([1, 4, 16] if length == WIDE else [1]):
+            rng = torch.Generator().manual_seed(length)
+            size = (batch, length - args.gen_length)
+            prompt = torch.randint(0, model.config.eos_id, size, generator=rng)
+            for policy in args.names:
+                r = {"policy": policy, "length": length, "batch": batch}
+                try:
+                    r |= _four_runs(model, policy, prompt, args)
+                except torch.cuda.OutOfMemoryError:
+                    print(f"{policy:8} {length:5} {batch:6}  out of memory", flush=True)
+                    continue
+                r["floor_share"] = about["floor_ms"] / r["median_ms"]
+                r["bytes"] = about["weights_bytes"] + _cache_bytes(model, batch, length)
+                print(_shape_line(r), flush=True)
+                yield r
+
+
+def _four_runs(model: Model, policy: str, prompt: Tensor, args: Namespace) -> dict:
+    """The first run, a second one, one that is recorded, and a last one to see drift."""
+    first = steps_of(model, policy, prompt, args, False)["seconds"]
+    found = {"first_run_seconds": first} | steps_of(model, policy, prompt, args, False)
+    recorded = steps_of(model, policy, prompt, args, True)
+    found |= {"recorded_ms": recorded["median_ms"], "flops": recorded["flops"]}
+    return found | {"again_ms": steps_of(model, policy, prompt, args, False)["median_ms"]}
+
+
+def _cache_bytes(model: Model, batch: int, length: int) -> int:
+    """Bytes of the keys and values of a full canvas, which a step must read."""
+    c = model.config
+    return 2 * c.layers * batch * c.kv_heads * length * c.head_width * model.dtype.itemsize
+
+
+def _shape_line(r: dict) -> str:
+    return (
+        f"{r['policy']:8} {r['length']:5} {r['batch']:6} {r['median_ms']:8.2f} "
+        f"{100 * r['floor_share']:5.0f}% {r['tokens_per_second']:9.1f} "
+        f"{r['rows']:10.1f} {r['recorded_ms']:11.2f} {r['again_ms']:6.2f} "
+        f"{r['worst_ms']:9.1f} {r['first_run_seconds']:12.1f}"
+    )
+
+
+def _error_line(about: dict) -> str:
+    """A line with the error of 8-bit weights; empty for others."""
+    if not about["weights"]:
+        return ""
+    off = f"{100 * about['logits_error']:.2f} % of their norm"
+    return f"weights in {about['weights']}: a full pass has logits off by {off}\n"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _machine(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+
+
+# The command line.
+
+
+def numbers(text: str) -> list[int]:
+    """ "512,1024" -> [512, 1024]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers, such as 512,1024"
+        ) from error
+
+
+def parse(argv=None) -> Namespace:
+    parser = argparse.ArgumentParser(prog="python -m analysis.bench", description=__doc__)
+    add = parser.add_argument
+    add("--model", default="tiny")
+    add("--policies", default=",".join(p["name"] for p in d2cache.policies()))
+    add("--shape", choices=["llada-8b", "dream-7b", "tiny"], help="random weights of this shape")
+    add("--lengths", type=numbers, default=[512, 1024, 2048, 4096], metavar="T,..")
+    add("--batches", type=numbers, metavar="B,..", help=f"default: 1, and 4 and 16 at T = {WIDE}")
+    add("--steps", type=int, default=None, help="with --shape: measure only the first steps")
+    add("--rollout-p", type=float, default=0.1, help="with --shape: a knob of d2")
+    add("--eager", action="store_true", default=None, help="no CUDA graphs on a GPU")
+    add("--prompt-length", type=int, default=96)
+    add("--gen-length", type=int, default=None, help="default: 96, with --shape 256")
+    add("--block-length", type=int, default=None, help="default: one block")
+    add("--device", default="auto")
+    add("--dtype", default=None, choices=["float32", "bfloat16"])
+    add("--weights", choices=["fp8"], help="weights in 8 bits; default: in --dtype")
+    add("--repeats", type=int, default=5)
+    add("--json", action="store_true", help="end with one line of JSON")
+    return parser.parse_args(argv)
+
+
+def check(args: Namespace) -> None:
+    """Complete the arguments; raises ValueError for what cannot be measured."""
+    names = list(dict.fromkeys(n for n in args.policies.split(",") if n))
+    if not names:
+        raise ValueError("nothing to measure; name at least one policy")
+    for name in names:
+        d2cache.make_policy(name)
+    args.names = sorted(names, key=lambda n: n != "none")  # the reference first
+    args.gen_length = args.gen_length or (256 if args.shape else 96)
+    for name in ("prompt_length", "gen_length", "repeats"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {getattr(args, name)}; it must be at least 1")
+    if not args.shape:
+        return
+    if min(args.lengths + (args.batches or [])) < 1:
+        raise ValueError("--lengths and --batches must be whole numbers of at least 1")
+    if min(args.lengths) <= args.gen_length:
+        raise ValueError(
+            f"--lengths has {min(args.lengths)}; with an answer of {args.gen_length} a canvas "
+            f"has at least {args.gen_length + 1} positions"
         )
+
+
+def load(args: Namespace) -> tuple[Model, Tensor, float | None]:
+    """The model, a prompt, and the error of 8-bit weights; ValueError if they do not fit."""
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    model = d2cache.load(args.model, args.device, dtype)
+    prompt = prompt_of(model, args.prompt_length)
+    open_canvas(model, prompt, args.gen_length, args.block_length)
+    masks = min(FEW_MASKS, args.gen_length)
+    return model, prompt, narrowed(model, prompt, masks) if args.weights else None
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        check(args)
+        if args.shape:
+            shape_table(args)
+            return 0
+        loaded = load(args)
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    model_table(args, *loaded)
     return 0
 
 

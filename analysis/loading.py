@@ -1,10 +1,10 @@
 """How fast a checkpoint loads: python -m analysis.loading FOLDER [--shape llada-8b] [--device cuda]
 
-Prints for `d2cache.load` in a fresh process: seconds, bytes a second, and the most memory of the
-host that the process held of its own (without pages of the files, which the system may drop),
-above what it held before. Once with the files dropped from memory, as far as the system lets
-them go, and once right after. With --shape a checkpoint of that shape with random bfloat16
-weights is written to FOLDER first, in shards of 5 GB.
+Prints for `d2cache.load` in a new process: seconds, bytes per second, and the peak of the host
+memory of its own that the process took (without pages of the files, which the system may drop).
+Once with the files dropped from memory, as far as the system allows, and once right after. With
+--shape a checkpoint of that shape with random bfloat16 weights is written to FOLDER first, in
+shards of 5 GB.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -25,20 +26,20 @@ from analysis.bench import random_model, sync
 from d2cache import models, weights
 from d2cache.model import CONFIGS
 
-SHARD = 5_000_000_000  # bytes, about as on the hub
+SHARD = 5_000_000_000  # bytes, about the size of shards on the hub
 
 
 def own_memory() -> int:
-    """Bytes in memory that belong to this process alone; Linux says it."""
+    """Bytes in memory that belong to this process alone, as Linux reports them."""
     status = Path("/proc/self/status").read_text("ascii")
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 def load_here(folder: str, device: str) -> dict:
-    """Load in this process: seconds, bytes of the weights, peak of own memory above the start."""
+    """Load in this process -> seconds, bytes of the weights, peak of own memory above the start."""
     devices = models.pick_devices(device)
     for one in devices:
-        torch.zeros(1, device=one)  # what a GPU's driver takes is not the checkpoint's
+        torch.zeros(1, device=one)  # the memory of a GPU's driver does not count
     seen, loaded = [own_memory()], threading.Event()
 
     def watch():
@@ -68,31 +69,43 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def main(argv=None) -> int:
+def parse(argv=None) -> Namespace:
     parser = argparse.ArgumentParser(prog="python -m analysis.loading", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", choices=list(CONFIGS), help="write such a checkpoint first")
-    parser.add_argument("--device", default="auto", help="of several, cuda:0,cuda:1, one model")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    try:
-        if args.here:
-            print(json.dumps(load_here(str(args.folder), args.device)))
-            return 0
-        if not sys.platform.startswith("linux"):
-            raise ValueError("a process's memory is read as Linux gives it; run it there")
-        devices = models.pick_devices(args.device)
-        if args.shape:
-            if args.folder.exists() and any(args.folder.iterdir()):
-                raise ValueError(f"{args.folder} is not empty; name a new folder for --shape")
-            made = random_model(args.shape, devices, torch.bfloat16)
-            weights.save(made, args.folder, torch.bfloat16, SHARD)
-            del made
-        models.label(str(args.folder))
-    except ValueError as error:
-        print(f"loading: {error}", file=sys.stderr)
-        return 2
+    add = parser.add_argument
+    add("folder", type=Path)
+    add("--shape", choices=list(CONFIGS), help="write a checkpoint of this shape first")
+    add("--device", default="auto", help="cuda:0,cuda:1 spreads one model over both")
+    add("--json", action="store_true", help="end with one line of JSON")
+    add("--here", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def check(args: Namespace) -> None:
+    """Raises ValueError for what cannot be measured."""
+    if not sys.platform.startswith("linux"):
+        raise ValueError("the memory of a process is read from Linux's /proc; run it on Linux")
+    models.pick_devices(args.device)
+    if args.shape and args.folder.exists() and any(args.folder.iterdir()):
+        raise ValueError(f"{args.folder} is not empty; name a new folder for --shape")
+
+
+def write(args: Namespace) -> None:
+    """The checkpoint of --shape."""
+    model = random_model(args.shape, models.pick_devices(args.device), torch.bfloat16)
+    weights.save(model, args.folder, torch.bfloat16, SHARD)
+
+
+def load_in_a_process(args: Namespace) -> dict:
+    """`load_here` in a new process; CalledProcessError if that fails."""
+    command = [sys.executable, "-m", "analysis.loading", str(args.folder), "--here"]
+    child = subprocess.run(
+        [*command, "--device", args.device], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def table(args: Namespace) -> None:
+    """Measure and print; the last line is JSON with --json."""
     files = sorted(args.folder.glob("*.safetensors"))
     stored = sum(path.stat().st_size for path in files)
     print(f"{args.folder}: {len(files)} files, {stored / 1e9:.2f} GB, to {args.device}\n")
@@ -101,13 +114,7 @@ def main(argv=None) -> int:
     for name in ("dropped", "kept"):
         if name == "dropped":
             forget(args.folder)
-        command = [sys.executable, "-m", "analysis.loading", str(args.folder), "--here"]
-        child = subprocess.run(
-            [*command, "--device", args.device], stdout=subprocess.PIPE, text=True
-        )
-        if child.returncode:
-            return child.returncode
-        r = found[name] = json.loads(child.stdout.splitlines()[-1])
+        r = found[name] = load_in_a_process(args)
         print(
             f"{name:15} {r['seconds']:8.2f} {stored / r['seconds'] / 1e9:7.2f} "
             f"{r['peak_bytes'] / 1e9:21.3f}",
@@ -115,6 +122,25 @@ def main(argv=None) -> int:
         )
     if args.json:
         print(json.dumps({"stored_bytes": stored, "device": args.device, **found}))
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        if args.here:
+            print(json.dumps(load_here(str(args.folder), args.device)))
+            return 0
+        check(args)
+        if args.shape:
+            write(args)
+        models.label(str(args.folder))
+    except ValueError as error:
+        print(f"loading: {error}", file=sys.stderr)
+        return 2
+    try:
+        table(args)
+    except subprocess.CalledProcessError as error:
+        return error.returncode
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Trace -> tidy DataFrames with documented columns and units."""
+"""Trace -> tidy DataFrames with documented columns and units, each of a run of one row."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import pandas as pd
 
 from d2cache import ModelConfig, Part, Trace, Why
 
+PARTS = {"key": Part.KEY, "value": Part.VALUE, "attention": Part.ATTENTION, "mlp": Part.MLP}
+
 
 def steps(trace: Trace) -> pd.DataFrame:
-    """One line a denoising step (a run of one row).
+    """One line per denoising step.
 
     step (from 0), milliseconds (host time), rows (recomputed, mean over the layers), hit_rate
     (share of the canvas that was not recomputed, 0 to 1), written (tokens), masked_again (tokens
-    that a decoder doubted), predicted (rows through the LM head), gflops (`ModelConfig.flops` /
-    1e9), and a column why_NAME per reason of `d2cache.Why`: rows recomputed for it (a row may have
-    several).
+    that the decoder masked again), predicted (rows through the LM head), gflops
+    (`ModelConfig.flops` / 1e9), and a column why_NAME per reason of `d2cache.Why`: rows recomputed
+    for that reason (a row may have several).
     """
     config = ModelConfig(**trace.run["shape"])
     rows, length = trace.recomputed_by_layer.mean(1).sum(1), trace.tokens.shape[1]
@@ -33,17 +35,17 @@ def steps(trace: Trace) -> pd.DataFrame:
             "gflops": config.flops(*trace.work.T, trace.predicted) / 1e9,
         }
     )
-    for reason in Why:
-        frame[f"why_{reason.name.lower()}"] = ((trace.why & int(reason)) > 0).sum(1)
+    for reason in Why:  # without aliases
+        frame[f"why_{str(reason.name).lower()}"] = ((trace.why & int(reason)) > 0).sum(1)
     return frame
 
 
 def layers(trace: Trace) -> pd.DataFrame:
-    """One line a step and layer (a run of one row): how much was recomputed, how old the rest is.
+    """One line per step and layer: how much was recomputed, and how old the rest is.
 
-    step and layer (from 0), rows (recomputed there), evicted (rows left out of its attention),
+    step and layer (from 0), rows (recomputed there), evicted (positions left out of its attention),
     and age_key, age_value, age_attention, age_mlp: mean over the canvas of the steps since that
-    part of a row was last computed there (0: at this step).
+    part of a position was last computed there (0: at this step).
     """
     rows = trace.recomputed_by_layer.sum(2)
     steps, count = rows.shape
@@ -57,18 +59,18 @@ def layers(trace: Trace) -> pd.DataFrame:
             "evicted": evicted.ravel(),
         }
     )
-    for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP):
-        frame[f"age_{part.name.lower()}"] = trace.age(part).mean(2).ravel()
+    for name, part in PARTS.items():
+        frame[f"age_{name}"] = trace.age(part).mean(2).ravel()
     return frame
 
 
 def tokens(trace: Trace) -> pd.DataFrame:
-    """One line an answer position that is written at the end, in the order of writing.
+    """One line per answer position that is written in the end, in the order of writing.
 
-    position (from 0 in the answer), token (text), step (that wrote it last), confidence and density
-    (of that step, 0 to 1; confidence NaN where an edit wrote what was not predicted), recomputed
-    (steps that recomputed it, so far as the run went), distance (positions to the nearest token
-    of the last step before that wrote; NaN for the first step).
+    position (from 0 in the answer), token (text), step (the last that wrote it), confidence and
+    density (at that step, 0 to 1; confidence NaN where an edit wrote and nothing was predicted),
+    recomputed (number of steps that recomputed it), distance (in positions, to the nearest token
+    written by the previous step that wrote any; NaN for the first step).
     """
     written = trace.tokens[-1, trace.prompt_length :] != trace.run["shape"]["mask_id"]
     at = np.flatnonzero((trace.step_of_token >= 0) & written)
@@ -87,8 +89,8 @@ def tokens(trace: Trace) -> pd.DataFrame:
         }
     )
     distance, before = np.full(len(at), np.nan), None
-    for one in np.unique(step):
-        now = step == one
+    for each in np.unique(step):
+        now = step == each
         if before is not None:
             distance[now] = np.abs(at[now][:, None] - before).min(1)
         before = at[now]
@@ -97,12 +99,11 @@ def tokens(trace: Trace) -> pd.DataFrame:
 
 
 def premature(trace: Trace) -> pd.DataFrame:
-    """One line a step and answer position that it predicted: how sure, and how much too early.
+    """One line per step and answer position that it predicted: how sure, and how early.
 
     step (from 0), position (from 0 in the answer), confidence (of the candidate, 0 to 1), written
-    (True where this step wrote it), ahead (positions still masked to its left before the step: a
-    sure candidate with many of them is sure before it can know), tail (position over the last one,
-    0 to 1: the region).
+    (True where this step wrote it), ahead (positions on its left that were masked before the step:
+    a sure candidate with many of them is sure too early), tail (position / last position, 0 to 1).
     """
     p, mask_id = trace.prompt_length, trace.run["shape"]["mask_id"]
     masked = trace.tokens[:, p:] == mask_id

@@ -1,4 +1,4 @@
-"""Measurements that the engine need not know: made by wrapping or replacing a policy."""
+"""Measurements that the engine itself does not make: exact passes beside a run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from d2cache import CachePolicy, Model, Step, Trace, ops
 from d2cache.policies import KV
 from d2cache.rows import Rows
 
-MOST_CELLS = 1 << 24  # of attention maps that are held at once
+MOST_CELLS = 1 << 24  # of the attention maps in memory at once
 
 
 @dataclass(frozen=True)
 class Look:
-    """What an exact full pass on the canvas before a step says of that step.
+    """How a step differs from an exact full pass on the canvas before it.
 
-    k_drift, v_drift (T,) float32: how far the keys and values that the step's attention read lie
-    from the exact ones, 0 to 2: 1 - cosine over the heads joined, mean over the layers. kl (G,)
-    float32: KL(exact || cached) in nats of each prediction, NaN where none was made. flips: canvas
-    positions whose likeliest token differs. oracle: the k canvas positions whose kept keys and
-    values had drifted most (K's drift + V's) before the step recomputed any, the leftmost first
-    where equal; k as many as it recomputed. recall: share of those that the step did recompute.
-    Without an oracle, () and None: where every row was recomputed or none, and where `Truth` did
-    not look at the step before.
+    k_drift, v_drift (T,) float32: distance of the keys and values that the step's attention read
+    from the exact ones, 0 to 2: 1 - cosine with the heads joined, mean over the layers. kl (G,)
+    float32: KL(exact || cached) of each prediction in nats, NaN where none was made. flips: canvas
+    positions whose likeliest token differs. oracle: the k canvas positions whose cached keys and
+    values had drifted most (K's drift + V's) before the step recomputed any, ascending, ties broken
+    to the left; k is the number that it recomputed. recall: share of them that the step recomputed.
+    Without an oracle, () and None: if all rows or none were recomputed, and if `Truth` did not look
+    at the previous step.
     """
 
     step: int
@@ -41,10 +41,11 @@ class Look:
 
 
 class _Exact(CachePolicy):
-    """No cache. `run` makes a full pass on canvases of any tokens; `maps` False keeps none."""
+    """No cache. `run` makes a full pass on canvases of any tokens; maps: keep attention maps."""
 
     def __init__(self, model: Model, maps: bool = False):
-        self.model, self.maps = model, [] if maps else None
+        self.model = model
+        self.maps: list[Tensor] | None = [] if maps else None
 
     @torch.inference_mode()
     def run(self, tokens: Tensor, target: Tensor | None = None) -> Tensor:
@@ -81,21 +82,22 @@ class _Exact(CachePolicy):
 
 
 class Truth:
-    """An exact run in the shadow of a cached one: a full pass a step, compared with what was read.
+    """Exact passes beside a cached run: one full pass per step, compared with what the step read.
 
-    policy: the object that the run uses. `look` at each step as soon as it is made, for the
-    policy's cache is read as the step left it; skipping steps is allowed. One row; any policy.
-    Of rows that a policy evicted, what it still keeps is compared.
+    policy: the object that the run uses. Call `look` right after each step, because it reads the
+    policy's cache as the step left it; steps may be skipped. Any policy, a batch of one. For
+    evicted positions, what the cache still holds is compared.
 
-    Raises ValueError for a batch.
+    Raises ValueError for a larger batch.
     """
 
     def __init__(self, model: Model, policy: CachePolicy):
         self.policy, self.exact = policy, _Exact(model)
-        self.last, self.kept = -1, None  # the step looked at last, and the K,V that it left
+        self.last = -1  # the last step looked at
+        self.kept: list[Tensor] | None = None  # the K,V that it left
 
     def watch(self, steps: Iterable[Step]) -> Iterator[tuple[Step, Look]]:
-        """The steps of a run, each with what is true of it."""
+        """The steps of a run, each with its `Look`."""
         for step in steps:
             yield step, self.look(step)
 
@@ -103,10 +105,12 @@ class Truth:
     def look(self, step: Step) -> Look:
         batch = len(step.before.tokens)
         if batch > 1:
-            raise ValueError(f"the truth is told of one row, this batch has {batch}")
+            raise ValueError(
+                f"the batch has {batch} prompts; Truth compares one, so run them one by one"
+            )
         target, p = step.rows.target, step.before.prompt_length
         logits = self.exact.run(step.before.tokens, target)
-        logits[..., step.before.mask_id] = -torch.inf  # as the loop does
+        logits[..., step.before.mask_id] = -torch.inf  # as in the loop
         exact, cached = (x.to(_wide(x)).log_softmax(-1) for x in (logits, step.logits))
         # a token of probability 0 adds nothing: 0 * (-inf - -inf) is not a number
         gain = torch.where(exact > -torch.inf, exact.exp() * (exact - cached), 0).sum(-1)
@@ -116,10 +120,11 @@ class Truth:
         true, kv = (self.exact.kv.k, self.exact.kv.v), (self.policy.kv.k, self.policy.kv.v)
         k_drift, v_drift = (_drift(*pair) for pair in zip(kv, true, strict=True))
         recomputed = step.recomputed[0]
-        oracle, recall, count = [], None, int(recomputed.sum())
+        oracle: list[int] = []
+        recall, count = None, int(recomputed.sum())
         if self.kept is not None and self.last == step.index - 1 and 0 < count < len(recomputed):
-            before = sum(_drift(*pair) for pair in zip(self.kept, true, strict=True))
-            best = before.sort(descending=True, stable=True).indices[:count]
+            k_kept, v_kept = (_drift(*pair) for pair in zip(self.kept, true, strict=True))
+            best = (k_kept + v_kept).sort(descending=True, stable=True).indices[:count]
             oracle, recall = best.sort().values.tolist(), float(recomputed[best].double().mean())
         self.last, self.kept = step.index, [t.clone() for t in kv]
         return Look(
@@ -144,21 +149,21 @@ def _drift(kept: Tensor, exact: Tensor) -> Tensor:
 
 
 def attention_map(model: Model, trace: Trace, step: int, layer: int) -> np.ndarray:
-    """(T,T) float32: head-averaged attention of one layer in an exact full pass on the canvas
-    before a step; row i says where position i looks, rows sum to 1.
+    """(T,T) float32: head-averaged attention of one layer, exact, on the canvas before a step.
 
-    Raises IndexError for a step or a layer that is not there.
+    Row i is where position i attends; rows sum to 1. Raises IndexError for a step or a layer that
+    the run does not have.
     """
-    _there("layer", layer, model.config.layers)
+    _check_index("layer", layer, model.config.layers)
     return _maps(model, trace, step)[layer][0].float().cpu().numpy()
 
 
 def rollout_map(model: Model, trace: Trace, step: int) -> np.ndarray:
     """(T,T) float32: attention rollout of an exact full pass on the canvas before a step.
 
-    Row i says where position i's output comes from; rows sum to 1. Dense product of
-    W = (A + I) / 2 over the layers (arXiv 2005.00928). Raises IndexError for a step that is
-    not in the trace.
+    Row i is where the output of position i comes from; rows sum to 1. Dense product of
+    W = (A + I) / 2 over the layers (arXiv 2005.00928). Raises IndexError for a step that the run
+    does not have.
     """
     maps = _maps(model, trace, step)
     product = eye = torch.eye(trace.tokens.shape[1], device=model.device)
@@ -168,8 +173,10 @@ def rollout_map(model: Model, trace: Trace, step: int) -> np.ndarray:
 
 
 def column_sums(grid: np.ndarray) -> np.ndarray:
-    """A map (T,T) -> (T,): what each position gives to all others. Rows sum to 1, so the mean is
-    1: 2 is twice as much as the average position."""
+    """A map (T,T) -> (T,): what each position gives to all others.
+
+    Rows sum to 1, so the mean is 1; 2 is twice the average position.
+    """
     return grid.sum(0)
 
 
@@ -185,32 +192,30 @@ def rollout_columns(model: Model, trace: Trace) -> np.ndarray:
 
 
 def life(model: Model, trace: Trace, position: int) -> dict:
-    """How one canvas position's exact keys and values move through a run: exact passes on the
-    canvas before every step, a few at a time.
+    """How the exact keys and values of one canvas position move through a run.
 
     -> k, v: (S,2) float64, the first two principal components over the steps of its K (V), mean
-    over the layers, heads joined; of every component the largest weight is positive. explained:
-    {k, v} (2,), the share of the variance that each component holds, 0 where nothing moves. moved:
-    {k, v} (S,), how far K (V) lies from that of the step before (Euclidean, all components), 0 at
-    the first step. Raises IndexError for a position that is not on the canvas.
+    over the layers, heads joined; the largest weight of each component is positive. explained:
+    {k, v} (2,), the share of the variance in each component, 0 where nothing moves. moved:
+    {k, v} (S,), Euclidean distance of K (V) from the previous step's, over all components, 0 at the
+    first step. Raises IndexError for a position that is not on the canvas.
     """
-    _there("position", position, trace.tokens.shape[1])
+    _check_index("position", position, trace.tokens.shape[1])
     exact, seen = _Exact(model), []
     for tokens in _batches(model, trace):
         exact.run(tokens)
         both = torch.stack((exact.kv.k, exact.kv.v))[..., position, :].double()  # (2,L,B,Hkv,D)
         seen.append(both.mean(1).flatten(2).cpu().numpy())
-    out = {"explained": {}, "moved": {}}
+    components, explained, moved = {}, {}, {}
     for name, rows in zip("kv", np.concatenate(seen, axis=1), strict=True):
-        out[name], out["explained"][name] = _components(rows)
-        step = np.linalg.norm(np.diff(rows, axis=0), axis=1)
-        out["moved"][name] = np.append(0, step)
-    return out
+        components[name], explained[name] = _components(rows)
+        moved[name] = np.append(0, np.linalg.norm(np.diff(rows, axis=0), axis=1))
+    return {"explained": explained, "moved": moved, **components}
 
 
 def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(S,C) -> its first two principal components (S,2) and their share of the variance (2,)."""
-    rounding = 1e-6 * np.linalg.norm(x)  # of float32: less than this is no movement
+    rounding = 1e-6 * np.linalg.norm(x)  # of float32: anything less is no movement
     left, size, right = np.linalg.svd(x - x.mean(0), full_matrices=False)
     size = np.where(size > rounding, size, 0)
     sign = np.sign(np.take_along_axis(right, np.abs(right).argmax(1)[:, None], 1)[:, 0])
@@ -222,19 +227,19 @@ def _components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _maps(model: Model, trace: Trace, step: int) -> list[Tensor]:
-    _there("step", step, trace.seconds.size)
+    _check_index("step", step, trace.seconds.size)
     exact = _Exact(model, maps=True)
     exact.run(torch.from_numpy(trace.tokens[step][None]))
-    return exact.maps
+    return exact.maps or []
 
 
 def _batches(model: Model, trace: Trace) -> Iterator[Tensor]:
-    """The canvases before the steps, (B,T) each, as many as room and caches like at once."""
+    """The canvases before the steps, (B,T) each: as many at once as memory and caches allow."""
     c, length = model.config, trace.tokens.shape[1]
     size = min(8, max(1, MOST_CELLS // (length**2 * max(c.layers, c.heads))))
     return iter(torch.from_numpy(trace.tokens[:-1]).split(size))
 
 
-def _there(what: str, value: int, count: int) -> None:
+def _check_index(what: str, value: int, count: int) -> None:
     if not 0 <= value < count:
         raise IndexError(f"{what} is {value}; this run has {what}s 0 to {count - 1}")

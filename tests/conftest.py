@@ -1,14 +1,9 @@
 """Imported before any test: the package goes first, since it sets how torch's threads wait."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 import d2cache  # noqa: F401
-
-sys.path.insert(0, str(Path(__file__).parent / "e2e"))
-import browser
+from analysis.tools import browser
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import d2cache
-from analysis import figures, probes
+from analysis import probes, report
 from analysis.page import export, notebook
 from analysis.page.boards import Board, Boards, Run
 from analysis.page.events import map_payload
@@ -72,7 +72,7 @@ class Questions:
         one, trace, model = self._run(run)
         with ENGINE:
             rollouts = probes.rollout_columns(model, trace)
-        return {"figures": figures.all(trace, rollouts)}
+        return {"figures": report.run_figures(trace, rollouts)}
 
     def sigmas(self, run: str) -> dict:
         """Decode order under several widths of the certainty prior: short runs of its own."""
@@ -99,7 +99,7 @@ class Questions:
                 stop_at_eos=told["stop_at_eos"],
             )
             traces[sigma] = Trace.record(_in_turn(steps))
-        return {"figures": [figures.sigmas(traces)]}
+        return {"figures": [report.sigma_figure(traces)]}
 
     def export(self, what: str, run: str) -> dict:
         """A file to keep: the page, the trace, or a cell that makes the run again."""

@@ -1,1 +1,1 @@
-"""A small text world with exact answers, and the tokenizer made from it."""
+"""Small problems with exact answers, and the tokenizer and the model trained on them."""

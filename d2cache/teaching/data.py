@@ -13,7 +13,8 @@ from d2cache.teaching import tasks
 LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768)  # row lengths; all divide BATCH_TOKENS
 BATCH_TOKENS = 98304
 CHUNK_ROWS = 2048
-MIX = {"word": 24, "arithmetic": 14, "code": 10, "facts": 30, "lists": 10, "stories": 12}
+# family -> share of the rows, relative to the others
+MIX = {key: family.weight for key, family in tasks.FAMILIES.items()}
 
 PROMPT, EXAMPLE, ANSWER, PADDING = range(4)  # what a position of a row is
 
@@ -21,10 +22,10 @@ PROMPT, EXAMPLE, ANSWER, PADDING = range(4)  # what a position of a row is
 def turns(rng: random.Random) -> list[tuple[str, str, int]]:
     """The questions of one row, in order: (prompt, answer, kind of the answer).
 
-    Three rows in ten put solved examples before the question, as few-shot prompts do. Of the rows
-    of facts, six in ten ask several questions about one list, which only the first repeats: one
-    answer to a long list is too little for the model to learn to look things up in it. None of
-    these answers is an example: they are masked, and count, all alike.
+    Three rows in ten put solved examples before the question, as few-shot prompts do. Six in ten
+    rows of facts ask several questions about one list, which is in the first prompt only: one
+    answer per long list is too little for the model to learn to look things up in it. None of
+    these answers is an example: all are masked, and weighted, alike.
     """
     family = rng.choices(list(MIX), list(MIX.values()))[0]
     if family == "facts" and rng.random() < 0.6:
@@ -55,7 +56,7 @@ def row(tokenizer, rng: random.Random, eos_id: int, lengths=LENGTHS) -> np.ndarr
         ids[0] = tokenizer.encode(texts[-len(ids)].lstrip("\n"), add_special_tokens=False).ids
     tokens = [t for part in ids for t in part] + [eos_id]
     what = [k for part, k in zip(ids, kinds, strict=True) for _ in part] + [ANSWER]
-    # no more padding than a canvas that the page offers
+    # at most as much padding as the largest answer length of the page
     room = [n for n in lengths if 8 <= n - len(tokens) <= 256] or [lengths[-1]]
     if len(tokens) > room[0]:
         return row(tokenizer, rng, eos_id, lengths)
@@ -65,10 +66,10 @@ def row(tokenizer, rng: random.Random, eos_id: int, lengths=LENGTHS) -> np.ndarr
 
 
 def produce(folder: str, tokenizer_file: str, eos_id: int, seed: str) -> None:
-    """Write chunks of rows into a folder for ever, one file (2, CHUNK_ROWS, L) a chunk."""
+    """Write chunks of rows into a folder for ever, one file (2, CHUNK_ROWS, L) per chunk."""
     from tokenizers import Tokenizer
 
-    os.nice(5)  # the training process comes first
+    os.nice(5)  # the training process has priority
     tokenizer, rng = Tokenizer.from_file(tokenizer_file), random.Random(seed)
     waiting = {length: [] for length in LENGTHS}
     count = 0
@@ -76,7 +77,7 @@ def produce(folder: str, tokenizer_file: str, eos_id: int, seed: str) -> None:
         one = row(tokenizer, rng, eos_id)
         rows = waiting[one.shape[1]]
         rows.append(one)
-        # small first chunks, so that training starts at once
+        # the first chunks are small, so that training starts at once
         if len(rows) == (CHUNK_ROWS if count > len(LENGTHS) else CHUNK_ROWS // 4):
             path = Path(folder) / f"{one.shape[1]}-{seed}-{count}.npy"
             np.save(path.with_suffix(".part.npy"), np.stack(rows, axis=1), allow_pickle=False)

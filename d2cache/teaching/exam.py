@@ -13,7 +13,7 @@ from d2cache.teaching import tasks
 
 
 def held_out(family: str, count: int, seed: int) -> list[tasks.Problem]:
-    """`count` problems that training never draws; the same for the same seed."""
+    """`count` problems that training never sees; the same seed gives the same problems."""
     rng = random.Random(f"exam {family} {seed}")
     return [tasks.draw(family, rng, held_out=True) for _ in range(count)]
 
@@ -29,19 +29,20 @@ def exam(
     shots: int = 0,
     block_length: int | None = None,
 ) -> dict:
-    """Decode `count` held-out problems; -> accuracy, mean steps a problem, seconds, failures.
+    """Decode `count` held-out problems; -> accuracy, mean steps per problem, seconds, failures.
 
-    shots: solved training problems of the family put before each question. block_length: of
-    semi-autoregressive decoding, None for the whole answer at once.
+    shots: solved training problems of the family shown before each question. block_length: of
+    semi-autoregressive decoding, None for the whole answer as one block.
 
-    Rows of a batch stop at their own end of text, which changes no answer: what is written
-    before the end stays. Accuracy is `tasks.correct`, in [0,1].
+    Each answer of a batch stops at its own end of text, which changes no answer: what is written
+    before the end stays. accuracy: share of the answers that are `tasks.correct`, 0 to 1.
+    failures: [(problem, text)].
     """
     problems = held_out(family, count, seed)
     rng = random.Random(f"shots {family} {seed}")
     solved = [[tasks.draw(family, rng, held_out=False) for _ in range(shots)] for _ in problems]
     prompts = [model.encode(tasks.few_shot(s, p)) for s, p in zip(solved, problems, strict=True)]
-    order = sorted(range(count), key=lambda i: len(prompts[i]))  # little padding in a batch
+    order = sorted(range(count), key=lambda i: len(prompts[i]))  # so that batches need less padding
     failures, steps, begin = [], 0, time.perf_counter()
     for at in range(0, count, batch):
         part = order[at : at + batch]
@@ -54,7 +55,7 @@ def exam(
             stop_at_eos=True,
             block_length=block_length,
         ):
-            steps += int(step.before.live.sum())  # rows that have ended take no more
+            steps += int(step.before.live.sum())  # answers that have ended take no more steps
             last = step
         answers = last.after.tokens[:, last.after.prompt_length :].cpu()
         for i, ids in zip(part, answers, strict=True):
@@ -74,7 +75,7 @@ def exam(
 
 
 def exam_table(model: Model, policies: list[str], count: int, seed: int, batch: int = 128) -> str:
-    """A text table of accuracy in percent, a family a line and a policy a column."""
+    """A text table of accuracy in percent: one line per family, one column per policy."""
     lines = [f"{'family':12}" + "".join(f"{p:>8}" for p in policies)]
     for family in tasks.FAMILIES:
         cells = [

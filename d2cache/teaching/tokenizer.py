@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer trained on the generators' own text."""
+"""A small byte-level BPE tokenizer trained on the text of the generated problems."""
 
 import json
 import random
@@ -16,16 +16,16 @@ from d2cache.weights import FREQUENCY
 END = "<|endoftext|>"
 MASK = "<|mdm_mask|>"
 
-# A new line with its indent, a possessive, one digit, a word, the next word of a composite name, a
-# run of signs, other white space.
+# a new line with its indent, a possessive, one digit, a word, the next word of a compound name, a
+# sequence of signs, other white space
 PIECES = r"\n *|'s| ?[0-9]| ?[A-Za-z]+|_[A-Za-z]*| ?[^\sA-Za-z0-9_]+|\s+"
 
-# The opening of the answer is always there: every "Q:" is followed by its "A:".
+# the prompt always opens the answer: every "Q:" is followed by its "A:"
 CHAT_TEMPLATE = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
 
 
 def training_texts(seed: int, samples: int) -> Iterator[str]:
-    """``samples`` training problems of every family, as the model sees them."""
+    """``samples`` training problems of each family, as the model sees them."""
     rng = random.Random(seed)
     for family in FAMILIES:
         for _ in range(samples):
@@ -34,7 +34,7 @@ def training_texts(seed: int, samples: int) -> Iterator[str]:
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Cuts a text into pieces without losing a byte; no token crosses the cuts."""
+    """Cuts a text into pieces without losing a byte; no token crosses a cut."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
@@ -44,7 +44,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def _learn_merges(texts: list[str], vocab_size: int) -> list[tuple[str, str]]:
-    """The merges of a plain BPE training over all the bytes, most frequent pairs first."""
+    """The merges of a plain BPE trained over all bytes, most frequent pairs first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer()
     trainer = trainers.BpeTrainer(
@@ -57,7 +57,7 @@ def _learn_merges(texts: list[str], vocab_size: int) -> list[tuple[str, str]]:
 
 
 def _count_pieces(texts: list[str]) -> list[str]:
-    """The different pieces of the texts, the most frequent first."""
+    """The distinct pieces of the texts, the most frequent first."""
     cutter, counts = _pre_tokenizer(), Counter()
     for text in texts:
         counts.update(piece for piece, _ in cutter.pre_tokenize_str(text))
@@ -65,12 +65,12 @@ def _count_pieces(texts: list[str]) -> list[str]:
 
 
 def train_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 2000) -> Tokenizer:
-    """Trains the tokenizer; the last two ids are the end-of-text and the mask token.
+    """Train the tokenizer; the last two ids are the end-of-text and the mask token.
 
-    A plain BPE of this size would spend more than a third of its ids on parts of words that no
-    text of the world ever shows.  So the world's whole pieces get their ids first, straight after
-    the 256 bytes, and the most frequent merges fill the rest for words from outside;
-    ``ignore_merges`` makes a piece that has an id be that one token.
+    A plain BPE of this size would spend more than a third of its ids on parts of words that the
+    problems never show alone. So the pieces of the problems get their ids first, right after the
+    256 bytes, and the most frequent merges fill the rest for other words. ``ignore_merges`` makes
+    a piece that has an id that one token. ValueError if the samples fill fewer ids.
     """
     texts = list(training_texts(seed, samples))
     room = vocab_size - 2
@@ -85,7 +85,9 @@ def train_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 2000) 
             tokens[left + right] = None
             merges.append((left, right))
     if len(tokens) != room:
-        raise ValueError(f"{samples} samples give {len(tokens)} tokens, {room} are asked for")
+        raise ValueError(
+            f"{samples} samples give {len(tokens)} tokens and {room} are needed; draw more samples"
+        )
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     tokenizer.pre_tokenizer = _pre_tokenizer()
@@ -95,7 +97,7 @@ def train_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 2000) 
 
 
 def token_frequency(tokenizer: Tokenizer, seed: int = 0, samples: int = 2000) -> torch.Tensor:
-    """Share of each token id in the world's texts, (V,) float32, summing to 1; each text ends."""
+    """Share of each token id in the problems' texts, each with its end: (V,) float32, sum 1."""
     counts = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.float64)
     for text in training_texts(seed, samples):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -105,8 +107,8 @@ def token_frequency(tokenizer: Tokenizer, seed: int = 0, samples: int = 2000) ->
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes the files that ``transformers.PreTrainedTokenizerFast.from_pretrained`` reads, and
-    how frequent each token is."""
+    """Write the files that ``transformers.PreTrainedTokenizerFast.from_pretrained`` reads, and
+    the frequency of each token."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

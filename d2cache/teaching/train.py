@@ -1,15 +1,16 @@
 """Train the bundled model: python -m d2cache.teaching.train --out assets/tiny --minutes 20
 
-A LLaDA-shaped masked-diffusion model on problems that the project's own generators make. The
-objective is LLaDA's (arXiv 2502.09992 Eq. 3: predict what is masked, each row weighted by one
-over its masked share), over masks that include what decoding really meets: an answer masked
-whole, and a written start with nothing after it. Optimiser: Muon for the matrices, AdamW for the
-rest. Resumes from OUT/state.safetensors when that file is there.
+A masked-diffusion model of LLaDA's shape, trained on the problems that `d2cache.teaching.tasks`
+generates. The objective is LLaDA's (arXiv 2502.09992 Eq. 3: predict what is masked, each row
+weighted by one over its masked share), over masks that include those of decoding: an answer that is
+masked as a whole, and a written start with nothing after it. Optimisers: Muon for the matrices,
+AdamW for the rest. Resumes from OUT/state.safetensors if that file exists.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
@@ -18,7 +19,10 @@ import random
 import shutil
 import tempfile
 import time
+from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +34,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from d2cache import models, weights
-from d2cache.model import CONFIGS, Block, Model, ModelConfig
+from d2cache.model import CONFIGS, Block, Model
 from d2cache.teaching.data import (
     ANSWER,
     BATCH_TOKENS,
@@ -45,17 +49,18 @@ from d2cache.teaching.tokenizer import save_tokenizer, train_tokenizer
 
 MUON_RATE = ADAM_RATE = 2e-3
 WARM_UP = 200  # steps
-STEADY = 0.6  # share of the run at full rate, then linear to a hundredth
+STEADY = 0.6  # share of the training at full rate, then linear to a hundredth
+STATE = "state.safetensors"
 
 
 def draw_mask(what: Tensor, rng: torch.Generator) -> Tensor:
-    """Positions to mask (B,L) bool for rows of `what` (B,L), by a mixture of three worlds.
+    """Positions to mask (B,L) bool for rows of `what` (B,L), by a mixture of three cases.
 
-    0.40 of the rows: every answer position masked with one random rate (LLaDA's forward
-    process), padding alike or, for half of them, masked whole so that it cannot give the
-    answer's length away. 0.25: the whole answer and padding masked, where decoding starts.
-    0.35: a written start, a ragged edge, nothing after it (save a few strays in some rows, or a
-    written tail of padding), where decoding is half-way.
+    0.40 of the rows: each answer position masked at one random rate (LLaDA's forward process), and
+    the padding too or, in half of them, as a whole so that it cannot reveal the answer's length.
+    0.25: the whole answer and padding masked, where decoding starts. 0.35: a written start with a
+    ragged edge and nothing after it (except a few stray tokens in some rows, or a written tail of
+    padding), where decoding is half-way.
     """
     b, length = what.shape
     device = what.device
@@ -63,7 +68,7 @@ def draw_mask(what: Tensor, rng: torch.Generator) -> Tensor:
     def uniform(*shape):
         return torch.rand(*shape, device=device, generator=rng)
 
-    world, noise = uniform(b, 1), uniform(b, length)
+    case, noise = uniform(b, 1), uniform(b, length)
     answer, padding = what == ANSWER, what == PADDING
     rate = (torch.arange(b, device=device)[:, None] + uniform(b, 1)) / b * 0.98 + 0.02
     rate = rate[torch.randperm(b, device=device, generator=rng)]
@@ -82,8 +87,8 @@ def draw_mask(what: Tensor, rng: torch.Generator) -> Tensor:
     written_tail = padding & (column >= tail) & (uniform(b, 1) < 0.2)
     half_way = torch.where(padding, ~written_tail, half_way)
 
-    mask = torch.where(world < 0.40, scattered, (world < 0.65) | half_way) & (answer | padding)
-    # solved examples are text to learn from too, in half of the rows that have them
+    mask = torch.where(case < 0.40, scattered, (case < 0.65) | half_way) & (answer | padding)
+    # solved examples are learned from as well, in half of the rows that have them
     example = (what == EXAMPLE) & (uniform(b, 1) < 0.5) & (uniform(b, length) < uniform(b, 1))
     mask = mask | example
     # a row without any mask would have no loss: mask its last answer position
@@ -91,13 +96,13 @@ def draw_mask(what: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def loss_weights(what: Tensor, mask: Tensor) -> Tensor:
-    """Weight of each masked position (B,L): rows count alike, padding and examples less."""
+    """Weight of each masked position (B,L): rows weigh the same, padding and examples less."""
     weight = mask * ((what == ANSWER) + 0.1 * (what == PADDING) + 0.5 * (what == EXAMPLE))
     return weight / weight.sum(1, keepdim=True) / what.shape[0]
 
 
 class Net:
-    """The training pass: no cache, all rows flattened so that every batch has one shape."""
+    """The training pass: no cache, all rows flattened so that every batch has the same shape."""
 
     def __init__(self, model: Model, compiled: bool):
         wrap = (lambda f: torch.compile(f, dynamic=False)) if compiled else (lambda f: f)
@@ -129,13 +134,20 @@ def _score(model: Model, x: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
 
 
 class Pool:
-    """Rows made so far, on the device; workers keep adding."""
+    """The rows made so far, on the device; workers keep adding chunks of them."""
 
     def __init__(self, device, folder: str):
         self.device, self.folder = device, Path(folder)
         self.chunks = defaultdict(list)
 
-    def take_in(self):
+    def wait(self) -> None:
+        """Until there are rows."""
+        while not self.chunks:
+            time.sleep(0.2)
+            self.take_in()
+
+    def take_in(self) -> None:
+        """Move the chunks that the workers have written into the pool."""
         for path in sorted(self.folder.glob("*[0-9].npy")):
             chunk = torch.from_numpy(np.load(path, allow_pickle=False)).to(self.device)
             self.chunks[chunk.shape[2]].append(chunk)
@@ -160,13 +172,13 @@ class Pool:
 
 
 def rate_at(progress: float, step: int) -> float:
-    """Learning-rate factor: warm-up, steady, then linear to a hundredth."""
+    """Learning-rate factor: warm-up, constant, then linear to a hundredth."""
     fall = min(1.0, max(0.0, (1 - progress) / (1 - STEADY)))
     return min(1.0, (step + 1) / WARM_UP) * max(0.01, fall)
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon with matrices of one shape updated together: far fewer launches.
+    """torch.optim.Muon that updates matrices of the same shape together: far fewer launches.
 
     Nesterov momentum 0.95, five Newton-Schulz steps, update scaled to AdamW's size
     (arXiv 2502.16982 Eq. 4), decoupled weight decay.
@@ -223,37 +235,46 @@ def optimisers(model: Model):
     ]
 
 
-def save_state(path: Path, model, average, optims, step: int, seconds: float):
-    tensors = {f"param.{n}": p.detach() for n, p in model.named_parameters()}
-    tensors |= {f"average.{n}": p for n, p in average.items()}
-    for i, optim in enumerate(optims):
-        for j, state in optim.state_dict()["state"].items():
-            tensors |= {f"optim.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    part = path.with_suffix(".part")
-    save_file(
-        {n: t.contiguous().cpu() for n, t in tensors.items()},
-        part,
-        metadata={"step": str(step), "seconds": str(seconds)},
-    )
-    part.replace(path)
+@dataclass
+class Training:
+    """The state of a training run: what is saved and what a resumed run continues from."""
 
+    model: Model
+    average: dict[str, Tensor]  # moving average of the weights, which the checkpoint holds
+    optims: list[torch.optim.Optimizer]
+    step: int = 0
+    seconds: float = 0.0
 
-def load_state(path: Path, model, average, optims) -> tuple[int, float]:
-    with safe_open(path, "pt") as file:
-        named = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-        meta = file.metadata()
-    with torch.no_grad():
-        for n, p in model.named_parameters():
+    def save(self, path: Path) -> None:
+        tensors = {f"param.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors |= {f"average.{n}": p for n, p in self.average.items()}
+        for i, optim in enumerate(self.optims):
+            for j, state in optim.state_dict()["state"].items():
+                tensors |= {f"optim.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        part = path.with_suffix(".part")
+        save_file(
+            {n: t.contiguous().cpu() for n, t in tensors.items()},
+            part,
+            metadata={"step": str(self.step), "seconds": str(self.seconds)},
+        )
+        part.replace(path)
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            named = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            meta = file.metadata()
+        self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+        for n, p in self.model.named_parameters():
             p.copy_(named[f"param.{n}"])
-            average[n].copy_(named[f"average.{n}"])
-    for i, optim in enumerate(optims):
-        state = optim.state_dict()
-        for name, tensor in named.items():
-            if name.startswith(f"optim.{i}."):
-                _, _, j, key = name.split(".")
-                state["state"].setdefault(int(j), {})[key] = tensor
-        optim.load_state_dict(state)
-    return int(meta["step"]), float(meta["seconds"])
+            self.average[n].copy_(named[f"average.{n}"])
+        for i, optim in enumerate(self.optims):
+            state = optim.state_dict()
+            for name, tensor in named.items():
+                if name.startswith(f"optim.{i}."):
+                    _, _, j, key = name.split(".")
+                    state["state"].setdefault(int(j), {})[key] = tensor
+            optim.load_state_dict(state)
 
 
 def export(model: Model, average: dict[str, Tensor], tokenizer, out: Path):
@@ -265,7 +286,7 @@ def export(model: Model, average: dict[str, Tensor], tokenizer, out: Path):
 
 
 def first_weights(model: Model):
-    """Random weights to begin from; residual branches start small."""
+    """Random initial weights; residual branches start small."""
     for p in model.parameters():
         if p.dim() == 2:
             torch.nn.init.normal_(p, std=min(0.02, p.shape[1] ** -0.5))
@@ -274,130 +295,172 @@ def first_weights(model: Model):
             p.data /= math.sqrt(2 * model.config.layers)
 
 
-def train(args) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
-    save_tokenizer(tokenizer, out)
-    config: ModelConfig = CONFIGS["tiny"]
-    model = Model(config).to(device)
+def start(args: Namespace, device: torch.device) -> Training:
+    """A new training, or the one that is saved in the folder."""
+    model = Model(CONFIGS["tiny"]).to(device)
     if args.start:
         model.load_state_dict(models.load(args.start, device="cpu").state_dict())
     else:
         first_weights(model)
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optims = optimisers(model)
-    state = out / "state.safetensors"
-    step, before = load_state(state, model, average, optims) if state.is_file() else (0, 0.0)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights, from step {step}")
+    training = Training(model, average, optimisers(model))
+    if (args.out / STATE).is_file():
+        training.load(args.out / STATE)
+    return training
 
-    net = Net(model, compiled=device.type == "cuda")
-    rng, masks = random.Random(args.seed), torch.Generator(device).manual_seed(args.seed)
+
+@contextlib.contextmanager
+def making_rows(args: Namespace, tokenizer, training: Training) -> Iterator[Pool]:
+    """A pool that worker processes fill meanwhile; rows of a small trial are made here."""
     folder = tempfile.mkdtemp()
-    pool = Pool(device, folder)
-    workers = []
-    if args.batch_tokens < BATCH_TOKENS:  # a small trial run: no worker processes
-        source = random.Random(args.seed)
-        rows = [row(tokenizer, source, config.eos_id, LENGTHS[:3]) for _ in range(64)]
-        for length in LENGTHS[:3]:
-            same = [r for r in rows if r.shape[1] == length]
-            if same:
-                pool.chunks[length].append(torch.from_numpy(np.stack(same, axis=1)).to(device))
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        for i in range(args.workers):
-            name = f"{args.seed}.{step}.{i}"
-            job = (folder, str(out / "tokenizer.json"), config.eos_id, name)
-            workers.append(spawn.Process(target=produce, args=job, daemon=True))
-            workers[-1].start()
+    pool, workers = Pool(training.model.device, folder), []
     try:
-        _loop(args, net, pool, average, optims, rng, masks, step, before, state, tokenizer, out)
+        if args.batch_tokens < BATCH_TOKENS:
+            _add_trial_rows(pool, tokenizer, training.model.config.eos_id, args.seed)
+        else:
+            workers = _start_workers(args, folder, training)
+        yield pool
     finally:
         for worker in workers:
             worker.terminate()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _add_trial_rows(pool: Pool, tokenizer, eos_id: int, seed: int) -> None:
+    rng = random.Random(seed)
+    rows = [row(tokenizer, rng, eos_id, LENGTHS[:3]) for _ in range(64)]
+    for length in LENGTHS[:3]:
+        same = [r for r in rows if r.shape[1] == length]
+        if same:
+            pool.chunks[length].append(torch.from_numpy(np.stack(same, axis=1)).to(pool.device))
+
+
+def _start_workers(args: Namespace, folder: str, training: Training) -> list:
+    spawn = multiprocessing.get_context("spawn")
+    workers = []
+    for i in range(args.workers):
+        name = f"{args.seed}.{training.step}.{i}"
+        job = (folder, str(args.out / "tokenizer.json"), training.model.config.eos_id, name)
+        workers.append(spawn.Process(target=produce, args=job, daemon=True))
+        workers[-1].start()
+    return workers
+
+
+class Log:
+    """Mean loss and speed since the last line."""
+
+    def __init__(self, device: torch.device):
+        self.loss, self.tokens, self.since = torch.zeros((), device=device), 0, time.time()
+
+    def add(self, loss: Tensor, tokens: int) -> None:
+        self.loss += loss
+        self.tokens += tokens
+
+    def show(self, training: Training, pool: Pool, batch_tokens: int, rate: float) -> None:
+        line = {
+            "step": training.step,
+            "seconds": round(training.seconds),
+            "loss": round(float(self.loss) / max(1, self.tokens // batch_tokens), 4),
+            "tokens_per_second": round(self.tokens / (time.time() - self.since)),
+            "pool_tokens": pool.tokens(),
+            "rate": round(rate, 4),
+        }
+        print(json.dumps(line), flush=True)
+        self.tokens, self.since = 0, time.time()
+        self.loss.zero_()
+
+
+def train(args: Namespace) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer()
+    save_tokenizer(tokenizer, args.out)
+    training = start(args, device)
+    count = sum(p.numel() for p in training.model.parameters())
+    print(f"{count / 1e6:.2f} M weights, from step {training.step}")
+    with making_rows(args, tokenizer, training) as pool:
+        _loop(args, training, pool, tokenizer)
     if args.problems:
-        fresh = models.load(str(out), device=str(device))  # what counts is what was saved
+        fresh = models.load(str(args.out), device=str(device))  # test what was saved
         print(exam_table(fresh, ["none", "d2"], args.problems, seed=args.seed))
 
 
-def _loop(args, net, pool, average, optims, rng, masks, step, before, state, tokenizer, out):
-    model, device = net.model, net.model.device
-    while not pool.chunks:
-        time.sleep(0.2)
-        pool.take_in()
-    begin = saved = shown = time.time()
-    total, tokens_seen = torch.zeros((), device=device), 0
-    while True:
-        seconds = before + time.time() - begin
-        progress = max(seconds / (60 * args.minutes), step / args.steps if args.steps else 0)
-        if progress >= 1:
-            break
-        if step % 20 == 0:
+def _loop(args: Namespace, training: Training, pool: Pool, tokenizer) -> None:
+    """Train until the time or the steps are up; save now and then, and at the end."""
+    device = training.model.device
+    net, log = Net(training.model, compiled=device.type == "cuda"), Log(device)
+    rng, masks = random.Random(args.seed), torch.Generator(device).manual_seed(args.seed)
+    pool.wait()
+    saved = log.since = time.time()
+    begin = saved - training.seconds
+    while (progress := _progress(args, time.time() - begin, training.step)) < 1:
+        if training.step % 20 == 0:
             pool.take_in()
         tokens, what = pool.batch(rng, args.batch_tokens)
-        mask = draw_mask(what, masks)
-        inputs = tokens.masked_fill(mask, model.config.mask_id)
-        factor = rate_at(progress, step)
-        for optim, rate in zip(optims, (MUON_RATE, ADAM_RATE), strict=True):
-            for group in optim.param_groups:
-                group["lr"] = rate * factor
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = net.loss(tokens, inputs, loss_weights(what, mask))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optim in optims:
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-        decay = min(0.998, (step + 1) / (step + 10))
-        torch._foreach_lerp_(
-            list(average.values()), [p.detach() for p in model.parameters()], 1 - decay
-        )
-        total += loss.detach()
-        step, tokens_seen = step + 1, tokens_seen + tokens.numel()
-        if time.time() - shown > 10 or step == args.steps:
-            passed = time.time() - shown
-            print(
-                json.dumps(
-                    {
-                        "step": step,
-                        "seconds": round(before + time.time() - begin),
-                        "loss": round(float(total) / max(1, tokens_seen // args.batch_tokens), 4),
-                        "tokens_per_second": round(tokens_seen / passed),
-                        "pool_tokens": pool.tokens(),
-                        "rate": round(factor, 4),
-                    }
-                ),
-                flush=True,
-            )
-            shown, tokens_seen = time.time(), 0
-            total.zero_()
+        rate = rate_at(progress, training.step)
+        log.add(_step(training, net, tokens, what, masks, rate), tokens.numel())
+        training.seconds = time.time() - begin
+        if time.time() - log.since > 10 or training.step == args.steps:
+            log.show(training, pool, args.batch_tokens, rate)
         if time.time() - saved > args.save_every:
-            export(model, average, tokenizer, out)
-            save_state(state, model, average, optims, step, before + time.time() - begin)
+            _save(args, training, tokenizer)
             saved = time.time()
-    export(model, average, tokenizer, out)
-    save_state(state, model, average, optims, step, before + time.time() - begin)
+    _save(args, training, tokenizer)
+
+
+def _progress(args: Namespace, seconds: float, step: int) -> float:
+    return max(seconds / (60 * args.minutes), step / args.steps if args.steps else 0)
+
+
+def _step(
+    training: Training, net: Net, tokens: Tensor, what: Tensor, masks: torch.Generator, rate: float
+) -> Tensor:
+    """One update of the weights and their average; -> the loss."""
+    model = training.model
+    mask = draw_mask(what, masks)
+    inputs = tokens.masked_fill(mask, model.config.mask_id)
+    for optim, full in zip(training.optims, (MUON_RATE, ADAM_RATE), strict=True):
+        for group in optim.param_groups:
+            group["lr"] = full * rate
+    with torch.autocast(model.device.type, torch.bfloat16):
+        loss = net.loss(tokens, inputs, loss_weights(what, mask))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optim in training.optims:
+        optim.step()
+        optim.zero_grad(set_to_none=True)
+    decay = min(0.998, (training.step + 1) / (training.step + 10))
+    torch._foreach_lerp_(
+        list(training.average.values()), [p.detach() for p in model.parameters()], 1 - decay
+    )
+    training.step += 1
+    return loss.detach()
+
+
+def _save(args: Namespace, training: Training, tokenizer) -> None:
+    export(training.model, training.average, tokenizer, args.out)
+    training.save(args.out / STATE)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m d2cache.teaching.train", description=__doc__)
-    parser.add_argument("--out", required=True, help="folder of the checkpoint")
-    parser.add_argument("--start", default="", help="checkpoint whose weights to begin from")
-    parser.add_argument("--minutes", type=float, default=20.0, help="length of the whole run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--start", default="", help="checkpoint whose weights to start from")
+    parser.add_argument("--minutes", type=float, default=20.0, help="length of the training")
     parser.add_argument(
-        "--steps", type=int, default=0, help="stop after so many steps (0: by time)"
+        "--steps", type=int, default=0, help="stop after this many steps (0: by time)"
     )
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
-    parser.add_argument("--save-every", type=float, default=60.0, help="seconds")
+    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between saves")
     parser.add_argument(
-        "--problems", type=int, default=0, help="held-out problems a family at the end"
+        "--problems", type=int, default=0, help="held-out problems per family at the end"
     )
     cores = os.cpu_count() or 2
-    parser.add_argument("--workers", type=int, default=max(1, cores // 2), help="make problems")
+    parser.add_argument(
+        "--workers", type=int, default=max(1, cores // 2), help="processes that make problems"
+    )
     parser.add_argument("--seed", type=int, default=0)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
         train(parser.parse_args(argv))

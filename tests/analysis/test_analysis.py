@@ -432,11 +432,13 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypa
     results = json.loads(out.strip().splitlines()[-1])["results"]
     assert {r["policy"] for r in results} == {"none", "d2"}
     assert all(0 <= r["accuracy"] <= 1 and r["problems"] == 2 for r in results)
-    sat, exam = [], study.exam
+    weights, exam = [], study.exam
     with monkeypatch.context() as patch:
-        patch.setattr(study, "exam", lambda m, *a, **s: sat.append(m.weights) or exam(m, *a, **s))
+        patch.setattr(
+            study, "exam", lambda m, *a, **s: weights.append(m.weights) or exam(m, *a, **s)
+        )
         assert study.main([*arguments, "--weights", "fp8"]) == 0
-    assert sat == ["fp8", "fp8"]
+    assert weights == ["fp8", "fp8"]
     out = capsys.readouterr().out
     assert json.loads(out.strip().splitlines()[-1])["weights"] == "fp8"
     assert "float32, weights in fp8" in out

@@ -11,7 +11,7 @@ import pytest
 from lab import random_prompt, small_model
 
 import d2cache
-from analysis import figures, metrics, probes
+from analysis import figures, metrics, probes, report
 from analysis.page import stored
 
 
@@ -27,7 +27,9 @@ def story():
 
 @pytest.fixture(scope="module")
 def drawn(model, story):
-    return {one["key"]: one for one in figures.all(story, probes.rollout_columns(model, story))}
+    return {
+        one["key"]: one for one in report.run_figures(story, probes.rollout_columns(model, story))
+    }
 
 
 def table(one: dict) -> pd.DataFrame:
@@ -66,27 +68,27 @@ def test_steps_and_positions_count_from_one_as_on_the_page(drawn, story):
 
 def test_the_rollouts_change_is_the_share_that_lies_elsewhere():
     columns = np.array([[2.0, 1, 0, 0], [4, 2, 0, 0], [0, 0, 3, 0], [1, 0.5, 1.5, 0]])
-    change, steps = figures.change_of(columns)
+    change, steps = report.change_of(columns)
     assert steps.tolist() == [1, 2, 3, 4]
     assert np.allclose(change, change.T) and np.allclose(np.diagonal(change), 0)
     assert np.allclose(change[0], [0, 0, 1, 0.5])  # the sum of a step does not matter
     long = np.random.default_rng(0).random((300, 5))
-    change, steps = figures.change_of(long)
-    assert len(steps) <= figures.MOST_STEPS and steps[0] == 1 and change.shape == (100, 100)
+    change, steps = report.change_of(long)
+    assert len(steps) <= report.MOST_STEPS and steps[0] == 1 and change.shape == (100, 100)
     part = long / long.sum(1, keepdims=True)
     assert np.isclose(change[2, 7], np.abs(part[steps[2] - 1] - part[steps[7] - 1]).sum() / 2)
 
 
 def test_the_rollout_figure_holds_that_table(drawn, model, story):
-    change, steps = figures.change_of(probes.rollout_columns(model, story))
+    change, steps = report.change_of(probes.rollout_columns(model, story))
     assert np.allclose(values(drawn["rollout"]["figure"]["data"][0]["z"]), change)
     assert np.allclose(table(drawn["rollout"]).iloc[:, 1:], change, rtol=1e-4, atol=1e-6)
     assert f"{np.diagonal(change, 1).mean():.1%}" in drawn["rollout"]["caption"]
-    assert "rollout" not in {one["key"] for one in figures.all(story)}
+    assert "rollout" not in {one["key"] for one in report.run_figures(story)}
 
 
 def test_sure_is_the_first_step_whose_guess_reaches_it(story):
-    sure = figures.sure_of(story)
+    sure = report.sure_of(story)
     ids = story.tokens[-1, story.prompt_length :]
     assert sure["end"].sum() == (ids == story.run["shape"]["eos_id"]).sum()
     for line in sure.itertuples():
@@ -97,7 +99,7 @@ def test_sure_is_the_first_step_whose_guess_reaches_it(story):
 
 
 def test_the_tail_is_what_the_model_said_and_a_gap_where_it_said_nothing(story):
-    frame = figures.certainty_of(story)
+    frame = report.certainty_of(story)
     assert frame["step"].min() == 1 and frame["step"].nunique() <= 5
     assert frame["step"].max() <= len(story.seconds) / 2 + 1
     for line in frame.itertuples():
@@ -120,7 +122,7 @@ def test_sigmas_are_one_figure_with_a_panel_each(model):
         )
         for sigma in (0.0, 3.0)
     }
-    one = figures.sigmas(traces)
+    one = report.sigma_figure(traces)
     figure, told = go.Figure(one["figure"]), table(one)
     assert [note.text for note in figure.layout.annotations] == ["σ = 0 (no prior)", "σ = 3"]
     for drawn, (sigma, trace) in zip(one["figure"]["data"], traces.items(), strict=True):
@@ -150,7 +152,7 @@ def test_figures_of_odd_runs_are_whole_too(policy, decoder, knobs):
         gen_length=8,
     )
     trace = d2cache.Trace.record(steps)
-    for one in figures.all(trace, np.ones((len(trace.seconds), trace.tokens.shape[1]))):
+    for one in report.run_figures(trace, np.ones((len(trace.seconds), trace.tokens.shape[1]))):
         assert "nan" not in one["caption"].lower(), one["caption"]
         json.dumps(one, allow_nan=False)
         assert one["csv"].count("\n") >= 1

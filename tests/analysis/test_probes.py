@@ -160,7 +160,7 @@ def test_looking_changes_nothing_of_the_run_and_a_batch_is_refused():
             assert torch.equal(a.logits, b.logits) and torch.equal(a.after.tokens, b.after.tokens)
     made = d2cache.make_policy("none")
     step = next(d2cache.generate(model, [[1, 2], [3, 4]], made, gen_length=4))
-    with pytest.raises(ValueError, match="told of one row, this batch has 2"):
+    with pytest.raises(ValueError, match="the batch has 2 prompts"):
         probes.Truth(model, made).look(step)
 
 

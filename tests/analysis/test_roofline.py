@@ -2,12 +2,12 @@
 
 from types import SimpleNamespace
 
-import browser
 import pytest
 import torch
 
 import d2cache
 from analysis import bench, metrics, roofline
+from analysis.tools import browser
 from d2cache.model import CONFIGS
 from d2cache.trace import Recorder
 
@@ -83,7 +83,7 @@ def test_page_and_picture_are_written(measured, tmp_path, monkeypatch):
     assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "roof.html").read_text("utf-8")
     # it opens without a network
-    assert "plotly.js v" in page and "FLOP for each byte" in page
+    assert "plotly.js v" in page and "FLOP per byte" in page
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "{}", '{"results": []}', '{"results": [{}]}', "{"])

@@ -166,7 +166,7 @@ def test_all_answers_of_such_a_row_are_masked_and_count_alike(facts_rows):
     whole = [(mask | ~part).all(1).double().mean().item() for part in (first, answer)]
     assert all(share > 0.25 for share in whole), "as decoding begins"
     written = ~(mask & first).any(1) & (mask & answer).any(1)
-    assert written.double().mean() > 0.1, "earlier answers stand while a later one is learned"
+    assert written.double().mean() > 0.1, "earlier answers are written while a later one is learned"
     for b in range(len(what)):
         assert len(weight[b][mask[b] & answer[b]].unique()) <= 1
 
@@ -254,12 +254,12 @@ def test_training_goes_on_where_it_ended_and_leaves_a_model(quick, tmp_path, mon
 
     loop, entered = train._loop, {}
 
-    def watched(args, net, pool, average, optims, rng, masks, step, *rest):
-        entered["step"] = step
-        entered["param"] = {n: p.detach().clone() for n, p in net.model.named_parameters()}
-        entered["average"] = {n: p.clone() for n, p in average.items()}
-        entered["optim"] = [o.state_dict()["state"] for o in optims]
-        loop(args, net, pool, average, optims, rng, masks, step, *rest)
+    def watched(args, training, *rest):
+        entered["step"] = training.step
+        entered["param"] = {n: p.detach().clone() for n, p in training.model.named_parameters()}
+        entered["average"] = {n: p.clone() for n, p in training.average.items()}
+        entered["optim"] = [o.state_dict()["state"] for o in training.optims]
+        loop(args, training, *rest)
 
     monkeypatch.setattr(train, "_loop", watched)
     train.main([*arguments, "5"])
@@ -286,11 +286,11 @@ def test_training_starts_from_the_weights_of_a_checkpoint(quick, tmp_path, monke
     stored = d2cache.load(str(tmp_path / "a"), device="cpu").state_dict()
     loop, entered = train._loop, {}
 
-    def watched(args, net, pool, average, optims, rng, masks, step, *rest):
-        entered.update({n: p.detach().clone() for n, p in net.model.named_parameters()})
-        assert step == 0 and not any(o.state_dict()["state"] for o in optims)
-        assert all(torch.equal(average[n], p) for n, p in entered.items())
-        loop(args, net, pool, average, optims, rng, masks, step, *rest)
+    def watched(args, training, *rest):
+        entered.update({n: p.detach().clone() for n, p in training.model.named_parameters()})
+        assert training.step == 0 and not any(o.state_dict()["state"] for o in training.optims)
+        assert all(torch.equal(training.average[n], p) for n, p in entered.items())
+        loop(args, training, *rest)
 
     monkeypatch.setattr(train, "_loop", watched)
     train.main([*arguments, str(tmp_path / "b"), "--start", str(tmp_path / "a")])

@@ -1,7 +1,8 @@
 """One server for the page tests; each test has a tab of its own."""
 
-import browser
 import pytest
+
+from analysis.tools import browser
 
 
 @pytest.fixture(scope="session")

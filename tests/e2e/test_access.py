@@ -4,11 +4,11 @@ import json
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import open_tab
 from test_page import ask, state
 from test_tabs import STORY, ended, frames, show
 
 from analysis.page.query import Asked, Lane
+from analysis.tools.browser import open_tab
 
 TABS = ("Stage", "Compare", "Cache", "Attention", "Truth", "Token", "Figures")
 LANES = tuple(map(Lane.parse, ("none", "d2,current_k=2")))

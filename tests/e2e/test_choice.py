@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 
-import browser
 import pytest
-from browser import open_tab
 from checkpoints import write_checkpoint
 from test_page import QUESTION, answer_on_stage, run_to_end, said, state, wait_said
 
 import d2cache
 from analysis.page.models import Loading, Models, offered_models
+from analysis.tools import browser
+from analysis.tools.browser import open_tab
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,15 @@ import json
 import re
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-import browser
 import numpy as np
 import pytest
-from browser import open_tab
 from test_page import QUESTION, ask, said, state, wait_said
 
 import d2cache
 from analysis.page import lessons, stored
 from analysis.page.query import Asked, Lane, Link
+from analysis.tools import browser
+from analysis.tools.browser import open_tab
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from browser import choose
 from safetensors.numpy import save_file
 
 import d2cache
+from analysis.tools.browser import choose
 from d2cache.registry import shared_knobs
 
 QUESTION = "Tom has 5 apples. He buys 3 bags of 4 apples. How many apples does Tom have?"

@@ -5,7 +5,6 @@ import io
 
 import numpy as np
 import pytest
-from browser import open_tab
 from PIL import Image
 from test_tabs import (
     at,
@@ -21,6 +20,7 @@ from test_tabs import (
 )
 
 from analysis.page import export, stored
+from analysis.tools.browser import open_tab
 
 
 @pytest.fixture(scope="module")

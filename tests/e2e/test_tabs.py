@@ -7,17 +7,17 @@ import time
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import browser
 import numpy as np
 import pandas as pd
 import pytest
-from browser import open_tab
 from PIL import Image
 from test_page import state, wait_said
 
 import d2cache
-from analysis import figures, probes
+from analysis import probes, report
 from analysis.page.query import Asked, Lane
+from analysis.tools import browser
+from analysis.tools.browser import open_tab
 from d2cache import Edit, Part, Trace
 from d2cache.trace import Totals
 
@@ -831,7 +831,8 @@ def test_figures_come_when_a_run_has_ended_and_can_be_kept(tab):
 
     trace = saved_trace(tab, 0)
     want = {
-        one["title"]: one for one in figures.all(trace, probes.rollout_columns(engine(), trace))
+        one["title"]: one
+        for one in report.run_figures(trace, probes.rollout_columns(engine(), trace))
     }
     titles = panel.locator(".d2-figure:visible[aria-label] .d2-title").all_inner_texts()
     assert titles == list(want)

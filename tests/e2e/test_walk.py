@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from browser import open_tab
 
 from analysis.page import lessons
+from analysis.tools.browser import open_tab
 
 LESSONS = {one["key"]: one for one in lessons.lessons()}
 

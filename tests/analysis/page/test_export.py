@@ -4,7 +4,6 @@ import html.parser
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ from analysis import bench
 from analysis import export as command
 from analysis.page import bundle, export, notebook, stored
 from analysis.page.events import message, trace_events
+from analysis.tools.stored_runs import STORIES, answer_is_right
 from d2cache.teaching import tasks
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "e2e"))
-from stored import STORIES, answer_is_right  # noqa: E402
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \u2028 \\u003c"
 

@@ -1,4 +1,4 @@
-"""The same seed draws the same problems, for ever: training and stored runs depend on it."""
+"""The same seed always draws the same problems: training and stored runs depend on it."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def lines(problems) -> str:
 
 @pytest.mark.parametrize("held_out", [True, False], ids=["held out", "training"])
 @pytest.mark.parametrize("family", STORED["draw"])
-def test_a_seed_draws_what_it_always_drew(family, held_out):
+def test_a_seed_draws_the_problems_it_always_drew(family, held_out):
     stored = STORED["draw"][family]["held out" if held_out else "training"]
     rng = random.Random(20260922)
     first = tasks.draw(family, rng, held_out=held_out)
@@ -29,7 +29,7 @@ def test_a_seed_draws_what_it_always_drew(family, held_out):
     assert lines([first, *rest]) == stored["sha256"]
 
 
-def test_questions_about_one_list_of_facts_are_drawn_as_ever():
+def test_a_seed_draws_the_questions_it_always_drew():
     rng = random.Random(7)
     drawn = [tasks.draw_questions(rng, 3) for _ in range(STORED["questions"]["count"])]
     text = json.dumps(drawn)

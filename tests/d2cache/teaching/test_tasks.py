@@ -5,6 +5,9 @@ import builtins
 import json
 import random
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 from d2cache.teaching.tasks import (
     ANSWER_LENGTH,
     FAMILIES,
-    FORMS,
     Problem,
     correct,
     draw,
@@ -23,6 +25,8 @@ from d2cache.teaching.tasks import (
     few_shot,
     is_held_out,
 )
+from d2cache.teaching.tasks.base import Family
+from d2cache.teaching.tasks.facts import FORMS
 from d2cache.teaching.tokenizer import END, MASK, save_tokenizer, train_tokenizer
 
 SIGNS = {
@@ -84,6 +88,43 @@ def change_number(text: str) -> str:
     return text[: found.start()] + str(int(found.group()) + 1) + text[found.end() :]
 
 
+NEW_FAMILY = """
+from d2cache.teaching.tasks.base import Family, Problem
+
+
+class Echo(Family, key="echo"):
+    order, answer_length, weight = 9, 32, 7
+
+    def make(self, rng):
+        text = str(rng.randint(0, 999))
+        return Problem("echo", f"Repeat {text}.", text)
+"""
+USE_IT = """
+import random
+from d2cache.teaching import data, tasks
+
+problem = tasks.draw("echo", random.Random(0), held_out=False)
+assert tasks.correct(problem, problem.answer) and not tasks.correct(problem, "")
+print(*tasks.FAMILIES, tasks.ANSWER_LENGTH["echo"], data.MIX["echo"])
+"""
+
+
+def test_a_new_file_is_a_family_known_everywhere(tmp_path):
+    ours = Path(__file__).parents[3] / "d2cache"
+    shutil.copytree(ours, tmp_path / "d2cache", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "d2cache" / "teaching" / "tasks" / "echo.py").write_text(NEW_FAMILY)
+    command = [sys.executable, "-c", USE_IT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*FAMILIES, "echo", "32", "7"]
+
+
+def test_families_keep_their_order_and_their_names():
+    """Tables, and what a seed draws for training, follow the order."""
+    assert list(FAMILIES) == ["word", "arithmetic", "code", "facts", "lists", "stories"]
+    with pytest.raises(ValueError, match="'word' is already in d2cache.teaching.tasks.word; cho"):
+        type("Copy", (Family,), {"__module__": __name__}, key="word")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_seed_gives_same_problems(family):
     assert problems(family, 50, seed=3) == problems(family, 50, seed=3)
@@ -104,7 +145,7 @@ def test_training_and_held_out_never_share_a_prompt(family):
 
 def test_one_prompt_of_sixteen_is_held_out():
     rng = random.Random(2)
-    share = sum(is_held_out(FAMILIES["lists"](rng).prompt) for _ in range(8000)) / 8000
+    share = sum(is_held_out(FAMILIES["lists"].make(rng).prompt) for _ in range(8000)) / 8000
     assert 0.05 < share < 0.075
 
 
@@ -203,7 +244,7 @@ def test_code_is_judged_by_its_syntax_tree():
 
 
 def check_hops(facts: str, answer: str) -> str:
-    """The short answer; both hops that lead to it are told, and it stands in one of them."""
+    """The short answer; both hops that lead to it are in the facts, and one contains it."""
     *hops, last = answer.rstrip(".").split(". ")
     assert len(hops) == 2 and hops[0] != hops[1]
     short = last.removeprefix("The answer is ")
@@ -213,7 +254,7 @@ def check_hops(facts: str, answer: str) -> str:
     return short
 
 
-def test_both_hops_of_facts_stand_in_the_prompt():
+def test_both_hops_of_facts_are_in_the_prompt():
     for problem in problems("facts", 500):
         answer = check_hops(problem.prompt, problem.answer)
         sentences = problem.prompt.split(". ")
@@ -237,12 +278,12 @@ def test_questions_about_one_list_of_facts_are_answered_by_it():
     assert fewest < 15
 
 
-def test_questions_about_one_list_of_facts_are_none_of_the_held_out(monkeypatch):
+def test_questions_about_one_list_of_facts_are_never_held_out(monkeypatch):
     asked = [draw_questions(random.Random(i), 4) for i in range(300)]
     prompts = [f"{facts} {question}" for facts, pairs in asked for question, _ in pairs]
     assert len(prompts) == 1200 and not any(map(is_held_out, prompts))
-    # guard: one in sixteen would be, were they not drawn again
-    monkeypatch.setattr("d2cache.teaching.tasks.is_held_out", lambda prompt: False)
+    # guard: without drawing again, one in sixteen would be held out
+    monkeypatch.setattr("d2cache.teaching.tasks.facts.is_held_out", lambda prompt: False)
     free = [draw_questions(random.Random(i), 4) for i in range(300)]
     prompts = [f"{facts} {question}" for facts, pairs in free for question, _ in pairs]
     assert 0.04 < sum(map(is_held_out, prompts)) / 1200 < 0.09
@@ -290,10 +331,10 @@ def test_a_story_with_another_character_is_wrong():
 
 
 def test_story_sentences_must_agree_on_the_helper():
-    told = [p for p in problems("stories", 600) if len(re.findall(r"\bduck\b", p.answer)) > 1]
-    told = [p for p in told if "duck" not in p.prompt and "goat" not in p.prompt]
-    assert told
-    for problem in told:
+    twice = [p for p in problems("stories", 600) if len(re.findall(r"\bduck\b", p.answer)) > 1]
+    free = [p for p in twice if "duck" not in p.prompt and "goat" not in p.prompt]
+    assert free
+    for problem in free:
         assert correct(problem, problem.answer.replace("duck", "goat"))
         assert not correct(problem, problem.answer.replace("duck", "goat", 1))
 
@@ -365,7 +406,7 @@ def test_saved_tokenizer_is_read_by_transformers(tokenizer, tmp_path):
     assert (loaded.eos_token_id, loaded.pad_token_id, loaded.mask_token_id) == (1022, 1022, 1023)
 
 
-def test_the_generators_still_speak_the_language_of_the_model_in_the_box():
+def test_the_generators_still_use_the_vocabulary_of_the_bundled_model():
     """A word added to the generators would shift ids and turn the trained weights to noise."""
     saved = Path(__file__).parents[3] / "assets" / "tiny" / "tokenizer.json"
     assert json.loads(train_tokenizer().to_str()) == json.loads(saved.read_text(encoding="utf-8"))

@@ -1,31 +1,30 @@
-"""The page's speed as a visitor meets it: python tests/e2e/targets.py [PART...]
+"""Measure the page's speed as a visitor sees it: python -m analysis.tools.page_targets [PART...]
 
-Starts `python app.py`, drives it in Chromium on the same machine, and prints each figure beside
-its target. Parts: open, runs, board, export; all of them without a name. Not a test: machines
-differ and these two share their cores.
+Starts `python app.py`, drives it in a Chromium on the same machine, and prints each measurement
+beside its target. Machines differ, and the server and the browser share their cores here.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-import browser
-
 import d2cache
 from analysis.page import export
+from analysis.tools import browser
 
+PARTS = ("open", "runs", "board", "export")
 STORY = "Tell a story about a brave fox named Max who finds a key in the forest."
 WATCH = """() => {
   const sent = new Map(), receive = D2Stage.stage.receive;
   window.paints = [];
-  D2Stage.stage.receive = (text) => {   // when did the server send the record with this number?
+  D2Stage.stage.receive = (text) => {   // when the server sent the record with this number
     const {at, events} = JSON.parse(text);
     for (const e of events) if (e.k === 'rec') sent.set(e.run + e.seq, at);
     return receive(text);
@@ -38,7 +37,7 @@ WATCH = """() => {
 }"""
 
 
-# Four runs that no server made, of STEPS steps each, fed to the stage as its messages are.
+# Made-up runs of `steps` steps each, sent to the stage in the messages that a server would send.
 FEED = """async ({P, G, steps, lanes}) => {
   const T = P + G, WORDS = [' the', ' key', ' fox', ' in', ' a', ' box', '.', ' said'];
   let seed = 7;
@@ -99,45 +98,61 @@ STEP = """(to) => new Promise((done) => {
 })"""
 
 
-def main():
-    parts = sys.argv[1:] or ["open", "runs", "board", "export"]
-    found = {}
-    with (
-        sync_playwright() as playwright,
-        browser.server(Path(tempfile.mkdtemp()) / "log") as (url, started),
-    ):
-        chrome = playwright.chromium.launch(executable_path=browser.chromium(), args=browser.FLAGS)
-        page = new_page(chrome, url)
-        if "runs" in parts:
-            found["page usable, s after start"] = (time.perf_counter() - started, "<= 8")
-        page.wait_for_timeout(6000)  # let the model load behind the page
-        if "open" in parts:
-            page.context.close()
-            found |= opening(chrome, url)
-            page = new_page(chrome, url)
-        if "runs" in parts:
-            for policy in ("d2", "none"):
-                browser.choose(page, "policy", policy)
-                found |= {f"{k} ({policy})": v for k, v in one_run(page, STORY, 96).items()}
-            median, late = scrub(page)
-            found["scrub, ms to the painted step, median"] = (median, "<= 17")
-            found["scrub, ms to the painted step, 95th percentile"] = (late, "<= 17")
-            found["payload at T = 512, bytes a step"] = (payload(page), "<= 4096")
-            found |= {f"{k} (512 + 128)": v for k, v in long_prompt(page).items()}
-        page.context.close()
-        if "board" in parts:
-            for P, G in ((256, 256), (0, 512)):
-                found |= board(chrome, url, P, G)
-        chrome.close()
-    if "export" in parts:
-        found |= exported()
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tools.page_targets", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {', '.join(PARTS)}")
+    args = parser.parse_args(argv)
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    parts = args.parts or PARTS
+    found = measure_page(parts) | (exported() if "export" in parts else {})
     for name, (value, target) in found.items():
         print(f"{name:62} {value:10.1f}   target {target}")
     print(json.dumps({name: value for name, (value, _) in found.items()}))
 
 
+def measure_page(parts) -> dict:
+    """The parts that need a browser: what was measured -> (value, target)."""
+    found: dict[str, tuple[float, str]] = {}
+    log = Path(tempfile.mkdtemp()) / "log"
+    with sync_playwright() as playwright, browser.server(log) as (url, started):
+        chrome = playwright.chromium.launch(executable_path=browser.chromium(), args=browser.FLAGS)
+        page = new_page(chrome, url)
+        if "runs" in parts:
+            found["page usable, s after start"] = (time.perf_counter() - started, "<= 8")
+        page.wait_for_timeout(6000)  # the model loads after the page has opened
+        if "open" in parts:
+            page.context.close()
+            found |= opening(chrome, url)
+            page = new_page(chrome, url)
+        if "runs" in parts:
+            found |= all_runs(page)
+        page.context.close()
+        if "board" in parts:
+            for prompt, answer in ((256, 256), (0, 512)):
+                found |= board(chrome, url, prompt, answer)
+        chrome.close()
+    return found
+
+
+def all_runs(page) -> dict:
+    """Live runs: painting, scrubbing, the size of the stream."""
+    found = {}
+    for policy in ("d2", "none"):
+        browser.choose(page, "policy", policy)
+        found |= {f"{k} ({policy})": v for k, v in one_run(page, STORY, 96).items()}
+    median, late = scrub(page)
+    found["scrub, ms to the painted step, median"] = (median, "<= 17")
+    found["scrub, ms to the painted step, 95th percentile"] = (late, "<= 17")
+    found["payload at T = 512, bytes a step"] = (payload(page), "<= 4096")
+    return found | {f"{k} (512 + 128)": v for k, v in long_prompt(page).items()}
+
+
 def new_page(chrome, url: str):
-    """A page of its own context on the app, with the stored run on its stage."""
+    """The page in a new browser context, with the stored run on its stage."""
     page = chrome.new_context(viewport={"width": 1400, "height": 950}).new_page()
     page.goto(url)
     page.wait_for_function("globalThis.D2Stage?.stage && D2Stage.stage.state().steps > 0")
@@ -146,7 +161,7 @@ def new_page(chrome, url: str):
 
 def opening(chrome, url: str) -> dict:
     """Milliseconds from the navigation to the frame that shows the stored run, nothing cached:
-    the median of five; and what of it is work of the page's own, in time of the processor."""
+    the median of five; and the processor time of the page's own work in it."""
     took, own = [], []
     for _ in range(5):
         context = chrome.new_context(viewport={"width": 1400, "height": 950})
@@ -159,8 +174,8 @@ def opening(chrome, url: str) -> dict:
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
         page.goto(url)
         page.wait_for_function("window.shown !== undefined")
-        told = session.send("Performance.getMetrics")["metrics"]
-        own.append(1000 * next(m["value"] for m in told if m["name"] == "TaskDuration"))
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        own.append(1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
         took.append(page.evaluate("window.shown"))
         context.close()
     return {
@@ -170,7 +185,7 @@ def opening(chrome, url: str) -> dict:
 
 
 def board(chrome, url: str, prompt: int, answer: int, lanes=4, steps=512) -> dict:
-    """Scrubbing of a full board, tab by tab, and the memory of its renderer."""
+    """Scrubbing a full board, tab by tab, and the memory of its renderer."""
     page = new_page(chrome, url)
     page.evaluate(FEED, {"P": prompt, "G": answer, "steps": steps, "lanes": lanes})
     page.wait_for_function("D2Stage.stage.state().status === 'done'")
@@ -192,15 +207,15 @@ def board(chrome, url: str, prompt: int, answer: int, lanes=4, steps=512) -> dic
 
 
 def work(page, steps: int, jump: int, times: int = 120) -> float:
-    """Milliseconds of script, style and layout that a step of the scrubber takes: the 95th
-    percentile, in time of the processor, so that what else the machine does counts little."""
+    """Milliseconds of script, style and layout per step of the scrubber: the 95th percentile, in
+    processor time, so that other work of the machine hardly matters."""
     session, parts = page.context.new_cdp_session(page), ("Script", "Layout", "RecalcStyle")
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     session.send("Runtime.evaluate", {"expression": f"window.toStep = {STEP}"})
 
     def spent() -> float:
-        told = session.send("Performance.getMetrics")["metrics"]
-        return sum(m["value"] for m in told if m["name"].removesuffix("Duration") in parts)
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return sum(m["value"] for m in metrics if m["name"].removesuffix("Duration") in parts)
 
     took = []
     for i in range(times):
@@ -213,7 +228,7 @@ def work(page, steps: int, jump: int, times: int = 120) -> float:
 
 
 def memory(page, kinds: tuple[str, ...]) -> float:
-    """Megabytes of the largest renderer process, of these kinds of /proc/PID/smaps_rollup."""
+    """Megabytes of the largest renderer process: the sum of these lines of its smaps_rollup."""
     session = page.context.browser.new_browser_cdp_session()
     most = 0.0
     for process in session.send("SystemInfo.getProcessInfo")["processInfo"]:
@@ -226,7 +241,7 @@ def memory(page, kinds: tuple[str, ...]) -> float:
 
 
 def exported() -> dict:
-    """The size of a page of one run, 128 steps and 256 positions; the larger of two policies."""
+    """The size of an exported run, 128 steps and 256 positions; the larger of two policies."""
     model = d2cache.load("tiny", device="cpu")
     ids = model.encode("Kate has a red hat. " * 60)[-128:]
     sizes = []
@@ -248,7 +263,7 @@ def fill(page, label: str, value: str):
 
 
 def one_run(page, prompt: str, masks: int, least: int = 25) -> dict:
-    """A run to the last mask: first paint, painted steps a second, lag from the server's send."""
+    """A run to the last mask: first paint, painted steps per second, lag behind the server."""
     page.locator("#prompt textarea").fill(prompt)
     fill(page, "answer length", str(masks))
     if page.get_by_label("stop at the end token").is_checked():
@@ -264,7 +279,7 @@ def one_run(page, prompt: str, masks: int, least: int = 25) -> dict:
     paints = [p for p in page.evaluate("window.paints") if p["run"] != old and p["painted"] > 0]
     clicked = page.evaluate("window.clicked")
     seconds = (paints[-1]["at"] - paints[0]["at"]) / 1000
-    # the same record painted again is no lag
+    # a record that is painted again has no lag
     lags = [
         b["lag"]
         for a, b in zip(paints, paints[1:], strict=False)
@@ -279,7 +294,7 @@ def one_run(page, prompt: str, masks: int, least: int = 25) -> dict:
 
 
 def long_prompt(page) -> dict:
-    """The same with a prompt of 512 tokens and 128 masks; the model makes the pace."""
+    """The same with a prompt of 512 tokens and 128 masks, where the model sets the pace."""
     words = "Kate has a red hat. " * 200
     model = d2cache.load("tiny", device="cpu")
     while len(model.encode(words)) > 512:
@@ -295,7 +310,7 @@ def long_prompt(page) -> dict:
 def scrub(page) -> list[float]:
     """Milliseconds from a jump of the scrubber to the frame that shows it: median, 95th percentile.
 
-    Jumps far and wide; a frame of the display is 16.7 ms, and each jump begins just after one.
+    The jumps are long; a frame of the display is 16.7 ms, and each jump begins just after one.
     """
     return page.evaluate(
         """async () => {
@@ -316,7 +331,7 @@ def scrub(page) -> list[float]:
 
 
 def payload(page) -> float:
-    """Bytes of stream a step for a canvas of about 512 positions."""
+    """Streamed bytes per step for a canvas of about 512 positions."""
     session = page.context.new_cdp_session(page)
     session.send("Network.enable")
     sizes = []

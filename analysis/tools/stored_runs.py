@@ -1,22 +1,23 @@
-"""The runs that the page and the static page open with: python tests/e2e/stored.py [NAME ...]
+"""Record the stored runs, which ship with the page: python -m analysis.tools.stored_runs [NAME...]
 
-Records the stories below on the bundled model into assets/traces, with their index. Only their
-clocks differ from one making to the next; to be made again whenever the model changes.
+Runs each story of this file on the bundled model and saves its trace in assets/traces, with an
+index.
+Record them again whenever the model changes; otherwise only their times differ.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import random
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import d2cache
 from analysis.page.stored import ASSETS
 from d2cache.teaching import tasks
 
 FOLDER = ASSETS / "traces"
-REPEATS = 5  # runs, of which the fastest is kept
+REPEATS = 5  # recordings of each run; the fastest is kept
 
 
 @dataclass(frozen=True)
@@ -153,24 +154,23 @@ def answer_is_right(story: Story, model, trace) -> bool:
     return tasks.correct(story.problem, model.decode(trace.answer).strip())
 
 
-def main(names) -> None:
-    model = d2cache.load("tiny", device="cpu")
-    for story in STORIES:
-        if names and story.name not in names:
-            continue
-        # they differ in their clocks alone
-        trace = min((story.record(model) for _ in range(REPEATS)), key=lambda t: t.seconds.sum())
-        file = FOLDER / f"{story.name}.safetensors"
-        right = answer_is_right(story, model, trace)
-        if right != story.right:
-            raise SystemExit(f"{story.name}: right is {right}; its words say {story.right}")
-        trace.save(file)
-        totals, size = trace.totals, file.stat().st_size
-        print(
-            f"{story.name}: {totals['steps']} steps, {trace.tokens.shape[1]} positions, "
-            f"{totals['flops_vs_none']:.2f} of the work, {size / 1e3:.0f} kB: "
-            f"{model.decode(trace.answer).strip()[:60]!r}"
-        )
+def keep(story: Story, model: d2cache.Model) -> None:
+    """Save the fastest of several recordings of a story, which differ only in their times."""
+    trace = min((story.record(model) for _ in range(REPEATS)), key=lambda t: t.seconds.sum())
+    right = answer_is_right(story, model, trace)
+    if right != story.right:
+        raise SystemExit(f"{story.name}: right is {right}; its words say {story.right}")
+    file = FOLDER / f"{story.name}.safetensors"
+    trace.save(file)
+    totals = trace.totals
+    print(
+        f"{story.name}: {totals['steps']} steps, {trace.tokens.shape[1]} positions, "
+        f"{totals['flops_vs_none']:.2f} of the work, {file.stat().st_size / 1e3:.0f} kB: "
+        f"{model.decode(trace.answer).strip()[:60]!r}"
+    )
+
+
+def write_index() -> None:
     index = [
         {"name": s.name, "title": s.title, "words": s.words, "prompt": s.problem.prompt}
         for s in STORIES
@@ -179,5 +179,22 @@ def main(names) -> None:
     (FOLDER / "index.json").write_text(text + "\n", encoding="utf-8")
 
 
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tools.stored_runs", description=__doc__.split("\n\n")[1]
+    )
+    names = [story.name for story in STORIES]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(names)}")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in names]
+    if unknown:
+        parser.error(f"there is no run {unknown[0]!r}; choose from {', '.join(names)}")
+    model = d2cache.load("tiny", device="cpu")
+    for story in STORIES:
+        if not args.names or story.name in args.names:
+            keep(story, model)
+    write_index()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

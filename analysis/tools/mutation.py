@@ -1,17 +1,19 @@
 """Mutation score: the share of small faults in the engine's code that its tests notice.
 
     python -m pip install -r tests/mutation-requirements.txt
-    python tests/mutation.py --sample 150     # of all mutants, drawn with --seed; minutes
-    python tests/mutation.py                  # all of them; hours
+    python -m analysis.tools.mutation --sample 150     # of all mutants, drawn with --seed; minutes
+    python -m analysis.tools.mutation                  # all of them; hours
 
 mutmut (github.com/boxed/mutmut) changes one operator, number, name, argument or text inside a
 function at a time, in a temporary copy of the tree, and runs the tests that reach the function,
-quickest first, until one fails. GROUPS says which test files stand for which modules. Decorated
-functions, class bodies (knobs, CONFIGS), docstrings and annotations are not mutated.
+quickest first, until one fails. GROUPS lists the test files of the modules. Decorated functions,
+class bodies (knobs, CONFIGS), docstrings and annotations are not mutated.
 
-The score is killed / all tried: a mutant that runs into the time limit counts as killed, one that
-no test reaches as survived. What survived is printed with its place and its change.
+The score is killed / all tried: a mutant that exceeds the time limit counts as killed, one that no
+test reaches as survived. Each survivor is printed with its place and its change.
 """
+
+from __future__ import annotations
 
 import argparse
 import ast
@@ -28,7 +30,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {
     "core": (
         ["d2cache/ops.py", "d2cache/model.py", "d2cache/generate.py", "d2cache/shadow.py"],
@@ -40,7 +42,7 @@ GROUPS = {
         ["policies", "d2", "registry", "model", "generate"],
     ),
 }
-# for their time: most pairs of a policy and a decoder, and what needs a server
+# too slow: most pairs of a policy and a decoder, and what needs a server
 LEFT_OUT = (
     "(batch_mates and not (shifted or sampled)) or every_policy or blocks_are_written "
     "or masks_again or network or download"
@@ -48,7 +50,7 @@ LEFT_OUT = (
 CONFIG = """
 [tool.mutmut]
 source_paths = ["d2cache"]
-also_copy = ["assets"]
+also_copy = ["analysis", "assets"]
 only_mutate = {modules}
 pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-k", "not ({left_out})"]
@@ -60,7 +62,7 @@ ENDS = {0: "survived", 33: "survived", -24: "timeout", -9: "timeout"}  # by exit
 
 def mutmut(tree: Path, *arguments):
     """Run one of mutmut's commands in a copy of the tree."""
-    # one thread: a forked torch must not wait for a pool that its parent had
+    # one thread: a forked torch must not wait for the thread pool of its parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mutmut", *arguments]
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
@@ -69,24 +71,24 @@ def mutmut(tree: Path, *arguments):
 def prepare(tree: Path, modules: list[str], tests: list[str]):
     """A copy of the tree with every mutant in it, and which tests reach which function."""
     tree.mkdir()
-    for part in ("d2cache", "tests", "assets"):
+    for part in ("d2cache", "analysis", "tests", "assets"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
-    files = [f"tests/test_{name}.py" for name in tests]
+    files = [f"tests/d2cache/test_{name}.py" for name in tests]
     config = CONFIG.format(modules=json.dumps(modules), tests=json.dumps(files), left_out=LEFT_OUT)
     (tree / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + config)
     done = mutmut(tree, "run", "no such mutant")  # stops before the first one
     if not (tree / "mutants" / "mutmut-stats.json").exists():
-        stop("the tests fail on the code as it is", done)
+        stop("the tests fail on the unchanged code", done)
 
 
 def stop(why: str, done):
-    """Leave, with the end of what mutmut said."""
+    """Exit, with the end of mutmut's output."""
     raise SystemExit(f"{why}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
 def results(tree: Path) -> dict:
     """Mutant -> (file, exit code of its tests or None)."""
-    found = {}
+    found: dict[str, tuple[str, int | None]] = {}
     for meta in sorted((tree / "mutants" / "d2cache").rglob("*.meta")):
         file = str(meta.relative_to(tree / "mutants")).removesuffix(".meta")
         codes = json.loads(meta.read_text())["exit_code_by_key"]
@@ -94,12 +96,14 @@ def results(tree: Path) -> dict:
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tools.mutation", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--sample", type=int, help="how many mutants to try; default all")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the random sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         trees = {name: Path(folder) / name for name in GROUPS}
         list(pool.map(prepare, trees.values(), *zip(*GROUPS.values(), strict=True)))

@@ -1,54 +1,63 @@
-"""Screenshots for the README: python tests/e2e/pictures.py [FOLDER] [NAME...]
+"""Take the README's screenshots: python -m analysis.tools.pictures [--out FOLDER] [NAME...]
 
-Runs stories on the page and saves what it shows: the stage light, dark and at phone width, and its
-tabs Compare, Truth and Attention. Each is a PNG below MOST bytes.
+Runs stories on the page and saves what it shows: the page light, dark and at phone width, and the
+tabs Compare, Truth and Attention. Each is a PNG of at most 300 kB.
 """
 
+from __future__ import annotations
+
+import argparse
 import io
-import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-import browser
-
 from analysis.page import lessons
+from analysis.tools import browser
 
 MOST = 300_000
+FOLDER = browser.ROOT / "assets" / "pictures"
 SIZES = {"light": (1500, 1120, "light"), "dark": (1500, 1120, "dark"), "phone": (390, 1400, "dark")}
 TABS = {"compare": "light", "truth": "dark", "attention": "light"}  # of the stage alone
 
 
-def main():
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else browser.ROOT / "assets" / "pictures"
-    wanted = sys.argv[2:] or [*SIZES, *TABS]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        sync_playwright() as playwright,
-        browser.server(Path(tempfile.mkdtemp()) / "log") as (url, _),
-    ):
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tools.pictures", description=__doc__.split("\n\n")[1]
+    )
+    known = [*SIZES, *TABS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(known)}")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in known]
+    if unknown:
+        parser.error(f"there is no picture {unknown[0]!r}; choose from {', '.join(known)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = Path(tempfile.mkdtemp()) / "log"
+    with sync_playwright() as playwright, browser.server(log) as (url, _):
         chrome = playwright.chromium.launch(executable_path=browser.chromium(), args=browser.FLAGS)
-        for name in wanted:
-            width, height, scheme = SIZES.get(name) or (1500, 1400, TABS[name])
-            context = chrome.new_context(
-                viewport={"width": width, "height": height}, color_scheme=scheme
-            )
-            page = context.new_page()
-            page.set_default_timeout(120_000)
-            page.goto(url)
-            page.wait_for_function("globalThis.D2Stage?.stage && D2Stage.stage.state().steps > 0")
-            picture = whole_page(page, name) if name in SIZES else one_tab(page, name)
-            save(picture, folder / f"{name}.png")
-            context.close()
+        for name in args.names or known:
+            save(take(chrome, url, name), args.out / f"{name}.png")
         chrome.close()
 
 
+def take(chrome, url: str, name: str) -> bytes:
+    """One picture, as PNG."""
+    width, height, scheme = SIZES.get(name) or (1500, 1400, TABS[name])
+    context = chrome.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.wait_for_function("globalThis.D2Stage?.stage && D2Stage.stage.state().steps > 0")
+    picture = whole_page(page, name) if name in SIZES else one_tab(page, name)
+    context.close()
+    return picture
+
+
 def whole_page(page, name: str) -> bytes:
-    """The page after a run, at a step where much is known and much is masked."""
+    """The page after a run, at a step where much is written and much is masked."""
     page.click("#run")
     page.wait_for_function(
         "!D2Stage.stage.state().run.startsWith('stored') && D2Stage.stage.state().status === 'done'"
@@ -65,7 +74,7 @@ def whole_page(page, name: str) -> bytes:
 
 
 def one_tab(page, name: str) -> bytes:
-    """The stage with three lanes of which one goes stale, shown in one tab."""
+    """One tab of the stage, with three lanes, one of which goes stale."""
     prompt = next(one for one in lessons.presets() if one["key"] == "prefix-stale")["query"]
     prompt = next(part for part in prompt.split("&") if part.startswith("prompt="))
     query = f"{prompt}&gen=32&block=16&truth=1&lane=none&lane=prefix&lane=d2"
@@ -86,13 +95,15 @@ def one_tab(page, name: str) -> bytes:
     return page.locator("#stage").screenshot()
 
 
-def save(picture: bytes, path: Path):
-    """RuntimeError for a picture that is too large: a palette would change what colours say."""
+def save(picture: bytes, path: Path) -> None:
+    """RuntimeError for a picture that is too large: a palette would change the colours."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     image.save(path, optimize=True)
     size = path.stat().st_size
     if size > MOST:
-        raise RuntimeError(f"{path.name} has {size} bytes; {MOST} are allowed: make it smaller")
+        raise RuntimeError(
+            f"{path.name} has {size} bytes; {MOST} are allowed: make the page smaller"
+        )
     print(f"{path.name}: {image.width} x {image.height}, {size / 1e3:.0f} kB")
 
 

@@ -1,4 +1,4 @@
-"""A Chromium to drive and a server to drive it against; used by the tests and by targets.py."""
+"""A Chromium and a server of the page for it, for the page tests and for the commands here."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# what Gradio says when a page is left or loaded anew while an answer is on its way
+# errors that Gradio logs when a page is left or reloaded while a response is on its way
 LEAVING = ("AbortError: signal is aborted", "Unexpected error Connection errored out")
 NEEDED = (
-    "the page tests need a Chromium: install Debian's package (apt-get install chromium), "
+    "a Chromium is needed: install Debian's package (apt-get install chromium), "
     "or run python -m playwright install chromium"
 )
 
 
 @functools.cache
 def chromium() -> str:
-    """Path of a Chromium: one that is installed, else one installed now; RuntimeError if none."""
+    """Path of a Chromium, installed now if there is none; RuntimeError if that fails."""
     found = _installed()
     if found:
         return found
@@ -64,8 +64,8 @@ def _installed() -> str | None:
 
 @contextlib.contextmanager
 def server(log: Path, **settings: str):
-    """`python app.py` on a free port, with these environment variables; yields its address and
-    the moment it was started."""
+    """Run `python app.py` on a free port, with these environment variables; yields its address and
+    the moment it was started, in seconds of `time.perf_counter`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -93,7 +93,7 @@ def server(log: Path, **settings: str):
 
 @contextlib.contextmanager
 def open_tab(chrome, address):
-    """A fresh tab on the page; its console errors fail the test that opened it."""
+    """A new tab on the page; AssertionError at the end if its console had errors."""
     context = chrome.new_context(viewport={"width": 1400, "height": 950}, accept_downloads=True)
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))

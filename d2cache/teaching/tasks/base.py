@@ -1,0 +1,65 @@
+"""A problem, and what every family of problems provides."""
+
+import hashlib
+import random
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question and its reference answer, both plain text without outer white space."""
+
+    family: str
+    prompt: str
+    answer: str
+
+
+class Family(ABC):
+    """One kind of problem. Subclassing with a key registers it; each family has its own file.
+
+    The tokenizer and the training rows are made from all families. A new one changes both, so the
+    bundled model must be trained again.
+    """
+
+    registry: ClassVar[dict[str, type["Family"]]] = {}
+
+    key: str
+    order: int  # place among the families: the rows of tables and the draws of a seed follow it
+    answer_length: int  # canvas, in tokens: the longest answer, its end token and spare room
+    weight: int  # share of the training rows, relative to the other families
+
+    def __init_subclass__(cls, key: str, **kwargs):
+        super().__init_subclass__(**kwargs)
+        other = cls.registry.setdefault(key, cls)
+        if other.__module__ != cls.__module__:
+            raise ValueError(
+                f"the family {key!r} is already in {other.__module__}; choose another name"
+            )
+        cls.key = key
+
+    @abstractmethod
+    def make(self, rng: random.Random) -> Problem:
+        """Draw a problem, whether its prompt is held out or not."""
+
+    def read(self, text: str) -> str | None:
+        """The part of an answer that is compared; None where the text has none."""
+        return text
+
+    def correct(self, problem: Problem, text: str) -> bool:
+        """Whether a text answers the problem. Any text is allowed; none is ever executed."""
+        found = self.read(text)
+        return found is not None and found == self.read(problem.answer)
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether a prompt belongs to the test part: 1 of 16, decided by a hash of its text alone."""
+    return hashlib.blake2b(prompt.encode("utf-8"), digest_size=1).digest()[0] % 16 == 0
+
+
+def stated_answer(text: str) -> str | None:
+    """What follows the last "The answer is", up to the end of its sentence or line."""
+    found = re.findall(r"The answer is[ \n]+([^.\n]*)", text)
+    return " ".join(found[-1].split()) if found else None
