@@ -8,9 +8,11 @@ that is written here. The file is committed, and a test writes it again and comp
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
+import sys
 
 from analysis.page import bundle, lessons, planes, query, questions
 from d2cache import Part, Why, edits
@@ -98,5 +100,18 @@ def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name)
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> int:
+    """Writes the file; with --check, exit code 1 where it is not what would be written."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, say if it is stale")
+    if parser.parse_args(argv).check:
+        if FILE.read_text(encoding="utf-8") != script():
+            print(f"{FILE.name} is stale: run {COMMAND}", file=sys.stderr)
+            return 1
+        return 0
     FILE.write_text(script(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
