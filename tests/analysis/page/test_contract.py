@@ -128,9 +128,9 @@ def test_scripts_use_no_name_that_the_contract_lacks():
 
 def test_every_question_is_answered_and_every_export_made():
     for name in questions.QUESTIONS:
-        assert callable(getattr(questions.Asks, name))
+        assert callable(getattr(questions.Questions, name))
     for what in questions.EXPORTS:
-        assert f'"{what}"' in inspect.getsource(questions.Asks.export)
+        assert f'"{what}"' in inspect.getsource(questions.Questions.export)
 
 
 @pytest.mark.parametrize("plane", ["confidence", "density", "rolloutMass", "drift", "divergence"])
