@@ -61,8 +61,8 @@ def styles(folder: Path = STAGE) -> str:
 
 
 def head(texts: dict) -> str:
-    """What the live page's head holds: scripts, styles, and the texts that the stage shows."""
-    return f"<script>{scripts()}</script>{data(texts)}<style>{styles()}</style>"
+    """What the live page's head holds: the texts that the stage shows, scripts and styles."""
+    return f"{data(texts)}<script>{scripts()}</script><style>{styles()}</style>"
 
 
 def _check_imports(name: str, sources: dict[str, str]) -> None:
