@@ -21,11 +21,11 @@ class D2Cache(CachePolicy, key="d2"):
     that holds the k-th mask); what the previous step wrote, once; and the smallest set of other
     rows that holds more than `rollout_p` of their attention-rollout mass (stage 2).
 
-    `as_shipped` reproduces the public code, bugs included: the confidence of the first pass is
-    kept for the whole run; the block that bounds the search shrinks as it fills; rollout rows
-    stop before p, not beyond it, but at least one is taken; density sees one answer length of
-    known positions on the left and repeats the last answer position on the right, in the decoder
-    too; a position that was not computed has confidence 1/V and token 0, and may be written.
+    `as_shipped` reproduces the public code, bugs included: confidence stays that of the first
+    pass; the block that bounds the search shrinks as it fills; rollout rows stop before p, not
+    beyond it, but at least one is taken; density sees one answer length of known positions on the
+    left and repeats the last answer position on the right, in the decoder too; a position that was
+    not computed has confidence 1/V and token 0, and may be written.
     """
 
     current_k: int = knob(32, 1, 1024, "masked positions recomputed per step")
@@ -69,7 +69,8 @@ class D2Cache(CachePolicy, key="d2"):
     def stage_one(self, canvas: Canvas, before: Canvas) -> Tensor:
         """(B,T) bool: masked positions to recompute. before: the canvas before the last write."""
         base = self.confidence * canvas.density(self.sigma, self.as_shipped)
-        inside, size = canvas.block, canvas.block_length
+        inside = canvas.block
+        size: int | Tensor = canvas.block_length
         if self.as_shipped:  # what was left of the block before the write
             inside = before.block & before.masked
             size = inside.sum(1, keepdim=True).clamp_min(1)  # a finished row has none left
