@@ -69,11 +69,9 @@ class D2Cache(CachePolicy, key="d2"):
     def stage_one(self, canvas: Canvas, before: Canvas) -> Tensor:
         """(B,T) bool: masked positions to recompute. before: the canvas before the last write."""
         base = self.confidence * canvas.density(self.sigma, self.as_shipped)
-        inside = canvas.block
-        size: int | Tensor = canvas.block_length
-        if self.as_shipped:  # what was left of the block before the write
-            inside = before.block & before.masked
-            size = inside.sum(1, keepdim=True).clamp_min(1)  # a finished row has none left
+        # as shipped: what was left of the block before the write; a finished row has none left
+        inside = before.block & before.masked if self.as_shipped else canvas.block
+        size = inside.sum(1, keepdim=True).clamp_min(1) if self.as_shipped else canvas.block_length
         at = canvas.position - canvas.prompt_length
         window = ops.search_window(canvas.masked, inside, at, size, self.current_k)
         # float64: adding 1 inside the block must not round small scores together
