@@ -30,7 +30,7 @@ import d2cache
 from d2cache import models
 from d2cache.generate import open_canvas
 from d2cache.model import CONFIGS, Linear, Model
-from d2cache.quantize import narrow
+from d2cache.quantize import to_fp8
 from d2cache.teaching import tasks
 from d2cache.trace import Recorder
 
@@ -130,7 +130,7 @@ def narrowed(model: Model, prompt: torch.Tensor, masks: int) -> float:
         return made[..., torch.arange(model.config.vocab) != model.config.mask_id]  # that is -inf
 
     before = logits()
-    narrow(model)
+    to_fp8(model)
     return float((logits() - before).norm() / before.norm())
 
 

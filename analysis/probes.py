@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2cache import CachePolicy, Model, Step, Trace, ops
-from d2cache.canvas import Rows
 from d2cache.policies import KV
+from d2cache.rows import Rows
 
 MOST_CELLS = 1 << 24  # of attention maps that are held at once
 

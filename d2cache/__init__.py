@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from d2cache.canvas import Canvas, Part, Plan, Step, Why
+from d2cache.canvas import Canvas, Plan, Step, Why
 from d2cache.decoders import Decoder, decoders, make_decoder
 from d2cache.edits import Edit
 from d2cache.generate import generate
@@ -17,6 +17,7 @@ from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.models import load
 from d2cache.policies import CachePolicy, make_policy, policies
 from d2cache.registry import knob
+from d2cache.rows import Part
 from d2cache.trace import Trace
 
 __all__ = [

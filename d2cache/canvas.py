@@ -1,53 +1,42 @@
-"""The nouns of a denoising step: Canvas, Plan, Rows, Candidates, Step. No rules live here."""
+"""The nouns of a denoising step: Run, Canvas, Plan, Candidates, Step. No rules are here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import IntFlag
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from d2cache import ops
+from d2cache.edits import Edit
 from d2cache.model import ModelConfig
+from d2cache.rows import Part, Rows
 
-if TYPE_CHECKING:
-    from d2cache.edits import Edit
-
-CANDIDATES = 5  # likeliest tokens that are shown and kept for a written position
+CANDIDATES = 5  # likeliest tokens shown and kept per written position
 
 
 class Why(IntFlag):
-    """Reasons a row was recomputed; a row may have several. Zero means its K,V were reused."""
+    """Reasons a row was recomputed; a row may have several. Zero: its K,V were reused."""
 
     FULL = 1  # a full pass
-    CHOSEN = 2  # a masked position likely to be written soon
-    VERIFY = 2  # picked while the layers ran, by a test of what is cached; shares the bit above:
-    # both are chosen by a score, and eight bits hold eight reasons
-    WRITTEN = 4  # changed by the step before: its K,V are still those of the old token
+    CHOSEN = 2  # chosen by the policy: a masked position likely to be written soon
+    VERIFY = (
+        2  # chosen while the layers ran, by a test of the cache; shares the bit above, as eight
+    )
+    # bits have room for eight reasons
+    WRITTEN = 4  # changed in the previous step: its K,V are still those of the old token
     ROLLOUT = 8  # attention rollout finds it influential
     GAP = 16  # fills a short gap between recomputed rows
     SHIFT = 32  # predicts its right neighbour
-    BLOCK = 64  # in the open block
-    WINDOW = 128  # near the open block
-
-
-class Part(IntFlag):
-    """What a layer computed for a row; for policies that decide layer by layer."""
-
-    KEY = 1
-    VALUE = 2
-    ATTENTION = 4  # the attention output, query included
-    MLP = 8  # the MLP output: the row went through the whole layer
-    ALL = 15
-    EVICTED = 16  # its K,V were left out of attention
+    BLOCK = 64  # in the current block
+    WINDOW = 128  # near the current block
 
 
 @dataclass(frozen=True)
 class Run:
-    """The whole configuration of one generation, as written into a trace."""
+    """The complete configuration of one generation, as a trace records it."""
 
     model: str
     policy: str
@@ -57,14 +46,14 @@ class Run:
     prompt_length: int
     gen_length: int
     block_length: int
-    seeds: tuple[int, ...]  # one a row
+    seeds: tuple[int, ...]  # one per row of the batch
     stop_at_eos: bool
     device: str
     dtype: str
     shape: dict  # the ModelConfig
     tokenizer: object = None  # gives a trace its token texts; not part of the configuration
-    edits: tuple[Edit, ...] = ()  # by hand, in the order of their steps
-    weights: str | None = None  # "fp8" where they are in 8 bits, else of the dtype
+    edits: tuple[Edit, ...] = ()  # made by hand, in the order of their steps
+    weights: str | None = None  # "fp8" for 8-bit weights; None for weights of the dtype
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -83,16 +72,16 @@ class Run:
         policy, decoder = self.policy_knobs, self.decoder_knobs
         for edit in self.edits:
             if edit.step < step:
-                policy, decoder = policy | edit.policy, decoder | edit.decoder
+                policy, decoder = {**policy, **edit.policy}, {**decoder, **edit.decoder}
         return policy, decoder
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is on the canvas before a step. Never edited: a step makes a new one.
+    """The canvas before a step. Immutable: each step makes a new one.
 
-    tokens (B,T) int64; answer = positions prompt_length to T. Rows of a batch with shorter
-    prompts are padded on the left: `start` (B,) is each row's first own position.
+    tokens (B,T) int64; the answer is positions prompt_length to T. Rows of a batch with shorter
+    prompts are padded on the left: `start` (B,) is each row's first position that is not padding.
     """
 
     tokens: Tensor
@@ -117,7 +106,7 @@ class Canvas:
 
     @cached_property
     def masked(self) -> Tensor:
-        """(B,T) bool: answer positions still to be written."""
+        """(B,T) bool: answer positions that are not written yet."""
         return (self.tokens == self.mask_id) & (self.position >= self.prompt_length)
 
     @cached_property
@@ -127,23 +116,23 @@ class Canvas:
 
     @cached_property
     def block(self) -> Tensor:
-        """(B,T) bool: the open block, that of each row's leftmost masked position."""
+        """(B,T) bool: the current block, that of each row's leftmost masked position."""
         first = self.masked.int().argmax(1, keepdim=True) - self.prompt_length
         index = (self.position - self.prompt_length).div(self.block_length, rounding_mode="floor")
         return index == first.div(self.block_length, rounding_mode="floor")
 
     @cached_property
     def live(self) -> Tensor:
-        """(B,) bool: rows with something left to write (with stop_at_eos: before their end)."""
+        """(B,) bool: rows with masks left to write (with stop_at_eos: before their end of text)."""
         if not self.stop_at_eos:
             return self.masked.any(1)
         ends = (self.tokens == self.eos_id) & (self.position >= self.prompt_length)
         return (self.masked & (ends.cumsum(1) == 0)).any(1)
 
     def density(self, sigma: float | Tensor, as_shipped: bool = False) -> Tensor:
-        """Certainty density (B,T) float32 on this canvas; sigma: one, or (B,1) one a row.
+        """Certainty density (B,T) float32 on this canvas; sigma: a number, or (B,1) one per row.
 
-        as_shipped: the public code's padding.
+        as_shipped: with the public code's padding.
         """
         if as_shipped:
             return ops.certainty_density_as_shipped(self.known, self.prompt_length, sigma)
@@ -157,11 +146,11 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step shall compute; masks (B,T) bool, why (B,T) uint8 of `Why`.
+    """What a step should compute: masks (B,T) bool, and why (B,T) uint8 of `Why`.
 
-    predict: a token is wanted here. refresh: K,V are recomputed here. as_shipped: treat this step
-    as d2Cache's public code does: density with its padding, and masked positions without a
-    prediction read confidence 1/V and token 0 instead of -inf, so that they can be written.
+    predict: predict a token here. refresh: recompute K,V here. as_shipped: treat this step as
+    d2Cache's public code does: density with its padding, and masked positions without a prediction
+    get confidence 1/V and token 0 instead of -inf, so that they can be written.
     """
 
     predict: Tensor
@@ -171,50 +160,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A plan as indices: the rows that go through the layers.
-
-    index (B,R) int64 canvas positions; ragged rows of a batch are filled by repeating a wanted
-    one (writing the same K,V twice is exact), and `valid` (B,R) bool counts each once.
-    position (B,R): index counted from the row's own first token. head (B,Q): which of the R rows
-    predict; target (B,Q): the canvas position each predicts. keys (B,T) bool or None: real keys.
-    fresh (B,F): which of the R rows hold a token id that layer 0 has not seen at their position.
-    wanted, new (B,T) bool: the rows, and the fresh ones among them, on the canvas.
-    """
-
-    index: Tensor
-    valid: Tensor
-    position: Tensor
-    head: Tensor
-    target: Tensor
-    keys: Tensor | None
-    full: bool  # all T positions, in their order
-    fresh: Tensor
-    wanted: Tensor
-    new: Tensor
-    rope: tuple[Tensor, Tensor] | None = None
-
-    def take(self, at: Tensor) -> Rows:
-        """The rows at `at` (B,N), indices into these R, as rows of their own, none fresh."""
-        cos, sin = (ops.rows_at(t[:, 0], at)[:, None] for t in self.rope)
-        index = self.index.gather(1, at)
-        return replace(self, index=index, full=False, rope=(cos, sin), fresh=at[:, :0])
-
-    def parts(self, i: int) -> Tensor:
-        """(B,T) uint8 of `Part`: what sending these rows through the whole of layer i computes."""
-        keys = self.new if i == 0 else self.wanted
-        through = self.wanted * int(Part.ATTENTION | Part.MLP)
-        return (through + keys * int(Part.KEY | Part.VALUE)).byte()
-
-
-@dataclass(frozen=True)
 class Candidates:
-    """What the model proposes: tokens (B,T) int64, confidence (B,T), -inf where none.
+    """What the model proposes: tokens (B,T) int64, confidence (B,T), -inf without a prediction.
 
     confidence: the decoder's certainty, in [0,1]. density (B,T): certainty density for the
     decoder's sigma, None without a prior. logits (B,Q,V) of `target` (B,Q), after temperature
     and top-p; computed (B,T) bool: where a prediction was made. noise (B,T): uniform in [0,1),
-    for decoders that draw, else None.
+    for decoders that draw random numbers, else None.
     """
 
     tokens: Tensor
@@ -226,7 +178,7 @@ class Candidates:
     noise: Tensor | None = None
 
     def plane(self, values: Tensor, blank: float) -> Tensor:
-        """Values (B,Q) of the predictions on the canvas (B,T); `blank` where none was made."""
+        """Values (B,Q) of the predictions on the canvas (B,T); `blank` without a prediction."""
         return on_canvas(values, self.target, self.computed, blank)
 
 
@@ -238,12 +190,13 @@ def on_canvas(values: Tensor, target: Tensor, computed: Tensor, blank: float) ->
 
 @dataclass(frozen=True)
 class Step:
-    """One finished denoising step. Holds references to tensors that exist anyway: free to make.
+    """One finished denoising step. Only references tensors that exist anyway, so it costs nothing.
 
     before, after: the canvases, the latter with the edits made after this step; logits (B,Q,V) of
-    `rows.target`. rollout (B,T) or None. parts (B,L,T) uint8 of `Part` where the policy decides
-    layer by layer, else None. shadow: rows a row of the batch that the decoder sent through the
-    layers besides. seconds: host time from the start of the step to its yield.
+    `rows.target`. accepted (B,T) bool: written by the decoder. rollout (B,T) or None. parts (B,L,T)
+    uint8 of `Part` where the policy decides layer by layer, else None. shadow: extra rows that the
+    decoder sent through the layers, per row of the batch. seconds: host time from the start of the
+    step to its yield.
     """
 
     run: Run
@@ -254,7 +207,7 @@ class Step:
     rows: Rows
     logits: Tensor
     candidates: Candidates
-    accepted: Tensor  # (B,T) bool
+    accepted: Tensor
     rollout: Tensor | None = None
     parts: Tensor | None = None
     shadow: int = 0
@@ -267,7 +220,7 @@ class Step:
 
     @property
     def confidence(self) -> Tensor:
-        """(B,T): of each candidate, -inf where none was predicted."""
+        """(B,T): of each candidate, -inf without a prediction."""
         return self.candidates.confidence
 
     @cached_property
@@ -277,20 +230,20 @@ class Step:
 
     @cached_property
     def written(self) -> Tensor:
-        """(B,T) bool: positions where this step put another token, [MASK] not counted: those that
-        were accepted and stayed, and those that an edit wrote."""
+        """(B,T) bool: positions where this step put a new token other than [MASK]: accepted ones
+        that stayed, and those that an edit wrote."""
         return self.changed & (self.after.tokens != self.before.mask_id)
 
     @cached_property
     def recomputed(self) -> Tensor:
-        """(B,T) bool: rows sent through a layer, all of them or some."""
+        """(B,T) bool: rows sent through at least one layer."""
         if self.parts is not None:
             return ((self.parts & Part.MLP) > 0).any(1) & self.before.live[:, None]
         return self.rows.wanted
 
     @cached_property
     def rows_per_layer(self) -> Tensor:
-        """(B,) recomputed rows, mean over the layers."""
+        """(B,) recomputed rows, averaged over the layers."""
         if self.parts is None:
             return self.valid.sum(1)
         through = (self.parts & Part.MLP) > 0
@@ -304,7 +257,7 @@ class Step:
     @cached_property
     def why(self) -> Tensor:
         """(B,T) uint8 of `Why`: the plan's reasons; SHIFT where a row was needed only to predict
-        its neighbour, VERIFY where the policy picked it while the layers ran."""
+        its neighbour, VERIFY where the policy chose it while the layers ran."""
         source = self.rows.wanted & ~self.plan.refresh
         late = torch.where(source, int(Why.SHIFT), int(Why.VERIFY)).to(torch.uint8)
         why = torch.where(self.plan.why == 0, late, self.plan.why)
@@ -318,27 +271,30 @@ class Step:
         if self.parts is None:
             work = config.work(rows, length, self.rows.new.sum(1))
         else:
-            parts = self.parts * self.before.live[:, None, None]
-            key, value, attention, mlp, evicted = (
-                ((parts & part) > 0).sum(2)
-                for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP, Part.EVICTED)
-            )
-            scores = attention * (length[:, None] - evicted)
-            work = [count.sum(1) for count in (key, value, attention, mlp, scores)]
+            work = self._work_of_parts(self.parts, length)
         extra = self.shadow * (rows > 0)
         shadow = config.work(extra, length + self.shadow, extra)
         return torch.stack([a + b for a, b in zip(work, shadow, strict=True)], dim=1)
 
+    def _work_of_parts(self, parts: Tensor, length: Tensor) -> tuple[Tensor, ...]:
+        parts = parts * self.before.live[:, None, None]
+        key, value, attention, mlp, evicted = (
+            ((parts & part) > 0).sum(2)
+            for part in (Part.KEY, Part.VALUE, Part.ATTENTION, Part.MLP, Part.EVICTED)
+        )
+        scores = attention * (length[:, None] - evicted)
+        return tuple(count.sum(1) for count in (key, value, attention, mlp, scores))
+
     @property
     def valid(self) -> Tensor:
-        """(B,R) bool: first copy of each recomputed row."""
+        """(B,R) bool: the first copy of each recomputed row."""
         return self.rows.valid
 
     @cached_property
     def likeliest(self) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of each row that predicts, (B,Q,5) ids and probabilities.
+        """The likeliest tokens of each predicting row, (B,Q,5) ids and probabilities.
 
-        Computed when first asked for, once however many watch.
+        Computed on first access and cached.
         """
         wide = torch.promote_types(self.logits.dtype, torch.float32)
         top = self.logits.topk(min(CANDIDATES, self.logits.shape[-1]), dim=-1)

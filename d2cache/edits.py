@@ -1,20 +1,18 @@
-"""Edits: what a hand changes between two steps of a run."""
+"""Edits: changes made by hand between two steps of a run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
-import torch
-from torch import Tensor
-
-from d2cache.canvas import Canvas, Plan, Why
 from d2cache.model import ModelConfig
-from d2cache.policies.base import CachePolicy
-from d2cache.registry import Registered, knobs, make
 
 MOST_EDITS = 256  # of one run
+# Words and marks of an edit's text; links hold them.
+REFRESH, ALL, OWNERS = "refresh", "all", ("policy", "decoder")
+NEXT, IS = ",", "="  # between two parts; between a name and its value
+DOT = "."  # between two rows; between an owner and its knob
 FORM = (
     "STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=VALUE...][,decoder.KNOB=VALUE...]"
 )
@@ -24,13 +22,13 @@ FORM = (
 class Edit:
     """A change to a run, made after everything that step `step` does itself.
 
-    tokens {canvas position: token id}: written over whatever stands there, prompt included; the id
-    of [MASK] masks an answer position again. refresh: positions whose rows the next step
-    recomputes beside its own, or "all", a full pass. policy, decoder {knob: value}: in force from
-    the next step on. Rows of changed tokens are always recomputed by the next step. Policies that
-    decide layer by layer do not recompute single rows: for them any row asked for means all.
+    tokens {canvas position: token id}: written over whatever is there, prompt included; the id of
+    [MASK] masks an answer position again. refresh: positions whose rows the next step recomputes
+    in addition to its own, or "all", a full pass. policy, decoder {knob: value}: in force from the
+    next step on. Rows of changed tokens are always recomputed by the next step. Policies that
+    decide layer by layer do not recompute single rows: for them any requested row means all rows.
 
-    Raises ValueError for what no run can do; whether it suits a run, `check` says.
+    Raises ValueError for what no run can do; `check` does for what one run cannot.
     """
 
     step: int
@@ -66,9 +64,14 @@ class Edit:
                     f"an edit sets {knob} to {value!r:.40}; it must be a number, True or False"
                 )
 
+    @property
+    def requested(self) -> tuple[int, ...]:
+        """Positions to refresh one by one, none where all are."""
+        return () if isinstance(self.refresh, str) else tuple(self.refresh)
+
     def check(self, prompt_length: int, length: int, config: ModelConfig) -> None:
-        """ValueError when a canvas of `length` positions and this model have no room for it."""
-        for at in (*self.tokens, *(() if self.refresh == "all" else self.refresh)):
+        """ValueError when the edit does not fit a canvas of `length` positions and this model."""
+        for at in (*self.tokens, *self.requested):
             if at >= length:
                 raise ValueError(
                     f"an edit names position {at}; this canvas has positions 0 to {length - 1}"
@@ -85,14 +88,14 @@ class Edit:
                 )
 
     def plain(self) -> dict:
-        """As JSON keeps it; `of_plain` gives the edit back."""
+        """As plain JSON values; `of_plain` is the inverse."""
         plain = asdict(self)
         plain["tokens"] = {str(at): token for at, token in self.tokens.items()}
         return plain | {"refresh": "all" if self.refresh == "all" else list(self.refresh)}
 
     @classmethod
-    def of_plain(cls, plain) -> Edit:
-        """An edit from its JSON form; ValueError says what is wrong with it."""
+    def of_plain(cls, plain: object) -> Edit:
+        """An edit from its JSON values; ValueError for what is wrong with them."""
         if not isinstance(plain, Mapping) or set(plain) - set(cls.__dataclass_fields__):
             raise ValueError(f"an edit is {plain!r:.60}; it must be as `Edit.plain` makes it")
         tokens = plain.get("tokens", {})
@@ -103,106 +106,39 @@ class Edit:
 
     @classmethod
     def parse(cls, text: str) -> Edit:
-        """An edit from one line of text, see FORM; `str(edit)` makes it."""
-        first, *rest = str(text).split(",")
-        given = {"step": _number("the step of an edit", first), "tokens": {}}
+        """An edit from one line of text, see FORM; `str(edit)` is the inverse."""
+        first, *rest = str(text).split(NEXT)
+        step, tokens = _number("the step of an edit", first), dict[int, int]()
+        refresh: str | list[int] = []
+        knobs: dict[str, dict[str, float]] = {kind: {} for kind in OWNERS}
         for part in rest:
-            name, equals, value = part.partition("=")
-            kind, dot, knob = name.partition(".")
+            name, equals, value = part.partition(IS)
+            kind, dot, knob = name.partition(DOT)
             if not equals:
                 raise ValueError(f"the edit {text!r:.80} has a part {part!r:.40}; its form: {FORM}")
-            if name == "refresh":
-                rows = value.split(".")
-                given[name] = value if value == "all" else [_number("a row", at) for at in rows]
-            elif dot and kind in ("policy", "decoder"):
-                given.setdefault(kind, {})[knob] = _value(knob, value)
+            if name == REFRESH:
+                rows = value.split(DOT)
+                refresh = "all" if value == ALL else [_number("a row", at) for at in rows]
+            elif dot and kind in knobs:
+                knobs[kind][knob] = _value(knob, value)
             elif name[:1].isdigit():
-                given["tokens"][_number("a position", name)] = _number("a token", value)
+                tokens[_number("a position", name)] = _number("a token", value)
             else:
                 raise ValueError(f"the edit {text!r:.80} has a part {part!r:.40}; its form: {FORM}")
-        return cls(**given)
+        return cls(step, tokens, refresh, **knobs)
 
     def __str__(self) -> str:
-        parts = [str(self.step), *(f"{at}={token}" for at, token in self.tokens.items())]
+        parts = [str(self.step), *(f"{at}{IS}{token}" for at, token in self.tokens.items())]
         if self.refresh:
-            rows = self.refresh if self.refresh == "all" else ".".join(map(str, self.refresh))
-            parts.append(f"refresh={rows}")
-        for kind in ("policy", "decoder"):
-            parts += [f"{kind}.{k}={str(v).lower()}" for k, v in getattr(self, kind).items()]
-        return ",".join(parts)
+            rows = ALL if self.refresh == "all" else DOT.join(map(str, self.refresh))
+            parts.append(f"{REFRESH}{IS}{rows}")
+        for kind in OWNERS:
+            for knob, value in getattr(self, kind).items():
+                parts.append(f"{kind}{DOT}{knob}{IS}{str(value).lower()}")
+        return NEXT.join(parts)
 
 
-def checked(edits, canvas: Canvas, config: ModelConfig, *owners: Registered) -> tuple[Edit, ...]:
-    """Edits that suit a run, in the order of their steps; ValueError says what does not.
-
-    owners: the run's policy and decoder.
-    """
-    if not isinstance(edits, Sequence) or not all(isinstance(e, Edit) for e in edits):
-        raise ValueError(f"edits is {edits!r:.60}; it must be a list of d2cache.Edit")
-    if len(edits) > MOST_EDITS:
-        raise ValueError(f"there are {len(edits)} edits; {MOST_EDITS} are allowed in one run")
-    if edits and len(canvas.tokens) > 1:
-        raise ValueError(
-            f"edits are for one row, this batch has {len(canvas.tokens)}; run the rows one by one"
-        )
-    for edit in edits:
-        edit.check(canvas.prompt_length, canvas.tokens.shape[1], config)
-        for one in owners:
-            make(one.registry, one.kind, one.key, getattr(edit, one.kind))
-    return tuple(sorted(edits, key=lambda edit: edit.step))
-
-
-class Hand:
-    """The edits of one run, carried out while its loop runs."""
-
-    def __init__(self, edits: Sequence[Edit]):
-        self.edits, self.undone = edits, []
-
-    def after(self, step: int) -> list[Edit]:
-        return [edit for edit in self.edits if edit.step == step]
-
-    def plan(self, policy: CachePolicy, canvas: Canvas) -> Plan:
-        """What the policy plans, and the rows that the edits before this step ask for."""
-        edits = self.after(canvas.step - 1)
-        changed = [at for edit in edits for at in edit.tokens]
-        asked = [at for edit in edits if edit.refresh != "all" for at in edit.refresh]
-        whole = any(edit.refresh == "all" for edit in edits)
-        # a policy by layers keeps more than K,V, and has no way to renew a row in all of it
-        policy.whole = whole or (policy.parts is not None and bool(changed or asked))
-        plan = policy.plan(canvas)
-        if policy.whole:
-            policy.whole = False
-            return replace(CachePolicy.plan(policy, canvas), as_shipped=plan.as_shipped)
-        if not (changed or asked):
-            return plan
-        refresh, why = plan.refresh.clone(), plan.why.clone()
-        for rows, reason in ((changed, Why.WRITTEN), (asked, Why.FULL)):
-            refresh[:, rows] = True
-            why[:, rows] |= int(reason)
-        return replace(plan, refresh=refresh, why=why)
-
-    def write(self, step: int, tokens: Tensor, *owners: Registered) -> Tensor:
-        """The canvas (B,T) as the edits of this step leave it; sets the owners' knobs too."""
-        for edit in self.after(step):
-            if edit.tokens:
-                at = torch.tensor([list(edit.tokens)], device=tokens.device)
-                new = torch.tensor([list(edit.tokens.values())], device=tokens.device)
-                tokens = tokens.scatter(1, at, new)
-            for one in owners:
-                given = getattr(edit, one.kind)
-                for knob in knobs(type(one)):
-                    if knob.name in given:
-                        self.undone.append((one, knob.name, getattr(one, knob.name)))
-                        setattr(one, knob.name, knob.check(one.key, given[knob.name]))
-        return tokens
-
-    def undo(self) -> None:
-        """Give policy and decoder the knobs back that they came with."""
-        while self.undone:
-            setattr(*self.undone.pop())
-
-
-def _whole(what: str, value) -> None:
+def _whole(what: str, value: object) -> None:
     if type(value) is not int or not 0 <= value < 2**31:
         raise ValueError(f"{what} is {value!r:.40}; it must be a whole number from 0")
 
@@ -213,7 +149,7 @@ def _number(what: str, text: str) -> int:
     return int(text)
 
 
-def _value(knob: str, text: str):
+def _value(knob: str, text: str) -> float:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from d2cache import ops
-from d2cache.canvas import Candidates, Canvas, Plan, Rows, Run, Step, on_canvas
+from d2cache.canvas import Canvas, Run, Step
 from d2cache.decoders import Decoder, make_decoder
-from d2cache.edits import Edit, Hand, checked
+from d2cache.edit_runner import EditRunner, checked
+from d2cache.edits import Edit
 from d2cache.model import Model
 from d2cache.policies import CachePolicy, make_policy
-from d2cache.shadow import Shadow
+from d2cache.registry import Registered
+from d2cache.work import Work
 
 
 def generate(
     model: Model,
-    prompt_ids,
+    prompt_ids: Tensor | ArrayLike | Sequence[Tensor],
     policy: str | CachePolicy = "d2",
     decoder: str | Decoder = "confidence",
     gen_length: int = 128,
@@ -34,17 +37,17 @@ def generate(
     """Fill `gen_length` masked positions after the prompt, one denoising step at a time.
 
     prompt_ids: (P,) or (B,P) integers, or a list of B one-dimensional prompts of any lengths
-    (shorter ones are padded on the left; neither padding nor batch mates change a row's result).
+    (shorter prompts are padded on the left; neither padding nor batch mates change a row's result).
     block_length: semi-autoregressive blocks of this many positions, default the whole answer.
-    seed: one for all rows or one a row, for what is drawn by lot. stop_at_eos: a row ends
-    when everything before its first end-of-text token is written; what is masked by then stays so.
-    edits: changes by hand after steps of the run (of one row), see `Edit`.
+    seed: one for all rows or one per row, used when sampling. stop_at_eos: a row ends when
+    everything before its first end-of-text token is written; what is masked by then stays masked.
+    edits: changes made by hand after steps of a run of one row, see `Edit`.
     eager: True launches every operation from Python on a GPU too, False lets graphs replay them
-    where they can; None means False unless D2CACHE_EAGER=1 is set. On a CPU it changes nothing.
+    where they can; None means False unless D2CACHE_EAGER=1 is set. No effect on a CPU.
 
-    Each step, numbered as below: 1 the policy plans rows; 2 rows become indices, with the one
-    host sync; 3 the model runs on them; 4 the decoder accepts candidates, and may mask what it
-    doubts again, then come the edits; 5 the policy observes.
+    Each step, numbered as below and in `Work`: 1 the policy plans rows; 2 rows become indices, with
+    the one host sync; 3 the model runs on them; 4 the decoder accepts candidates and may mask
+    doubtful positions again, then edits are applied; 5 the policy observes.
 
     Raises ValueError for bad input at the call, RuntimeError when a step accepts nothing.
     """
@@ -57,7 +60,6 @@ def generate(
                 f"by make_{base.kind}"
             )
     canvas = open_canvas(model, prompt_ids, gen_length, block_length, stop_at_eos)
-    seeds = _row_seeds(seed, canvas.tokens.shape[0])
     run = Run(
         model=model.config.name,
         policy=policy.key,
@@ -67,7 +69,7 @@ def generate(
         prompt_length=canvas.prompt_length,
         gen_length=gen_length,
         block_length=canvas.block_length,
-        seeds=seeds,
+        seeds=_row_seeds(seed, canvas.tokens.shape[0]),
         stop_at_eos=stop_at_eos,
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -77,126 +79,61 @@ def generate(
         weights=model.weights,
     )
     eager = os.environ.get("D2CACHE_EAGER") == "1" if eager is None else eager
-    return _steps(model, canvas, policy, decoder, run, eager)
+    return _loop(model, canvas, policy, decoder, run, eager)
 
 
 @torch.inference_mode()
-def _steps(model, canvas, policy, decoder, run, eager) -> Iterator[Step]:
-    for one in (policy, decoder):
-        if one.running:
-            raise ValueError(f"this {one.kind} object is in another run; make a second one")
-    policy.running = decoder.running = True
-    hand = Hand(run.edits)
-    work = _worker(model, policy, eager)(model, policy, decoder, run, hand)
-    try:
-        yield from _loop(work, canvas)
-    finally:
-        work.close()
-        hand.undo()
-        policy.running = decoder.running = False
+def _loop(
+    model: Model, canvas: Canvas, policy: CachePolicy, decoder: Decoder, run: Run, eager: bool
+) -> Iterator[Step]:
+    worker = _worker(model, policy, eager)
+    with (
+        _reserved(policy, decoder),
+        closing(worker(model, policy, decoder, run, EditRunner(run.edits))) as work,
+    ):
+        work.begin(canvas)
+        while True:
+            start = time.perf_counter()
+            plan = work.plan(canvas)  # 1
+            rows = work.rows(canvas, plan)  # 2
+            if rows is None:
+                return
+            step = work.step(canvas, plan, rows)  # 3 logits, 4 accept, 5 observe
+            _set_seconds(step, time.perf_counter() - start)
+            yield step
+            canvas = step.after
 
 
-def _worker(model, policy, eager: bool) -> type[Work]:
-    """Who does the work of a step: graphs on a GPU where they are there and serve, else `Work`."""
+def _worker(model: Model, policy: CachePolicy, eager: bool) -> type[Work]:
+    """Who does the work of a step: on a GPU graphs, where they are installed and support the model
+    and the policy; otherwise `Work`."""
     if eager or model.device.type != "cuda":
         return Work
     try:
         from d2cache import graphs
-    except ImportError:  # without Triton, or without that file
+    except ImportError:  # the engine works without that package
         return Work
-    return graphs.Graphs if graphs.serve(model, policy) else Work
+    return graphs.GraphWork if graphs.supports(model, policy) else Work
 
 
-def _loop(work: Work, canvas: Canvas) -> Iterator[Step]:
-    work.begin(canvas)
-    while True:
-        start = time.perf_counter()
-        planned = work.plan(canvas)
-        if planned is None:
-            return
-        step = work.step(canvas, *planned, start)
-        yield step
-        canvas = step.after
+@contextmanager
+def _reserved(*owners: Registered) -> Iterator[None]:
+    """Policy and decoder hold the state of one run at a time."""
+    for one in owners:
+        if one.running:
+            raise ValueError(f"this {one.kind} object is in another run; make a second one")
+    for one in owners:
+        one.running = True
+    try:
+        yield
+    finally:
+        for one in owners:
+            one.running = False
 
 
-class Work:
-    """What a step does, numbered as in `generate`."""
-
-    def __init__(self, model: Model, policy: CachePolicy, decoder: Decoder, run: Run, hand: Hand):
-        self.model, self.policy, self.decoder = model, policy, decoder
-        self.run, self.hand = run, hand
-        self.randoms = [torch.Generator().manual_seed(seed) for seed in run.seeds]
-        self.stuck = torch.zeros((), dtype=torch.bool, device=model.device)
-
-    def begin(self, canvas: Canvas) -> None:
-        self.policy.begin(self.model, canvas)
-        self.decoder.begin(self.model, canvas)
-
-    def close(self) -> None:
-        """Called once at the end of the run, however it ended."""
-
-    def plan(self, canvas: Canvas) -> tuple[Plan, Rows] | None:
-        """Steps 1 and 2; None when nothing is left to write."""
-        plan = self.hand.plan(self.policy, canvas)  # 1
-        shift, ids = self.model.config.shift, self.policy.kv.ids
-        rows = gather_rows(canvas, plan, shift, self.stuck, ids)  # 2
-        return None if rows is None else (plan, rows)
-
-    def step(self, canvas: Canvas, plan: Plan, rows: Rows, start: float) -> Step:
-        """Steps 3 to 5. start: when the step began, on the host's clock."""
-        logits = self.model(canvas.tokens, rows, self.policy)  # 3
-        self.note(canvas, rows)
-        step = self.write(canvas, plan, rows, logits, *self.draw(canvas))
-        return replace(step, seconds=time.perf_counter() - start)
-
-    def note(self, canvas: Canvas, rows: Rows) -> None:
-        """Layer 0 has seen these rows with the ids that stand there."""
-        self.policy.kv.ids.scatter_(1, rows.index, canvas.tokens.gather(1, rows.index))
-
-    def draw(self, canvas: Canvas) -> tuple[Tensor | None, Tensor | None]:
-        """What this step draws by lot, (B,T) float32 uniform in [0,1) each: to pick tokens with,
-        and for a decoder that draws."""
-
-        def lots(wanted: bool) -> Tensor | None:
-            # one number a position and step, whatever rows are computed: batch mates change nothing
-            if not wanted:
-                return None
-            gen = canvas.tokens.shape[1] - canvas.prompt_length
-            drawn = torch.stack([torch.rand(gen, generator=g) for g in self.randoms])
-            drawn = torch.nn.functional.pad(drawn, (canvas.prompt_length, 0))
-            return drawn.to(self.model.device, non_blocking=True)
-
-        return lots(self.decoder.temperature > 0), lots(self.decoder.draws)
-
-    def write(self, canvas, plan, rows, logits, uniform, noise) -> Step:
-        """Steps 4 and 5, from the logits (B,Q,V)."""
-        policy, decoder, config = self.policy, self.decoder, self.model.config
-        logits[..., config.mask_id] = -torch.inf  # a model may predict [MASK], for ever
-        candidates = _candidates(canvas, plan, rows, logits, decoder, uniform, noise)
-        accepted = decoder.accept(canvas, candidates)  # 4
-        self.stuck = (canvas.live & ~accepted.any(1)).any()
-        tokens = torch.where(accepted, candidates.tokens, canvas.tokens)
-        shadow = Shadow(self.model, policy.kv, canvas)
-        doubted = decoder.revise(canvas, accepted, shadow)
-        if doubted is not None:
-            tokens = torch.where(doubted, canvas.mask_id, tokens)
-        tokens = self.hand.write(canvas.step, tokens, policy, decoder)
-        after = replace(canvas, tokens=tokens, step=canvas.step + 1)
-        step = Step(
-            self.run,
-            canvas.step,
-            canvas,
-            after,
-            plan,
-            rows,
-            logits,
-            candidates,
-            accepted,
-            parts=policy.parts,
-            shadow=shadow.rows,
-        )
-        policy.observe(after, step)  # 5
-        return replace(step, rollout=policy.rollout)
+def _set_seconds(step: Step, seconds: float) -> None:
+    # in place: a copy would lose the cached properties that are computed already
+    object.__setattr__(step, "seconds", seconds)
 
 
 def open_canvas(model, prompt_ids, gen_length, block_length=None, stop_at_eos=False) -> Canvas:
@@ -273,91 +210,3 @@ def _row_seeds(seed, batch: int) -> tuple[int, ...]:
             f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or one a row"
         )
     return seeds
-
-
-def gather_rows(canvas: Canvas, plan: Plan, shift: int, stuck: Tensor, ids: Tensor) -> Rows | None:
-    """Masks to indices, with the step's one host sync; None when nothing is left to write.
-
-    ids (B,T): the token id that layer 0 last saw at each position.
-    """
-    masks, counts = masks_of(canvas, plan, shift, stuck, ids)
-    rows, all_rows, heads, changed, *rest = counts.tolist()
-    if nothing_left(canvas, *rest):
-        return None
-    full = all_rows == canvas.tokens.shape[1]
-    return rows_of(canvas, masks, shift, rows, heads, changed, full)
-
-
-def masks_of(canvas, plan, shift, stuck, ids) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """The rows to compute, those of them that predict and those whose id is new, (B,T) bool each;
-    and counts (6,) int64: most and fewest rows, most that predict, most new, rows of the batch
-    with something left to write, and whether the step before wrote nothing."""
-    live = canvas.live[:, None]
-    # the logits that predict position j stand at row j - shift
-    source = plan.predict.roll(-shift, 1) & live
-    wanted = (plan.refresh & live) | source
-    fresh = wanted & (canvas.tokens != ids)
-    counts = torch.stack(
-        (
-            wanted.sum(1).amax(),
-            wanted.sum(1).amin(),
-            source.sum(1).amax(),
-            fresh.sum(1).amax(),
-            live.sum(),
-            stuck,
-        )
-    )
-    return (wanted, source, fresh), counts
-
-
-def nothing_left(canvas: Canvas, left: int, stalled: int) -> bool:
-    if stalled:
-        raise RuntimeError(
-            f"step {canvas.step - 1} wrote nothing: the decoder must accept at least one "
-            "computed position of the open block"
-        )
-    return not left
-
-
-def rows_of(canvas, masks, shift: int, rows: int, heads: int, changed: int | None, full: bool):
-    """The masks of `masks_of` as `Rows`: so many of each, those at hand repeated to fill up; all
-    are fresh where their number is not known (changed None)."""
-    wanted, source, new = masks
-    index, valid, position, head, at = ops.list_rows(wanted, source, canvas.start, rows, heads)
-    if changed is None:
-        fresh = torch.arange(rows, device=index.device).expand_as(index)
-    else:
-        fresh, _ = ops.rows_among(wanted, new, changed)
-    return Rows(
-        index=index,
-        valid=valid,
-        position=position,
-        head=head,
-        target=at + shift,
-        keys=canvas.own if canvas.padded else None,
-        full=full,
-        fresh=fresh,
-        wanted=wanted,
-        new=new,
-    )
-
-
-def _candidates(canvas, plan, rows, logits, decoder, uniform, noise) -> Candidates:
-    """Logits of the predicting rows -> candidates on the canvas (B,T)."""
-    logits = ops.temper(logits, decoder.temperature, decoder.top_p)
-    picks = None if uniform is None else uniform.gather(1, rows.target)
-    tokens, probability = ops.choose_tokens(logits, picks)
-    computed = plan.predict & canvas.live[:, None]
-    certainty = decoder.certainty(logits, probability)
-    confidence = on_canvas(certainty, rows.target, computed, -torch.inf)
-    if plan.as_shipped:
-        confidence = confidence.masked_fill(canvas.masked & ~computed, 1 / logits.shape[-1])
-    return Candidates(
-        tokens=torch.zeros_like(canvas.tokens).scatter(1, rows.target, tokens),
-        confidence=confidence,
-        density=decoder.prior(canvas, plan.as_shipped),
-        logits=logits,
-        target=rows.target,
-        computed=computed,
-        noise=noise,
-    )

@@ -1,4 +1,4 @@
-"""One bidirectional transformer that is LLaDA or Dream by its config.
+"""One bidirectional transformer; its config makes it LLaDA or Dream.
 
 Letters in shape comments: B batch, T canvas positions, R recomputed rows, Q predicting rows,
 H heads, D head width, d model width, V vocabulary, L layers.
@@ -7,8 +7,9 @@ H heads, D head width, d model width, V vocabulary, L layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,12 @@ from torch import Tensor, nn
 
 from d2cache.families import FAMILIES
 from d2cache.ops import rows_at
-
-if TYPE_CHECKING:
-    from d2cache.canvas import Rows
-    from d2cache.policies.base import CachePolicy
+from d2cache.rows import Rows
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a masked-diffusion transformer; sizes in elements."""
+    """Shape of a masked-diffusion transformer; sizes in elements. ValueError for a bad one."""
 
     layers: int
     width: int
@@ -40,7 +38,7 @@ class ModelConfig:
     shift: int = 0  # logits at position i predict token i + shift
     name: str = "llada"
     qkv_bias: bool = False  # biases on the q, k and v projections
-    family: str = "llada"  # whose names and keys its checkpoints use
+    family: str = "llada"  # key of FAMILIES: the names its checkpoints use
 
     def __post_init__(self):
         # bounds far beyond any real model: a broken or hostile config must not fill the memory
@@ -83,10 +81,10 @@ class ModelConfig:
         return self.width // self.heads
 
     def work(self, rows, keys, fresh) -> tuple:
-        """What `rows` rows through every layer compute: see `flops` for the five counts.
+        """The five counts that `flops` takes, of `rows` rows through every layer.
 
         keys: how many keys each row attends to. fresh: rows whose token id is new; layer 0's K,V
-        depend on id and position alone, so only theirs are made there. Numbers, arrays or tensors.
+        depend on id and position alone, so only theirs are computed. Numbers, arrays or tensors.
         """
         whole = self.layers * rows
         return whole - rows + fresh, whole - rows + fresh, whole, whole, whole * keys
@@ -154,15 +152,15 @@ CONFIGS = {
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weight can be laid out for the products of a CPU.
+    """A linear layer whose weight can be laid out for fast products on a CPU.
 
-    torch computes float32 products by MKL, which leaves half the vector width of an AMD EPYC idle.
-    oneDNN, which torch brings along, uses all of it; a weight that is stored column by column it
-    reads as it stands, one stored row by row it would copy each time.
+    torch computes float32 products with MKL, which leaves half the vector width of an AMD EPYC
+    idle. oneDNN, which ships with torch, uses all of it; it reads a weight that is stored column by
+    column in place, and would copy one stored row by row each time.
     """
 
     def lay_out(self) -> None:
-        """Store the weight column by column where that makes products faster; no value changes."""
+        """Store the weight column by column where that makes products faster; values are kept."""
         w = self.weight
         if w.is_cpu and w.dtype == torch.float32 and torch.backends.mkldnn.is_available():
             w.data = w.detach().t().contiguous().t()
@@ -171,15 +169,15 @@ class Linear(nn.Linear):
         return _product(x, self.weight, self.bias)
 
     def part(self, x: Tensor, some: slice, out: Tensor | None = None) -> Tensor:
-        """Some of the outputs alone, the same bits as among all; into `out` (R,outputs), if there
-        is a place for them, of rows x (R,d)."""
+        """Only some of the outputs, bit for bit as among all of them; written to `out` (R,outputs)
+        if given, for rows x (R,d)."""
         w, bias = self.weight[some], self.bias
         if out is not None:
             if bias is None:
                 return torch.mm(x, w.t(), out=out)
             return torch.addmm(bias[some], x, w.t(), out=out)
         if not self.weight.is_contiguous():
-            w = w.t().contiguous().t()  # oneDNN is far slower over columns with gaps
+            w = w.t().contiguous().t()  # oneDNN is far slower on columns with gaps
         return _product(x, w, None if bias is None else bias[some])
 
 
@@ -191,7 +189,7 @@ def _product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Block(nn.Module):
-    """One layer as three pure pieces; a cache policy decides how they are put together."""
+    """One layer as pure pieces, which a cache policy puts together."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -228,7 +226,7 @@ class Block(nn.Module):
         return self._heads(x, c.heads + c.kv_heads, c.heads + 2 * c.kv_heads)
 
     def _heads(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Heads first to last of q, k, v in a line, (B,last-first,R,D), not rotated."""
+        """Heads first to last of q, k, v side by side, (B,last-first,R,D), not rotated."""
         width = self.config.head_width
         y = self.qkv_proj.part(self.attn_norm(x), slice(first * width, last * width))
         return y.unflatten(-1, (-1, width)).transpose(1, 2)
@@ -236,7 +234,7 @@ class Block(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
         """q (B,H,R,D) over all k, v (B,Hkv,T,D) -> (B,R,d).
 
-        keys, (B,T) or a row of its own for each query (B,R,T) bool, says which keys count.
+        keys bool: which keys count, (B,T) for all queries or (B,R,T) for each.
         """
         mask = None if keys is None else keys[:, None] if keys.dim() == 3 else keys[:, None, None]
         grouped = self.config.heads != self.config.kv_heads
@@ -244,7 +242,7 @@ class Block(nn.Module):
         return self.project_out(y)
 
     def project_out(self, y: Tensor) -> Tensor:
-        """Heads (B,H,R,D) -> (B,R,d): joined and sent through the output projection."""
+        """Heads (B,H,R,D) -> (B,R,d): concatenated and sent through the output projection."""
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -253,12 +251,20 @@ class Block(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
+class LayerRunner(Protocol):
+    """What `Model.forward` asks to run each layer: a cache policy, or a `Shadow`."""
+
+    def block(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
+        """Layer i on the rows: x (B,R,d) -> (B,R,d)."""
+        ...
+
+
 class Model(nn.Module):
     """Embedding, blocks, norm and LM head.
 
     `d2cache.load` attaches `tokenizer` and `frequency`: share of each token id in a corpus, (V,)
-    float, or None where the folder has none. `weights` is "fp8" where the products' are in 8 bits
-    (`d2cache.quantize`), else None: they are of the model's dtype.
+    float, or None where the folder has none. `weights` is "fp8" for 8-bit weights (see
+    `d2cache.quantize`), and None for weights of the model's dtype.
     """
 
     def __init__(self, config: ModelConfig):
@@ -281,28 +287,28 @@ class Model(nn.Module):
         return self.embed.weight.dtype
 
     def lay_out(self) -> Model:
-        """Its weights as this device's products like them best, see `Linear`; the model itself."""
+        """Lay out the weights for fast products on this device, see `Linear`; returns the model."""
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.lay_out()
         return self
 
-    def forward(self, tokens: Tensor, rows: Rows, policy: CachePolicy) -> Tensor:
+    def forward(self, tokens: Tensor, rows: Rows, runner: LayerRunner) -> Tensor:
         """tokens (B,T) int64 -> logits (B,Q,V) of the rows that predict.
 
-        Only `rows` go through the layers; what the other positions contribute is the policy's
-        business, called once a layer.
+        Only `rows` go through the layers; what the other positions contribute is decided by the
+        runner, which is called once per layer.
         """
         x = self.embed(tokens.gather(1, rows.index))
         rows = replace(rows, rope=self.rotary(rows.position))
-        for i, block in enumerate(self.blocks):
-            x = policy.block(i, block, x, rows)
+        for i, block in enumerate(cast(Iterable[Block], self.blocks)):
+            x = runner.block(i, block, x, rows)
         return self.head(self.norm(rows_at(x, rows.head)))
 
     def rotary(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """positions (B,R) -> cos and sin, each (B,1,R,D/2), in the model's dtype."""
         c = self.config
-        # angles in at least float32: bf16 cannot tell neighbouring positions apart
+        # angles in at least float32: bf16 cannot distinguish neighbouring positions
         wide = torch.promote_types(self.dtype, torch.float32)
         power = torch.arange(0, c.head_width, 2, device=position.device, dtype=wide) / c.head_width
         angle = (position[..., None] * c.rope_theta**-power)[:, None]
@@ -311,8 +317,8 @@ class Model(nn.Module):
     def encode(self, text: str) -> Tensor:
         """Prompt text -> token ids (P,) int64, wrapped in the checkpoint's chat template.
 
-        Raises ValueError for text that is not valid Unicode or holds a special token's own text,
-        which would otherwise act as that token.
+        Raises ValueError for text that is not valid Unicode or contains the text of a special
+        token, which would otherwise act as that token.
         """
         tokenizer = self._needs_tokenizer()
         try:
@@ -332,14 +338,14 @@ class Model(nn.Module):
                 text = tokenizer.apply_chat_template(
                     chat, tokenize=False, add_generation_prompt=True
                 )
-            except Exception as error:  # a template may raise anything that Jinja knows
+            except Exception as error:  # a template may raise any Jinja error
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise ValueError(f"the checkpoint's chat template fails: {reason}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.int64)
 
     def decode(self, ids) -> str:
-        """Answer ids (G,) -> text up to the first end-of-text token, masks left out."""
+        """Answer ids (G,) -> text up to the first end-of-text token, without masks."""
         tokenizer = self._needs_tokenizer()
         ids = torch.as_tensor(ids).tolist()
         if ids and not 0 <= min(ids) <= max(ids) < self.config.vocab:
@@ -354,7 +360,7 @@ class Model(nn.Module):
     def _needs_tokenizer(self):
         if self.tokenizer is None:
             raise ValueError(
-                "this model has no tokenizer; put tokenizer.json beside config.json, "
+                "this model has no tokenizer; put tokenizer.json next to config.json, "
                 "or pass token ids"
             )
         return self.tokenizer

@@ -13,7 +13,7 @@ import torch
 
 from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
-from d2cache.quantize import narrow
+from d2cache.quantize import to_fp8
 from d2cache.split import spread
 from d2cache.weights import (
     FREQUENCY,
@@ -94,7 +94,7 @@ def load(
     tokenizer = read_tokenizer(folder, config)
     config = replace(config, eos_id=_end_id(config, tokenizer))
     model, homes = spread_over(config, devices)
-    narrowed = narrow(model) if weights == "fp8" else ()
+    narrowed = to_fp8(model) if weights == "fp8" else ()
     state = read_weights(folder, config, homes, dtype, progress, narrowed)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False).eval().lay_out()

@@ -1,4 +1,4 @@
-"""Small pure functions on (B,T) tensors: each rule stands here once."""
+"""Small pure functions on (B,T) tensors: each rule is written once, here."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_faster = threading.local()  # name -> function that stands in for a rule, in this thread
+_replaced = threading.local()  # its `rules`: name -> replacement, in this thread
 
 
 def replaceable(rule):
-    """A rule that a GPU's kernel may stand in for, while `using` is open."""
+    """A rule that a GPU's kernel may replace, within `using`."""
 
     @functools.wraps(rule)
     def call(*args, **settings):
-        return getattr(_faster, "rules", {}).get(rule.__name__, rule)(*args, **settings)
+        return getattr(_replaced, "rules", {}).get(rule.__name__, rule)(*args, **settings)
 
     return call
 
 
 class using:
-    """A context in which functions stand in for rules of their names, in this thread alone."""
+    """A context in which functions replace the rules of the same names, in this thread only."""
 
     def __init__(self, rules: dict):
         self.rules = rules
 
     def __enter__(self):
-        self.before, _faster.rules = getattr(_faster, "rules", {}), self.rules
+        self.before, _replaced.rules = getattr(_replaced, "rules", {}), self.rules
 
     def __exit__(self, *_):
-        _faster.rules = self.before
+        _replaced.rules = self.before
 
 
-LARGEST = 448.0  # of float8_e4m3fn
-WIDEST = 40.0  # positions: the largest sigma that may differ from row to row
+FP8_LARGEST = 448.0  # of float8_e4m3fn
+WIDEST = 40.0  # positions: the largest sigma where each row has its own
 
 
 @replaceable
@@ -46,8 +46,8 @@ def certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
 
     known (B,T) bool -> (B,T) float32 in [0,1]. d2Cache (arXiv 2509.23094) Eq. 3: a sum over
     known positions j of exp(-(i-j)^2 / 2 sigma^2), here divided by the window's whole mass and
-    cut off no nearer than 6 sigma; nothing lies beyond the edges. sigma in positions: one number,
-    or a tensor (B,1) with one of at most WIDEST a row.
+    cut off no nearer than 6 sigma; beyond the edges nothing is known. sigma in positions: one
+    number, or a tensor (B,1) with one per row, at most WIDEST.
     """
     radius = math.ceil(6 * (WIDEST if isinstance(sigma, Tensor) else sigma))
     lag = torch.arange(-radius, radius + 1, device=known.device, dtype=torch.float64)
@@ -58,10 +58,12 @@ def certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
     return total[0].float()
 
 
-def certainty_density_as_shipped(known: Tensor, prompt_length: int, sigma: float) -> Tensor:
+def certainty_density_as_shipped(
+    known: Tensor, prompt_length: int, sigma: float | Tensor
+) -> Tensor:
     """Certainty density with the public code's padding: (B,T) float32, 1 on the prompt.
 
-    The prompt counts as one answer's length of known positions, and beyond the right edge stands
+    The prompt counts as one answer's length of known positions, and the right edge is padded with
     another, all like the last answer position: one early end token makes the tail look certain.
     """
     prompt, answer = known.split((prompt_length, known.shape[1] - prompt_length), dim=1)
@@ -74,30 +76,30 @@ def certainty_density_as_shipped(known: Tensor, prompt_length: int, sigma: float
 @replaceable
 def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Positions of a mask (B,T) in rising order, (B,count), and which of them count (B,count):
-    a row with fewer repeats its first, for writing the same thing twice is exact."""
+    a row with fewer repeats its first, as writing the same value twice is exact."""
     order = mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
     valid = mask.gather(1, order)
     return torch.where(valid, order, order[:, :1]), valid
 
 
 def rows_among(wanted: Tensor, some: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of masks (B,T), the second within the first: which of the wanted are among `some` (B,count),
-    and their positions."""
+    """Of masks (B,T), the second within the first: the ranks of `some` among the wanted positions,
+    (B,count), and their positions."""
     at, _ = indices(some, count)
     return (wanted.cumsum(1) - 1).gather(1, at).clamp_min(0), at
 
 
 @replaceable
 def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: int) -> tuple:
-    """Of masks (B,T): the wanted positions (B,rows), which of them count, what each is counted from
-    its row's start (B,); which of them are sources (B,heads), and the sources' positions."""
+    """Of masks (B,T): the wanted positions (B,rows), which of them count, and each counted from its
+    row's start (B,); which of them are sources (B,heads), and the sources' positions."""
     index, valid = indices(wanted, rows)
     position = (index - start[:, None]).clamp_min(0)
     return index, valid, position, *rows_among(wanted, source, heads)
 
 
 def rows_at(x: Tensor, at: Tensor) -> Tensor:
-    """x (B,T,d), at (B,N) int64 -> its rows there, (B,N,d)."""
+    """x (B,T,d), at (B,N) int64 -> its rows at those positions, (B,N,d)."""
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
@@ -117,8 +119,8 @@ def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
 def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
     """(B,T) bool: the k eligible rows of lowest cosine similarity between two stores.
 
-    new, old (B,Hkv,T,D): heads are joined. dLLM-Cache's V-verify (arXiv 2506.06295). What did not
-    move at all comes last, whatever rounding makes of its cosine; ties go to the left.
+    new, old (B,Hkv,T,D): heads are concatenated. dLLM-Cache's V-verify (arXiv 2506.06295). Rows
+    that did not move at all come last, however their cosine is rounded; ties go to the left.
     """
     new, old = (v.transpose(1, 2).flatten(2) for v in (new, old))
     wide = torch.promote_types(new.dtype, torch.float32)
@@ -128,11 +130,11 @@ def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
 
 @replaceable
 def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:
-    """(B,T) bool: masked positions from the open block's start to the end of the block that holds
-    the k-th mask (of the last block if there are fewer).
+    """(B,T) bool: masked positions from the current block's start to the end of the block with the
+    k-th mask (of the last block if there are fewer).
 
-    masked, inside (the open block): (B,T) bool; at (T,) positions counted from the answer's start;
-    size: block length, a number or (B,1). The public code's bound on d2Cache's stage 1.
+    masked, inside (the current block): (B,T) bool; at (T,) positions counted from the answer's
+    start; size: block length, a number or (B,1). The public code's bound on d2Cache's stage 1.
     """
     last = torch.where(masked.cumsum(1) >= k, at, at[-1]).amin(1, keepdim=True)
     end = (last.div(size, rounding_mode="floor") + 1) * size
@@ -142,7 +144,7 @@ def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> T
 
 @replaceable
 def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
-    """Smallest set of candidates that holds more than a share p of the candidates' mass.
+    """Smallest set of candidates with more than a share p of the candidates' mass.
 
     mass (B,T), candidates (B,T) bool -> (B,T) bool. p <= 0 selects none, p >= 1 all.
     d2Cache section 3.2 (stage 2).
@@ -156,8 +158,8 @@ def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
 
 
 def nucleus_within(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
-    """Longest run of the heaviest candidates whose mass stays within p, at least one: the public
-    code's rule where the paper asks for mass beyond p."""
+    """As many of the heaviest candidates as stay within a share p of the mass, at least one: the
+    public code's rule, where the paper asks for mass beyond p."""
     order, before = _mass_before(mass, candidates)
     share = mass.masked_fill(~candidates, 0)
     share = (share / share.sum(1, keepdim=True)).gather(1, order)
@@ -167,7 +169,7 @@ def nucleus_within(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
 
 
 def _mass_before(mass: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Order of falling mass, and the share of mass that comes before each in that order."""
+    """Order of falling mass, and the share of mass before each in that order."""
     share = mass.masked_fill(~candidates, 0)
     share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
     # candidates of zero mass still come before non-candidates
@@ -181,7 +183,7 @@ def fill_gaps(selected: Tensor, width: int) -> Tensor:
     if width <= 1:
         return selected
     at = torch.arange(selected.shape[1], device=selected.device).expand_as(selected)
-    far = selected.shape[1] + width  # beyond the ends there is nothing to join
+    far = selected.shape[1] + width  # nothing to join beyond the ends
     left = at.masked_fill(~selected, -far).cummax(1).values
     right = at.masked_fill(~selected, far).flip(1).cummin(1).values.flip(1)
     return selected | (right - left <= width)
@@ -223,8 +225,8 @@ def rollout_mass(maps: list[Tensor], rows: Tensor, valid: Tensor, length: int) -
 
 @replaceable
 def temper(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Logits (B,Q,V) as they are chosen from, in at least float32: divided by a temperature above
-    0, and with top_p < 1 all but the smallest set of at least that mass at -inf."""
+    """Logits (B,Q,V) to choose tokens from, in at least float32: divided by a temperature above 0,
+    and with top_p < 1 all but the smallest set of at least that mass set to -inf."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature > 0:
         # the largest becomes 0 first: a tiny temperature would make it infinite
@@ -236,14 +238,14 @@ def temper(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 def choose_tokens(logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits (B,Q,V) -> tokens (B,Q) int64 and their probability (B,Q), without a host sync.
 
-    uniform None takes the likeliest token; otherwise `uniform` (B,Q) in [0,1) picks from the
-    distribution by its inverse.
+    uniform None takes the likeliest token; otherwise `uniform` (B,Q) in [0,1) picks a token by
+    inverse transform sampling.
     """
     if uniform is None:
         top = logits.max(-1)
         return top.indices, (top.values - logits.logsumexp(-1)).exp()
     prob = logits.softmax(-1)
-    # the last token of positive probability catches a uniform that rounding puts past the end
+    # a uniform that rounding puts past the end gets the last token of positive probability
     total = prob.cumsum(-1)
     target = (uniform[..., None] * total[..., -1:]).to(prob.dtype)
     token = torch.searchsorted(total, target, right=True)
@@ -261,14 +263,14 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     zeros.
     """
     most = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-30)
-    # written as products: a division by a number is not rounded alike on every device
-    values = x * (most.reciprocal() * LARGEST)
+    # written as products: division by a number is not rounded alike on every device
+    values = x * (most.reciprocal() * FP8_LARGEST)
     values = values.to(torch.float8_e4m3fn, memory_format=torch.contiguous_format)
-    return values, most * (1 / LARGEST)
+    return values, most * (1 / FP8_LARGEST)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy (B,Q) in nats of each distribution, from logits (B,Q,V) that may hold -inf."""
+    """Entropy (B,Q) in nats of each distribution, from logits (B,Q,V) that may contain -inf."""
     log = logits.log_softmax(-1)
     return -torch.xlogy(log.exp(), log.exp()).sum(-1)
 

@@ -1,21 +1,22 @@
-"""A second look: what the model thinks of written tokens when it cannot see them."""
+"""How likely the model finds written tokens when it cannot see them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from d2cache.canvas import Canvas, Rows
+from d2cache.canvas import Canvas
 from d2cache.model import Block, Model
 from d2cache.policies.base import KV
+from d2cache.rows import Rows
 
 
 class Shadow:
     """WINO's shadow block (arXiv 2507.18578, figure 2b) over the keys and values of this step.
 
-    One row of [MASK] for each position of the open block, at the position whose row predicts it.
-    Every shadow row sees all of the canvas but the token that it predicts, and the other shadow
-    rows; nothing on the canvas sees a shadow row, so the pass can follow the step's own and reads
+    One row of [MASK] per position of the current block, at the position whose row predicts it.
+    Each shadow row sees the whole canvas except the token that it predicts, and the other shadow
+    rows; nothing on the canvas sees a shadow row, so this pass can follow the step's own and read
     the K,V that it left. `rows` counts the rows sent through the layers, 0 until `probability`
     is called.
     """
@@ -24,12 +25,12 @@ class Shadow:
         self.model, self.kv, self.canvas, self.rows = model, kv, canvas, 0
 
     def probability(self) -> Tensor:
-        """(B,T): of each token of the open block that stands on the canvas, unseen; else inf."""
+        """(B,T): of each written token of the current block, unseen; inf elsewhere."""
         canvas, model = self.canvas, self.model
         self.rows = canvas.block_length
         inside = canvas.block & (canvas.position >= canvas.prompt_length)
         target = inside.int().argsort(dim=1, descending=True, stable=True)[:, : self.rows]
-        index = (target - model.config.shift).clamp_min(0)  # what fills a short block up may be 0
+        index = (target - model.config.shift).clamp_min(0)  # a short block's fill may be below 0
         whole = torch.arange(self.rows, device=index.device).expand_as(index)
         valid = inside.gather(1, target)  # the last block may be short
         own = canvas.own[:, None] & (canvas.position != target[..., None])
@@ -57,7 +58,7 @@ class Shadow:
         )
 
     def block(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
-        """Layer i on the shadow rows; stands in for a policy's."""
+        """Layer i on the shadow rows, as a policy runs it on its own."""
         q, k, v = block.qkv(x, rows.rope)
         k, v = torch.cat((self.kv.k[i], k), dim=2), torch.cat((self.kv.v[i], v), dim=2)
         x = x + block.attend(q, k, v, self.sees)

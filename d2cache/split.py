@@ -1,7 +1,7 @@
 """A model over several devices: its layers' weights are spread, all else stays on the first.
 
-Rows travel to a layer's weights and back, 2 x (R,d) a product; keys, values and whatever policies
-keep never leave the first device, so that no policy, decoder or probe knows of the others.
+Rows travel to a layer's weights and back, 2 x (R,d) per product; keys, values and whatever policies
+keep never leave the first device, so no policy, decoder or probe has to handle the others.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ def _moved(value, device: torch.device):
     return value.to(device)
 
 
-def _there(piece):
-    """The piece of a layer, done where its weights are."""
+def _at_weights(piece):
+    """A piece of a layer, computed on the device of its weights."""
 
     @wraps(piece)
-    def done(self, x: Tensor, *rest):
-        away = self.out_proj.weight.device
-        return _moved(piece(self, *_moved((x, *rest), away)), x.device)
+    def remote(self, x: Tensor, *rest):
+        device = self.out_proj.weight.device
+        return _moved(piece(self, *_moved((x, *rest), device)), x.device)
 
-    return done
+    return remote
 
 
-class Away(Block):
-    """A layer whose weights may be on another device than the rows that it is given."""
+class RemoteBlock(Block):
+    """A layer whose weights may be on another device than the rows it is given."""
 
     qkv, query, key_value, value = map(
-        _there, (Block.qkv, Block.query, Block.key_value, Block.value)
+        _at_weights, (Block.qkv, Block.query, Block.key_value, Block.value)
     )
-    project_out, mlp = _there(Block.project_out), _there(Block.mlp)
+    project_out, mlp = _at_weights(Block.project_out), _at_weights(Block.mlp)
 
 
 def spread(config: ModelConfig, shares: list[int]) -> tuple[Model, dict[str, int]]:
     """A model on the meta device, and for each of its parameters the number of its device.
 
-    shares: what each device is to hold, in any unit. Embedding, norm and LM head stay on the
+    shares: how much each device should hold, in any unit. Embedding, norm and LM head stay on the
     first; the layers go to the devices in order, so that each holds about its share of the bytes.
     """
     with torch.device("meta"):
@@ -58,7 +58,7 @@ def spread(config: ModelConfig, shares: list[int]) -> tuple[Model, dict[str, int
             middle = done + size * (i + 0.5)
             at = sum(middle > end for end in ends[:-1])
             if at:
-                model.blocks[i] = Away(config)
+                model.blocks[i] = RemoteBlock(config)
                 names = (name for name, _ in model.blocks[i].named_parameters())
                 places |= {f"blocks.{i}.{name}": at for name in names}
     return model, places

@@ -16,8 +16,9 @@ import torch
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
-from d2cache.canvas import CANDIDATES, Canvas, Part, Run, Step
+from d2cache.canvas import CANDIDATES, Canvas, Run, Step
 from d2cache.model import ModelConfig
+from d2cache.rows import Part
 from d2cache.trace_format import (
     ARRAYS,
     LARGEST,

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 
 import d2cache
-from d2cache.canvas import Canvas, Rows
+from d2cache.canvas import Canvas
 from d2cache.model import Model, ModelConfig
+from d2cache.rows import Rows
 
 SMALL = ModelConfig(
     layers=3,

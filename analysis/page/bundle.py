@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import graphlib
+import json
 import re
 from pathlib import Path
 
 STAGE = Path(__file__).resolve().parents[2] / "assets" / "stage"
-ENTRY = "main.js"  # what it exports is the page's one global, D2Stage
+ENTRY, GLOBAL = "main.js", "D2Stage"  # the page's one global is what its entry exports by that name
+DATA_TAG = "d2-data"  # id of the tag whose JSON the stage reads when it is opened: see `data`
 
 # The two forms that the stage's modules keep to; the formatter lays them out over several lines.
 IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w-]+\.js)";\n', re.M)
@@ -22,13 +24,12 @@ EXPORT = re.compile(r"^export \{([^}]*)\};\n", re.M)
 def modules(folder: Path = STAGE) -> dict[str, str]:
     """File name -> source of every module, each after what it imports.
 
-    Raises ValueError for a circle, and for an import of a file that is not there.
+    Raises ValueError for a circle, and for an import of a file or name that is not there.
     """
     sources = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.js")}
     needs = {name: {m[2] for m in IMPORT.finditer(text)} for name, text in sources.items()}
-    for name, wanted in needs.items():
-        if missing := wanted - set(sources):
-            raise ValueError(f"{name} imports {', '.join(sorted(missing))}, which is not there")
+    for name in sources:
+        _check_imports(name, sources)
     try:
         order = list(graphlib.TopologicalSorter(dict(sorted(needs.items()))).static_order())
     except graphlib.CycleError as error:
@@ -40,13 +41,38 @@ def modules(folder: Path = STAGE) -> dict[str, str]:
 def scripts(folder: Path = STAGE) -> str:
     """All modules as one classic script that defines the global D2Stage and nothing else."""
     parts = [_scope(name, text) for name, text in modules(folder).items()]
-    entry = f"globalThis.D2Stage = {_variable(ENTRY)};"
+    entry = f"globalThis.{GLOBAL} = {_variable(ENTRY)}.{GLOBAL};"
     return "\n".join(["(() => {", '"use strict";', *parts, entry, "})();\n"])
+
+
+def data(values: dict) -> str:
+    """A tag with what the page brings along for the stage: lessons, glossary, presets, view."""
+    return f'<script type="application/json" id="{DATA_TAG}">{inert(json.dumps(values))}</script>'
+
+
+def inert(text: str) -> str:
+    """JSON that cannot end the script tag that holds it, nor open a comment in it."""
+    return text.replace("<", "\\u003c")
 
 
 def styles(folder: Path = STAGE) -> str:
     """All styles of the stage, in the order of their names."""
     return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.css")))
+
+
+def head(texts: dict) -> str:
+    """What the live page's head holds: scripts, styles, and the texts that the stage shows."""
+    return f"<script>{scripts()}</script>{data(texts)}<style>{styles()}</style>"
+
+
+def _check_imports(name: str, sources: dict[str, str]) -> None:
+    for names, other in IMPORT.findall(sources[name]):
+        if other not in sources:
+            raise ValueError(f"{name} imports {other}, which is not there")
+        exported = {pair[-1] for found in EXPORT.findall(sources[other]) for pair in _names(found)}
+        for wanted in (pair[0] for pair in _names(names)):
+            if wanted not in exported:
+                raise ValueError(f"{name} imports {wanted} of {other}, which does not export it")
 
 
 def _scope(name: str, text: str) -> str:

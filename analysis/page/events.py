@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from analysis.page import planes
+from analysis.page.planes import plane
 from analysis.probes import Look
 from d2cache import ModelConfig, Part, Step, Trace
 from d2cache.canvas import Run
@@ -39,16 +40,15 @@ class Events:
 
     A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, likewise),
     w (what was written: position, text, confidence, candidates; without those two where an edit
-    wrote), m (positions masked again), and planes, base64 of uint8: confidence c (G), 0 where
-    nothing was predicted, else 1 + 254 p; density d (G), 255 D; rollout r (T), mass =
-    2 ** (u / 16 - 8); why y (T), bits of `d2cache.Why`. a, where the policy decides layer by layer:
+    wrote), m (positions masked again), and planes, base64 of uint8 on the scales of
+    `analysis.page.planes`: confidence c (G), 0 where nothing was predicted; density d (G); rollout
+    r (T); why y (T), bits of `d2cache.Why`. a, where the policy decides layer by layer:
     bits of `d2cache.Part`, layer after layer, as base64 of uint8 pairs (value, times 1 to 255).
     At most about 4/3 (2 G + 2 T) bytes a step, or 4/3 (2 G + T) and 8/3 a run of equal parts: no
     policy has both r and a.
 
-    A truth holds planes of what the step read, see `probes.Look`: kd, vd (T), drift =
-    2 ** ((u - 255) / 16 + 1), 0 below 2**-14; kl (G), nats = 2 ** ((u - 255) / 16 + 4), 0 below
-    2**-12 and where nothing was predicted; flips and oracle, canvas positions; recall or null.
+    A truth holds planes of what the step read, see `probes.Look`: kd, vd (T), drift; kl (G), 0
+    also where nothing was predicted; flips and oracle, canvas positions; recall or null.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class Events:
         was_masked = int((before[p:] == mask_id).sum())
         self.totals.add(rows, work, predicted, was_masked, int(changed.sum()), seconds)
         totals = self.totals.report(len(answer_ids(after[p:], self.run["shape"])))
-        planes = {
-            "c": np.where(seen, 1 + 254 * np.where(seen, confidence, 0), 0),
-            "d": 255 * density,
-            "r": None if rollout is None else 16 * (np.log2(np.maximum(rollout, 2**-8)) + 8),
+        coded = {
+            "c": np.where(seen, planes.CONFIDENCE.codes(np.where(seen, confidence, 0)), 0),
+            "d": planes.DENSITY.codes(density),
+            "r": None if rollout is None else planes.ROLLOUT.codes(rollout),
             "y": why,
         }
         writes, by_hand = [], self.edited(index)
@@ -153,8 +153,8 @@ class Events:
             "out": _short(evicted),
             "w": writes,
             "m": np.flatnonzero(changed & masked).tolist(),
-            **{name: _plane(values) for name, values in planes.items()},
-            "a": _run_lengths(parts),
+            **{name: plane(values) for name, values in coded.items()},
+            "a": planes.run_lengths(parts),
         }
         self.seq += 1
         return [
@@ -183,9 +183,9 @@ class Events:
             "k": "truth",
             "run": self.key,
             "s": look.step,
-            "kd": _powers(look.k_drift, 1, -14),
-            "vd": _powers(look.v_drift, 1, -14),
-            "kl": _powers(look.kl, 4, -12),
+            "kd": plane(planes.DRIFT.codes_or_none(look.k_drift)),
+            "vd": plane(planes.DRIFT.codes_or_none(look.v_drift)),
+            "kl": plane(planes.DIVERGENCE.codes_or_none(look.kl)),
             "flips": list(look.flips),
             "oracle": list(look.oracle),
             "recall": look.recall,
@@ -193,33 +193,6 @@ class Events:
 
     def end(self, status: str, note: str = "") -> dict:
         return {"k": "end", "run": self.key, "status": status, "note": note}
-
-
-def _plane(values) -> str | None:
-    if values is None:
-        return None
-    whole = np.clip(np.round(values), 0, 255).astype(np.uint8)
-    return base64.b64encode(whole.tobytes()).decode()
-
-
-def _powers(values: np.ndarray, largest: int, least: int) -> str | None:
-    """A plane of powers of two, 16 codes each: 255 is 2 ** largest, 0 below 2 ** least and NaN."""
-    there = values >= 2.0**least
-    code = 255 + 16 * (np.log2(np.where(there, values, 1)) - largest)
-    return _plane(np.where(there, np.clip(code, 1, 255), 0))
-
-
-def _run_lengths(parts: np.ndarray | None) -> str | None:
-    """(L,T) uint8 -> base64 of pairs (value, times), row after row; longer runs are split."""
-    if parts is None:
-        return None
-    cells = parts.ravel()
-    first = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
-    pairs = bytearray()
-    for value, times in zip(cells[first], np.diff(np.append(first, cells.size)), strict=True):
-        for done in range(0, times, 255):
-            pairs += bytes((value, min(times - done, 255)))
-    return base64.b64encode(pairs).decode()
 
 
 def _short(value) -> float:
@@ -332,11 +305,17 @@ class LiveEvents:
 
 
 def map_payload(rollout: np.ndarray, prompt_length: int) -> dict:
-    """A T x T map for the stage: summed down to n x n; shade is the root of the share of the
-    largest cell, or what a position keeps of itself would drown the rest; `largest`: that share."""
-    n = min(len(rollout), LARGEST_MAP)
-    edges = np.linspace(0, len(rollout), n + 1).astype(int)[:-1]
-    pooled = np.add.reduceat(np.add.reduceat(rollout, edges, 0), edges, 1)
+    """A T x T map for the stage: summed down to n x n, cell i from edges[i] up to the next; shade
+    is the root of the share of the largest cell; `largest`: that share."""
+    length = len(rollout)
+    n = min(length, LARGEST_MAP)
+    edges = np.arange(n + 1) * length // n
+    pooled = np.add.reduceat(np.add.reduceat(rollout, edges[:-1], 0), edges[:-1], 1)
     largest = float(pooled.max(initial=1e-9))
-    grid = _plane(255 * np.sqrt(pooled / largest))
-    return {"n": n, "map": grid, "prompt": prompt_length, "largest": _short(largest)}
+    return {
+        "n": n,
+        "edges": edges.tolist(),
+        "map": plane(planes.LAST * (pooled / largest) ** (1 / planes.MAP_ROOT)),
+        "prompt": prompt_length,
+        "largest": _short(largest),
+    }

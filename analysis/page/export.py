@@ -14,54 +14,9 @@ from analysis.page.lessons import glossary
 from analysis.page.query import MOST_LANES
 from d2cache import Trace
 
-# What is around the stage. Colours as in its own style; a hosted page brings Gradio's instead.
-PAGE_CSS = """
-:root {color-scheme: light dark}
-body {margin: 0; font: 14px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff}
-main {max-width: 1500px; margin: 0 auto; padding: 12px 16px 24px}
-h1 {margin: 0 0 4px; font-size: 18px; line-height: 1.35; overflow-wrap: anywhere}
-.file-words {margin: 0 0 12px; max-width: 80ch; opacity: .85}
-.file-pick {display: flex; flex-wrap: wrap; gap: 6px; margin: 0 0 10px}
-.file-pick button {min-height: 32px; padding: 4px 12px; font: inherit; color: inherit;
-  background: none; border: 1px solid #8b93a0; border-radius: 16px; cursor: pointer}
-.file-pick button[aria-pressed=true] {color: #fff; background: #0b6aa8; border-color: #0b6aa8}
-.file-pick button:focus-visible {outline: 2px solid #0b6aa8; outline-offset: 2px}
-footer {margin-top: 20px; font-size: 12.5px; opacity: .75}
-@media (prefers-color-scheme: dark) {
-  body {color: #e6e9ee; background: #10141b}
-  .file-pick button:focus-visible {outline-color: #6db8ea}
-}
-@media (max-width: 560px) {main {padding: 8px 10px 20px}}
-"""
-
-# Plays the stories of the page: each a script tag of messages, one a line, that nothing executes.
-PLAYER_JS = """
-(() => {
-  const tags = [...document.querySelectorAll("script[data-story]")];
-  const { view, ...options } = JSON.parse(document.getElementById("file-options").textContent);
-  const stage = D2Stage.mount(document.getElementById("stage"), { ...options, offline: true });
-  globalThis.d2stage = stage;
-  const buttons = [...document.querySelectorAll(".file-pick button")];
-  const words = document.querySelector(".file-words");
-  function play(i) {
-    for (const line of tags[i].textContent.trim().split("\\n")) stage.receive(line);
-    buttons.forEach((b, k) => b.setAttribute("aria-pressed", String(k === i)));
-    if (words) words.textContent = tags[i].dataset.words;
-  }
-  buttons.forEach((button, i) => button.addEventListener("click", () => {
-    play(i);
-    history.replaceState(null, "", "#" + tags[i].dataset.story);
-  }));
-  const follow = () => {
-    play(Math.max(0, tags.findIndex((t) => t.dataset.story === location.hash.slice(1))));
-  };
-  addEventListener("hashchange", follow);
-  follow();
-  if (view.see !== undefined) stage.setLane?.(view.see);
-  if (view.tab !== undefined) stage.show?.(view.tab);
-  if (view.at !== undefined) requestAnimationFrame(() => stage.goto(view.at));
-})();
-"""
+# What is around the stage.
+STYLE = bundle.STAGE.parent / "page" / "export.css"
+START = f"{bundle.GLOBAL}.play();"  # see assets/stage/player.js
 
 
 # ------------------------------------------------------------------------------ one file
@@ -98,7 +53,7 @@ def _lines(events: Sequence) -> str:
 
 def _document(title: str, stories: list[tuple], view=None) -> str:
     """stories: (name, title, words, messages one a line); several are offered as buttons."""
-    code = [bundle.scripts(), PLAYER_JS]
+    code = [bundle.scripts(), START]
     # nothing from elsewhere, nothing to elsewhere, and no script but these
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in code)
     policy = (
@@ -114,31 +69,26 @@ def _document(title: str, stories: list[tuple], view=None) -> str:
     said = '<p class="file-words" role="status"></p>' if many else ""
     data = "\n".join(
         f'<script type="application/x-ndjson" data-story="{html.escape(name)}" '
-        f'data-words="{html.escape(words)}">{_inert(lines)}</script>'
+        f'data-words="{html.escape(words)}">{bundle.inert(lines)}</script>'
         for name, _, words, lines in stories
     )
-    chosen = _inert(json.dumps({"glossary": glossary(), "view": view or {}}))
+    style = STYLE.read_text(encoding="utf-8") + bundle.styles()
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(title)}</title>",
-            f"<style>{PAGE_CSS}{bundle.styles()}</style>\n</head>\n<body>\n<main>",
+            f"<style>{style}</style>\n</head>\n<body>\n<main>",
             f'<h1>{html.escape(title)}</h1>{pick}{said}<div id="stage"></div>',
             "<footer>A recorded run, in one file: nothing is loaded from anywhere, and nothing is "
             "computed. The live page is the d2Cache explorer.</footer>\n</main>",
-            f'<script type="application/json" id="file-options">{chosen}</script>',
+            bundle.data({"glossary": glossary(), "view": view or {}}),
             data,
             *(f"<script>{text}</script>" for text in code),
             "</body>\n</html>\n",
         ]
     )
-
-
-def _inert(text: str) -> str:
-    """JSON that cannot end the script tag that holds it, nor open a comment in it."""
-    return text.replace("<", "\\u003c")
 
 
 def _digest(text: str) -> str:

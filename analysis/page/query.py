@@ -24,7 +24,19 @@ LONGEST_PROMPT = 4000  # characters
 LONGEST_ANSWER = 256  # masks
 LONGEST_QUERY = 20_000  # characters
 MOST_LANES = 6  # side by side, what-ifs included
-VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card")
+
+# The words of an address; links and lessons that are out there hold them. The page's scripts take
+# them from here, see `analysis.page.contract`.
+TEXTS = ("prompt", "model")
+WHOLE = {"gen": "gen_length", "block": "block_length", "seed": "seed"}
+SWITCHES = ("full", "truth", "turns")
+LANE, TRACE, BRANCH = "lane", "trace", "branch"
+RUN_WORDS = (*TEXTS, *WHOLE, *SWITCHES, LANE, TRACE, BRANCH)  # ask for runs
+VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card")  # what to look at
+EDIT_MARK, DECODER_MARK, KNOB_MARK = "~", "/", ","  # begin an edit, a decoder, a knob
+
+TABS = ("stage", "compare", "cache", "attention", "truth", "token", "figures")  # of the stage
+CLOCKS = ("step", "ms", "flops")  # what the lanes race by
 
 
 @dataclass(frozen=True)
@@ -64,8 +76,8 @@ class Lane:
 
     @staticmethod
     def parse(text: str) -> Lane:
-        plan, *edits = text.split("~")
-        policy, slash, decoder = plan.partition("/")
+        plan, *edits = text.split(EDIT_MARK)
+        policy, slash, decoder = plan.partition(DECODER_MARK)
         one, knobs = _named(CachePolicy, policy)
         other, more = _named(Decoder, decoder) if slash else ("confidence", {})
         return Lane(one, knobs, other, more, tuple(Edit.parse(e) for e in edits))
@@ -77,12 +89,12 @@ class Lane:
         ]
         if sides[1] == "confidence":
             sides.pop()
-        return "~".join(["/".join(sides), *map(str, self.edits)])
+        return EDIT_MARK.join([DECODER_MARK.join(sides), *map(str, self.edits)])
 
 
 def _named(base: type[Registered], text: str) -> tuple[str, dict]:
     """POLICY,KNOB=VALUE... -> its name and knobs, in the knobs' own types."""
-    name, *given = text.split(",")
+    name, *given = text.split(KNOB_MARK)
     known = {one.name: one for one in knobs(base.registry[name])} if name in base.registry else {}
     settings = {}
     for pair in given:
@@ -113,7 +125,7 @@ def _text(base: type[Registered], name: str, settings: dict) -> str:
         for one in knobs(base.registry[name])
         if settings[one.name] != one.default
     ]
-    return ",".join([name, *given])
+    return KNOB_MARK.join([name, *given])
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ class Asked:
                     f"The {words} is {value!r}; it must be a whole number from {low} to {high}."
                 )
             object.__setattr__(self, name, int(value))
-        for name in ("full", "truth", "turns"):
+        for name in SWITCHES:
             object.__setattr__(self, name, bool(getattr(self, name)))
         if not 1 <= len(self.lanes) <= MOST_LANES:
             raise ValueError(
@@ -184,7 +196,7 @@ class Asked:
         switches = {"full": self.full, "truth": self.truth, "turns": self.turns}
         pairs = [("prompt", self.prompt), ("model", self.model), *numbers.items()]
         pairs += [(name, int(on)) for name, on in switches.items()]
-        pairs += [("lane", str(lane)) for lane in self.lanes]
+        pairs += [(LANE, str(lane)) for lane in self.lanes]
         pairs += [(name, value) for name, value in view.items() if value not in (None, "")]
         return urlencode(pairs, quote_via=quote, safe=",/~=:")
 
@@ -205,20 +217,20 @@ class Link:
             raise ValueError(f"the link is longer than {LONGEST_QUERY} characters")
         settings, lanes, more = {}, [], {"view": {}}
         for name, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True):
-            if name == "lane":
+            if name == LANE:
                 lanes.append(Lane.parse(value))
             elif name in VIEW:
                 more["view"][name] = value
-            elif name == "trace":
+            elif name == TRACE:
                 more["trace"] = value
-            elif name == "branch":
-                key, _, edit = value.partition("~")
+            elif name == BRANCH:
+                key, _, edit = value.partition(EDIT_MARK)
                 more["branch"] = key, Edit.parse(edit)
-            elif name in ("prompt", "model"):
+            elif name in TEXTS:
                 settings[name] = value
             elif name in WHOLE:
                 settings[WHOLE[name]] = number(value)
-            elif name in ("full", "truth", "turns"):
+            elif name in SWITCHES:
                 if value not in ("0", "1"):
                     raise ValueError(f"the link: {name} is {value[:20]!r}; it must be 0 or 1")
                 settings[name] = value == "1"
@@ -233,9 +245,6 @@ class Link:
         return replace(asked, **self.settings)
 
 
-WHOLE = {"gen": "gen_length", "block": "block_length", "seed": "seed"}
-
-
 def name_lanes(lanes: tuple[Lane, ...]) -> list[str]:
     """A short label for each: the policy, and what tells it from the others."""
     labels = []
@@ -246,5 +255,5 @@ def name_lanes(lanes: tuple[Lane, ...]) -> list[str]:
             label = _text(CachePolicy, lane.policy, lane.knobs)
         if any(o.decoder != lane.decoder or o.decoder_knobs != lane.decoder_knobs for o in others):
             label += " + " + _text(Decoder, lane.decoder, lane.decoder_knobs)
-        labels.append(label.replace(",", " ") + (" what if" if lane.edits else ""))
+        labels.append(label.replace(KNOB_MARK, " ") + (" what if" if lane.edits else ""))
     return labels

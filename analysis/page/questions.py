@@ -21,18 +21,17 @@ from d2cache.trace import Trace
 
 LONGEST = 2000  # characters of a question
 SIGMAS = (0.0, 3.0, 10.0, 40.0)  # of the decode orders that are compared
+QUESTIONS = ("attention", "life", "figures", "sigmas", "export", "token")  # each a method below
+EXPORTS = ("html", "notebook", "trace")  # what can be exported
 
 
-class Asks:
+class Questions:
     """Answers questions about runs that are kept. `answer` never raises: what is wrong with a
     question comes back as {"error": one line}."""
 
     def __init__(self, boards: Boards, models: Models):
         self.boards, self.models = boards, models
-        self.known = {
-            name: getattr(self, name)
-            for name in ("attention", "life", "figures", "sigmas", "export", "token")
-        }
+        self.known = {name: getattr(self, name) for name in QUESTIONS}
 
     def answer(self, question: str) -> dict:
         """question: JSON [name, {argument: value}]."""

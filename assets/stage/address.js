@@ -2,36 +2,36 @@
  *
  * The server tells the half that makes the runs (a link event); this file adds what is looked at,
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
+import { CLOCKS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { mount } from "./mount.js";
-
-const VIEW = ["tab", "at", "see", "clock", "pos", "lesson", "card"];
 
 // What a query says to look at; null when it says nothing of it.
 function viewOf(query) {
   const given = new URLSearchParams(query),
     view = {};
-  for (const name of VIEW) if (given.has(name)) view[name] = given.get(name);
+  for (const [name, word] of Object.entries(VIEW_WORDS))
+    if (given.has(word)) view[name] = given.get(word);
   return Object.keys(view).length ? view : null;
 }
 
 // Whether a query asks for more than looking: a run, a stored run, a branch.
 const asksForRuns = (query) =>
   [...new URLSearchParams(query).keys()].some(
-    (name) => !VIEW.includes(name) && !name.startsWith("__"),
+    (word) => !Object.values(VIEW_WORDS).includes(word) && !word.startsWith("__"),
   );
 
 // The runs' query with what is looked at now; what stands at its usual value is left out.
 function addressOf(query, state) {
   const rest = new URLSearchParams(query);
-  for (const name of VIEW) rest.delete(name);
+  for (const word of Object.values(VIEW_WORDS)) rest.delete(word);
   const view = {
-    tab: state.tab === "stage" ? "" : state.tab,
+    tab: state.tab === TAB_KEYS[0] ? "" : state.tab,
     at: state.live ? "" : state.step + 1,
     see: state.lane ? state.lane + 1 : "",
-    clock: state.clock === "step" ? "" : state.clock,
+    clock: state.clock === CLOCKS[0] ? "" : state.clock,
     pos: state.selected == null ? "" : state.selected + 1,
   };
-  for (const [name, value] of Object.entries(view)) if (value) rest.set(name, value);
+  for (const [name, value] of Object.entries(view)) if (value) rest.set(VIEW_WORDS[name], value);
   // readable: what need not be escaped is not
   return rest
     .toString()
@@ -41,7 +41,7 @@ function addressOf(query, state) {
     .replace(/%3D/g, "=");
 }
 
-// Mounts the stage and ties it to the address. Options as D2.mount's.
+// Mounts the stage and ties it to the address. Options as mount's.
 function open(host, options) {
   const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__")); // Gradio's
   let query = null,

@@ -1,13 +1,13 @@
 /* The run as a moving picture: one frame a step, drawn on a canvas, in one animated WebP.
  *
  * The browser encodes each frame; the container around them (RIFF, VP8X, ANIM, ANMF) is made here. */
-import { percent } from "./numbers.js";
-import { css, colourAt, WRITTEN_NOW, MASKED_NOW } from "./colours.js";
-import { chipData, hitRateSoFar } from "./run.js";
-import { visible, promptText } from "./says.js";
-import { stepAt, lastMoment, momentText } from "./board.js";
-import { tables, MAPS } from "./pixels.js";
+import { lastMoment, momentText, stepAt } from "./board.js";
+import { colourAt, css, MASKED_NOW, WRITTEN_NOW } from "./colours.js";
 import { h } from "./dom.js";
+import { percent } from "./numbers.js";
+import { MAPS, tables } from "./pixels.js";
+import { chipData, hitRateSoFar } from "./run.js";
+import { promptText, visible } from "./sentences.js";
 
 // ---- pure: the container, after developers.google.com/speed/webp/docs/riff_container
 
@@ -66,7 +66,7 @@ function chunk(tag, ...bodies) {
 
 const even = (part) => (part.length & 1 ? [part, [0]] : [part]);
 
-// frames: [{bytes of a still WebP, ms}] -> an animation without end, each frame in place of the last.
+// frames: [{bytes of a still WebP, ms}] -> an endless animation, each frame in place of the last.
 function muxWebp(frames) {
   if (!frames.length) throw new Error("there is no frame to put together");
   const stills = frames.map(({ bytes }) => readWebp(bytes)),
@@ -89,7 +89,7 @@ function muxWebp(frames) {
   return chunk("RIFF", letters("WEBP"), head, anim, ...bodies);
 }
 
-// ---- pure: which moments are shown, and where the words stand
+// ---- pure: which moments are shown, and where the words are
 
 const MOST_FRAMES = 128,
   HELD = 2500; // ms that the last frame stays
@@ -138,10 +138,10 @@ const cut = (ctx, text, room) => {
   return `${text}…`;
 };
 
-// One lane of the film: where each token stands from its first to its last step, and its map.
+// One lane of the film: the place of each token, the same in every step, and its map.
 function planLane(ctx, run) {
   ctx.font = FONT;
-  const last = run.recs.length - 1,
+  const last = run.records.length - 1,
     widths = [];
   for (let p = run.P; p < run.T; p++) {
     const d = chipData(run, p, last),
@@ -154,7 +154,7 @@ function planLane(ctx, run) {
     lines = places.at(-1)[1] + 1;
   const map = h("canvas");
   map.width = run.T;
-  map.height = Math.max(1, run.recs.length);
+  map.height = Math.max(1, run.records.length);
   return { run, widths, places, map, drawn: 0, height: 26 + lines * (CHIP + 3) + 12 + MAP + 22 };
 }
 
@@ -194,11 +194,11 @@ function drawMap(ctx, lane, step, top, colours, ink) {
     pixels = new Uint32Array(row.data.buffer);
   for (; lane.drawn <= step; lane.drawn++) {
     pixels.fill(0);
-    if (run.recs[lane.drawn]) MAPS[0].row(pixels, run.recs[lane.drawn], run, colours);
+    if (run.records[lane.drawn]) MAPS[0].row(pixels, run.records[lane.drawn], run, colours);
     target.putImageData(row, 0, lane.drawn);
   }
   const width = WIDTH - 2 * PAD,
-    count = run.recs.length,
+    count = run.records.length,
     tall = (MAP * (step + 1)) / count,
     edge = PAD + (width * run.P) / run.T;
   ctx.fillStyle = ink.mask;
@@ -214,7 +214,7 @@ function drawMap(ctx, lane, step, top, colours, ink) {
   ctx.fillText("prompt", PAD, top + MAP + 11);
   ctx.textAlign = "right";
   ctx.fillText(
-    "answer · a line is a step: coloured is recomputed, grey is reused",
+    "answer · one row per step: coloured is recomputed, grey is reused",
     WIDTH - PAD,
     top + MAP + 11,
   );
@@ -251,7 +251,8 @@ function* filmed(page) {
       const { run } = lane,
         step = stepAt(board, i, moment),
         rate = hitRateSoFar(run, step),
-        said = `step ${step + 1} of ${run.recs.length}${rate === null ? "" : ` · ${percent(rate)} from the cache so far`}`;
+        reused = rate === null ? "" : ` · ${percent(rate)} from the cache so far`,
+        said = `step ${step + 1} of ${run.records.length}${reused}`;
       ctx.font = `600 ${FONT}`;
       ctx.fillStyle = ink.ink;
       ctx.fillText(cut(ctx, run.name || run.start.policy, 300), PAD, top + 10);

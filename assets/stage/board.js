@@ -2,9 +2,7 @@
  *
  * A moment is a value of the clock: a step, measured milliseconds, or FLOPs since each run began.
  * Lane 0 is what the others are compared with. */
-import { emptyModel, applyEvent, writeAt, filledAt } from "./run.js";
-
-const CLOCKS = ["step", "ms", "flops"];
+import { applyEvent, emptyRun, filledAt, writeAt } from "./run.js";
 
 const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, link: null });
 
@@ -12,16 +10,19 @@ const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, 
 function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
-  else applyEvent(board.lanes.find((run) => run.run === ev.run) ?? emptyModel(), ev); // of no lane: to nobody
+  else {
+    const run = board.lanes.find((one) => one.key === ev.run);
+    if (run) applyEvent(run, ev);
+  }
   return board;
 }
 
 function addLane(board, ev) {
   const key = ev.board ?? ev.run,
-    run = applyEvent(emptyModel(), ev);
+    run = applyEvent(emptyRun(), ev);
   if (board.key !== key) return { ...emptyBoard(board.clock), key, lanes: [run] };
   const on = board.lanes[board.lane],
-    others = board.lanes.filter((other) => other.lane !== run.lane && other.run !== run.run);
+    others = board.lanes.filter((other) => other.lane !== run.lane && other.key !== run.key);
   board.lanes = [...others, run].sort((a, b) => a.lane - b.lane);
   board.lane = Math.max(
     0,
@@ -35,19 +36,19 @@ const boardFrom = (board, text) =>
 
 // ---- clocks
 
-// When each step of a run had been made; known as far as the records go.
+// When each step of a run was done; known as far as the records go.
 function momentsOf(run, clock) {
   const list = run.clocks[clock];
-  for (let s = list.length; s < run.recs.length; s++) {
-    const rec = run.recs[s],
+  for (let s = list.length; s < run.records.length; s++) {
+    const record = run.records[s],
       before = list[s - 1] ?? 0;
-    if (clock === "flops" && rec && !rec.totals) break; // its totals are on their way
-    list.push(!rec ? before : clock === "ms" ? before + (rec.ms || 0) : rec.totals.flops);
+    if (clock === "flops" && record && !record.totals) break; // its totals are still to come
+    list.push(!record ? before : clock === "ms" ? before + (record.ms || 0) : record.totals.flops);
   }
   return list;
 }
 
-// The moment at which lane i had made step s; 0 on a clock that starts before the first one.
+// The moment at which lane i had done step s; 0 on a clock that starts before the first step.
 function momentOf(board, i, s) {
   if (board.clock === "step") return s;
   const list = momentsOf(board.lanes[i], board.clock);
@@ -56,7 +57,7 @@ function momentOf(board, i, s) {
 
 function stepAt(board, i, moment) {
   const run = board.lanes[i],
-    last = run.recs.length - 1;
+    last = run.records.length - 1;
   if (board.clock === "step") return Math.min(Math.floor(moment), last);
   const list = momentsOf(run, board.clock);
   let lo = 0,
@@ -71,14 +72,14 @@ function stepAt(board, i, moment) {
 
 const stepsAt = (board, moment) => board.lanes.map((_, i) => stepAt(board, i, moment));
 
-const endOf = (board, i) => momentOf(board, i, board.lanes[i].recs.length - 1);
+const endOf = (board, i) => momentOf(board, i, board.lanes[i].records.length - 1);
 const lastMoment = (board) =>
   board.lanes.reduce(
     (most, _, i) => Math.max(most, endOf(board, i)),
     board.clock === "step" ? -1 : 0,
   );
 
-// Where a reader is who follows the runs: as far as those that still go, else at the very end.
+// Where a reader who follows the runs is: as far as the runs that still go, else at the very end.
 function liveMoment(board) {
   const going = board.lanes.flatMap((run, i) =>
     run.status === "running" ? [endOf(board, i)] : [],
@@ -86,7 +87,7 @@ function liveMoment(board) {
   return going.length ? Math.max(...going) : lastMoment(board);
 }
 
-// The next moment at which the lane in hand makes a step; when it has ended, the longest lane does.
+// The next moment at which the lane on view does a step; when it has ended, the longest lane.
 function nextMoment(board, moment, by) {
   if (board.clock === "step") return moment + by;
   const within = (i) => (by > 0 ? moment < endOf(board, i) : moment <= endOf(board, i));
@@ -106,7 +107,7 @@ function placeIn(from, to, p) {
   return q < to.T && p < from.P === q < to.P ? q : null;
 }
 
-// Do both lanes have a token at position p of lane i, at these steps, and is it another one?
+// Whether both lanes have a token at position p of lane i at these steps, and not the same token.
 function differs(board, i, p, steps) {
   const run = board.lanes[i],
     first = board.lanes[0];
@@ -118,18 +119,18 @@ function differs(board, i, p, steps) {
 }
 
 const changesIn = (run, s) =>
-  run.recs[s]
+  run.records[s]
     ? [
-        ...run.recs[s].w.map(([p, text]) => `${p - run.P} ${text}`),
-        ...run.recs[s].m.map((p) => `${p - run.P}`),
+        ...run.records[s].w.map(([p, text]) => `${p - run.P} ${text}`),
+        ...run.records[s].m.map((p) => `${p - run.P}`),
       ]
         .sort()
         .join("\n")
     : null;
 
-// Did this step change the canvas of lane i otherwise than that of lane 0? null: not known (yet).
+// Whether this step changed the canvas of lane i in another way than lane 0. null: not known yet.
 function stepDiffers(board, i, s) {
-  const ended = (run) => run.status !== "running" && s >= run.recs.length;
+  const ended = (run) => run.status !== "running" && s >= run.records.length;
   const [a, b] = [board.lanes[0], board.lanes[i]].map((run) =>
     ended(run) ? "" : changesIn(run, s),
   );
@@ -138,18 +139,19 @@ function stepDiffers(board, i, s) {
 
 const seenIn = new WeakMap(); // lane -> {of, s, at}: the search goes on where it stopped
 
-// The first step whose writes, or masks set again, are others than in lane 0; null when there is none so far.
+// The first step whose changes differ from those in lane 0; null when there is none so far.
 function firstDivergence(board, i) {
   const run = board.lanes[i],
     first = board.lanes[0];
   if (!i || !run) return null;
   let seen = seenIn.get(run);
   if (!seen || seen.of !== first) seenIn.set(run, (seen = { of: first, s: 0, at: null }));
-  const end = Math.max(run.recs.length, first.recs.length);
+  const end = Math.max(run.records.length, first.records.length);
   for (; seen.at === null && seen.s < end; seen.s++) {
-    const other = stepDiffers(board, i, seen.s);
+    const other = stepDiffers(board, i, seen.s),
+      toCome = [run, first].some((one) => seen.s >= one.records.length);
     if (other) seen.at = seen.s;
-    else if (other === null && [run, first].some((r) => seen.s >= r.recs.length)) break; // wait for it; a lost record is passed over
+    else if (other === null && toCome) break; // a lost record is passed over
   }
   return seen.at;
 }
@@ -157,7 +159,7 @@ function firstDivergence(board, i) {
 // The first step after s at which one of these lanes differs from lane 0; null when there is none.
 function nextDifference(board, s) {
   const lanes = board.lane ? [board.lane] : board.lanes.map((_, i) => i).slice(1);
-  const end = Math.max(0, ...board.lanes.map((run) => run.recs.length));
+  const end = Math.max(0, ...board.lanes.map((run) => run.records.length));
   for (let next = s + 1; next < end; next++)
     if (lanes.some((i) => stepDiffers(board, i, next))) return next;
   return null;
@@ -182,16 +184,16 @@ function differencesAt(board, i, steps) {
 
 // ---- the race
 
-// Of each lane at this moment: tokens written, of how many, its end if it has come, and who leads.
+// For each lane at this moment: tokens written, of how many, its end if it has come, who leads.
 function raceAt(board, moment) {
   const lanes = board.lanes.map((run, i) => {
     const step = stepAt(board, i, moment),
       end = endOf(board, i),
-      over = run.status !== "running" && step === run.recs.length - 1;
+      over = run.status !== "running" && step === run.records.length - 1;
     return {
       step,
       written: filledAt(run, step),
-      of: run.status === "done" ? filledAt(run, run.recs.length - 1) : run.G,
+      of: run.status === "done" ? filledAt(run, run.records.length - 1) : run.G,
       finished: over ? end : null,
       status: run.status,
     };
@@ -218,7 +220,6 @@ function momentText(clock, value) {
 }
 
 export {
-  CLOCKS,
   emptyBoard,
   applyToBoard,
   boardFrom,

@@ -1,9 +1,9 @@
 /* The tokens of one run as chips: a list to walk with the arrow keys, and to point at. */
-import { css, colourAt } from "./colours.js";
-import { reasonOf, REASONS } from "./words.js";
-import { chipData } from "./run.js";
-import { visible, placeOf } from "./says.js";
+import { colourAt, css } from "./colours.js";
 import { h } from "./dom.js";
+import { reasonOf, REASONS } from "./reasons.js";
+import { chipData } from "./run.js";
+import { placeOf, visible } from "./sentences.js";
 
 const chipList = (cls, label) =>
   h("div", `d2-chips${cls}`, {
@@ -12,41 +12,43 @@ const chipList = (cls, label) =>
     "aria-orientation": "horizontal",
   });
 
-function makeChips(model) {
+function makeChips(run) {
   const make = (p) =>
     h("span", "d2-chip", {
-      tabIndex: p === 0 || p === model.P ? 0 : -1,
+      tabIndex: p === 0 || p === run.P ? 0 : -1,
       role: "option",
       "aria-selected": "false",
       "data-p": p,
     });
-  return Array.from({ length: model.T }, (_, p) => Object.assign(make(p), { was: "" }));
+  return Array.from({ length: run.T }, (_, p) => Object.assign(make(p), { was: "" }));
 }
 
 // The colour under a token: its order, its confidence, or why it is recomputed in this step.
-function chipFill(model, p, step, d, mode, dark) {
-  const reason = mode === "reason" && model.recs[step] ? reasonOf(model.recs[step].y[p]) : null;
+function chipFill(run, p, step, d, mode, dark) {
+  const reason = mode === "reason" && run.records[step] ? reasonOf(run.records[step].y[p]) : null;
   if (mode === "reason") return reason ? REASONS.find((r) => r.key === reason).colour : "";
-  if (!d.write || p < model.P) return "";
+  if (!d.write || p < run.P) return "";
   if (mode === "confidence" && d.write.conf === null) return ""; // written by hand
   return css(
     colourAt(
       mode,
-      mode === "order" ? d.write.s / Math.max(1, model.expected - 1) : d.write.conf,
+      mode === "order" ? d.write.s / Math.max(1, run.expected - 1) : d.write.conf,
       dark,
     ),
   );
 }
 
-function paintChip(el, model, p, step, mode, dark, picked) {
-  const d = chipData(model, p, step),
-    fill = chipFill(model, p, step, d, mode, dark),
+function paintChip(el, run, p, step, mode, dark, picked) {
+  const d = chipData(run, p, step),
+    fill = chipFill(run, p, step, d, mode, dark),
     is = `${d.state}|${d.eos}|${fill}|${picked}|${d.text}`;
   if (el.was === is) return; // most chips stay as they are from step to step
   el.was = is;
-  el.className = `d2-chip d2-${d.state}${d.masked ? " d2-masked" : ""}${d.eos ? " d2-eos" : ""}${fill ? " d2-filled" : ""}${picked ? " d2-picked" : ""}`;
+  const marks = { masked: d.masked, eos: d.eos, filled: fill, picked },
+    names = [d.state, ...Object.keys(marks).filter((name) => marks[name])];
+  el.className = `d2-chip ${names.map((name) => `d2-${name}`).join(" ")}`;
   el.textContent = d.eos ? "end" : d.masked ? "" : visible(d.text);
-  if (d.masked) el.setAttribute("aria-label", `${placeOf(model, p)}, masked`);
+  if (d.masked) el.setAttribute("aria-label", `${placeOf(run, p)}, masked`);
   else el.removeAttribute("aria-label");
   el.setAttribute("aria-selected", String(picked));
   el.style.setProperty("--d2-fill", fill || "transparent");
@@ -85,7 +87,7 @@ function chipKeys(e, all) {
   }
 }
 
-// What pointing at tokens does: in a list of [data-p] elements of lane(); Enter or a click pins one.
+// Pointing at tokens, in a list of [data-p] elements of lane(); Enter or a click pins one.
 function chipEvents(list, page, lane) {
   const at = (e) => e.target.closest("[data-p]");
   const point = (e) => {

@@ -1,7 +1,7 @@
 /* Colours: ramps that also read in grey, and what their ends mean. */
 import { clamp } from "./numbers.js";
 
-const WRITTEN_NOW = "#d55e00"; // what this step writes: its own colour, it is no reason (also in stage.css)
+const WRITTEN_NOW = "#d55e00"; // what this step writes (also in stage.css)
 const MASKED_NOW = "#c2008f"; // what this step masks again (also in stage.css)
 
 // Colour maps as a few anchors, evenly spaced, with steadily falling lightness, so that they also
@@ -50,7 +50,7 @@ const css = (c) => `rgb(${c[0]}, ${c[1]}, ${c[2]})`;
 function colourAt(name, value, dark) {
   const { ink, stops } = RAMPS[name];
   const v = clamp(value, 0, 1);
-  const along = !dark ? v : ink ? 1 - 0.85 * v : 0.15 + 0.85 * v; // at night no glaring white, and no black on black
+  const along = !dark ? v : ink ? 1 - 0.85 * v : 0.15 + 0.85 * v; // in the dark neither white nor black
   const x = along * (stops.length - 1);
   const i = Math.min(Math.floor(x), stops.length - 2),
     a = rgb(stops[i]),

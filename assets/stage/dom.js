@@ -1,5 +1,6 @@
 /* Small helpers of the page. */
-import { css, colourAt } from "./colours.js";
+import { colourAt, css } from "./colours.js";
+import { DATA_TAG } from "./contract.js";
 
 function h(tag, cls, props, ...kids) {
   const el = document.createElement(tag);
@@ -30,6 +31,12 @@ function iconButton(icon, label) {
   };
   button.show(icon, label);
   return button;
+}
+
+// What the page brings along for the stage, as JSON in a tag that nothing executes.
+function pageData() {
+  const tag = document.getElementById(DATA_TAG);
+  return tag ? JSON.parse(tag.textContent) : {};
 }
 
 // A row of buttons of which one is pressed.
@@ -88,4 +95,4 @@ function fitCanvas(canvas) {
   return true;
 }
 
-export { fitCanvas, h, ICONS, iconButton, choice, swatch, colourBar };
+export { fitCanvas, h, ICONS, iconButton, pageData, choice, swatch, colourBar };

@@ -1,8 +1,9 @@
 /* The Export menu: the page, a picture, an animation, the trace, a notebook cell, the link. */
-import { decodePlane } from "./numbers.js";
-import { h } from "./dom.js";
-import { picture, download, fileName } from "./snapshot.js";
 import { animation } from "./animation.js";
+import { EXPORTS, QUESTIONS } from "./contract.js";
+import { h } from "./dom.js";
+import { decodePlane } from "./numbers.js";
+import { download, fileName, picture } from "./snapshot.js";
 
 // ---- pure
 
@@ -64,7 +65,7 @@ function mountExport(host, page) {
     ),
   }));
   const offline = h("p", "d2-export-said", {
-    textContent: "This page is a file: keep it, or send it on.",
+    textContent: "This page is a file: keep it or pass it on.",
     hidden: true,
   });
   const panel = h(
@@ -89,14 +90,14 @@ function mountExport(host, page) {
     offline.hidden = !page.offline;
     field.hidden = true;
     if (!busy)
-      said.textContent = page.model.recs.length
+      said.textContent = page.run.records.length
         ? ""
-        : "There is nothing to take along yet: run something first.";
+        : "Nothing to export yet: run something first.";
     mark();
   }
 
   function mark() {
-    for (const { el: one } of items) one.disabled = Boolean(busy) || !page.model.recs.length;
+    for (const { el: one } of items) one.disabled = Boolean(busy) || !page.run.records.length;
   }
 
   on(button, "click", () => open(panel.hidden));
@@ -148,7 +149,8 @@ function mountExport(host, page) {
     if (!panel.hidden && el.contains(had)) had.focus(); // a disabled button loses it
   }
 
-  const fetched = async (what) => fileOf(await page.ask("export", { what, run: page.model.run }));
+  const fetched = async (what) =>
+    fileOf(await page.ask(QUESTIONS.export, { what, run: page.run.key }));
   const kept = ({ name, kind, body }) => {
     download(new Blob([body], { type: kind }), name);
     return `Saved as ${name}.`;
@@ -168,9 +170,9 @@ function mountExport(host, page) {
   }
 
   const MAKE = {
-    html: async () => kept(await fetched("html")),
-    trace: async () => kept(await fetched("trace")),
-    notebook: async () => copied((await fetched("notebook")).body, "The cell"),
+    html: async () => kept(await fetched(EXPORTS.html)),
+    trace: async () => kept(await fetched(EXPORTS.trace)),
+    notebook: async () => copied((await fetched(EXPORTS.notebook)).body, "The cell"),
     link: () => copied(location.href, "The link"),
     async png() {
       const { blob, name } = await picture(page);
@@ -187,7 +189,7 @@ function mountExport(host, page) {
         signal,
       );
       if (!made) return "Cancelled.";
-      const name = fileName(page.model, page.model.recs.length - 1, "webp");
+      const name = fileName(page.run, page.run.records.length - 1, "webp");
       download(made.blob, name);
       return `Saved as ${name}: ${made.frames} frames, ${(made.blob.size / 1e6).toFixed(1)} MB.`;
     },

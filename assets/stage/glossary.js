@@ -23,7 +23,7 @@ function termIn({ known }, name) {
   return [small, small.replace(/s$/, ""), `${small}s`].find((n) => known.has(n)) ?? null;
 }
 
-// A sentence in parts: text, or { text, term } where a term stands for the first time. Terms that
+// A sentence in parts: text, or { text, term } where a term occurs for the first time. Terms that
 // share a text are one term with several names.
 function termParts(glossary, sentence) {
   if (!glossary.pattern) return [sentence];
@@ -127,7 +127,7 @@ function leave() {
   timer = setTimeout(hide, 180);
 } // time to reach the box
 
-// A term as words that tell what they mean, on hover, focus and touch; plain words if it is unknown.
+// A term that is explained on hover, focus and touch; plain words if it is unknown.
 function explainTerm(name, words) {
   const term = termIn(glossary, name);
   if (term === null) return document.createTextNode(words ?? name);

@@ -1,11 +1,12 @@
-/* The keyboard: on focus inside the stage, or on hover while nothing else on the page has the focus. */
+/* The keyboard: with the focus inside the stage, or on hover while nothing else has the focus. */
+import { MOST_LANES } from "./contract.js";
 import { h } from "./dom.js";
 
 const KEYS = [
   ["← →", "a step back or forward"],
   ["Home, End", "to the start; to the end, following a run that goes on"],
   ["Space", "play or stop the replay"],
-  ["1 … 6", "show that lane"],
+  [`1 … ${MOST_LANES}`, "show that lane"],
   ["n", "to the next step at which a lane differs from lane 1"],
   ["Enter", "on a token: pin it, or let it go"],
   ["Esc", "close what is open"],
@@ -55,7 +56,7 @@ function makeKeys(page, { root, on, transport, close }) {
     n: page.nextDifference,
     "?": () => toggle(),
   };
-  for (let i = 0; i < 6; i++) ACTIONS[i + 1] = () => page.setLane(i);
+  for (let i = 0; i < MOST_LANES; i++) ACTIONS[i + 1] = () => page.setLane(i);
 
   on(document, "keydown", (e) => {
     const focused = root.contains(document.activeElement),
@@ -69,7 +70,7 @@ function makeKeys(page, { root, on, transport, close }) {
       e.altKey ||
       e.ctrlKey ||
       e.metaKey ||
-      !page.model.run ||
+      !page.run.key ||
       !ACTIONS[e.key]
     )
       return;

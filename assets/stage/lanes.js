@@ -1,5 +1,6 @@
 /* The lanes of the board in one row: which one is in hand, and where each leaves the first. */
 import { firstDivergence } from "./board.js";
+import { POINTS } from "./contract.js";
 import { h } from "./dom.js";
 
 // What a lane says of itself, beside its name.
@@ -8,11 +9,17 @@ function laneNote(board, i) {
     at = firstDivergence(board, i);
   if (i === 0) return board.lanes.length > 1 ? "the others are compared with it" : "";
   if (at !== null) return "";
-  return run.recs.length || run.status !== "running" ? "same as lane 1 so far" : "about to start";
+  return run.records.length || run.status !== "running"
+    ? "same as lane 1 so far"
+    : "about to start";
 }
 
 function makeLanes(page) {
-  const el = h("div", "d2-lanes", { role: "group", "aria-label": "Lanes", "data-point": "lanes" });
+  const el = h("div", "d2-lanes", {
+    role: "group",
+    "aria-label": "Lanes",
+    "data-point": POINTS.lanes,
+  });
   let shown = "",
     chips = [];
 
@@ -42,7 +49,7 @@ function makeLanes(page) {
 
   function paint() {
     const { board } = page,
-      is = board.lanes.map((run) => `${run.run} ${run.name}`).join("|");
+      is = board.lanes.map((run) => `${run.key} ${run.name}`).join("|");
     if (shown !== is) {
       shown = is;
       build(board);
@@ -60,7 +67,7 @@ function makeLanes(page) {
       if (at !== null) {
         jump.textContent = `≠ from step ${at + 1}`;
         jump.title =
-          jump.ariaLabel = `Lane ${i + 1} writes something else than lane 1 from step ${at + 1} on: go there`;
+          jump.ariaLabel = `From step ${at + 1} on, lane ${i + 1} differs from lane 1: go there`;
       }
     });
   }

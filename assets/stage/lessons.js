@@ -2,9 +2,10 @@
  *
  * A lesson is data, made from text files by analysis/lessons.py. A card sets the page up when it is
  * opened, says what to do, and notices when it is done; the reader can always go on, back, or close. */
-import { writeAt, totalsAt } from "./run.js";
+import { EDIT, LANE_MARKS, RUN_WORDS } from "./contract.js";
 import { h } from "./dom.js";
 import { explainTerm, setGlossary } from "./glossary.js";
+import { totalsAt, writeAt } from "./run.js";
 
 // ---- pure
 
@@ -31,12 +32,12 @@ function holds(until, state) {
 }
 
 // Share of the answer positions written in either run that hold the same token in both; null: none.
-function agreementOf(model, s, first, at) {
-  if (!first || model.P !== first.P || model.G !== first.G) return null;
+function agreementOf(run, s, first, at) {
+  if (!first || run.P !== first.P || run.G !== first.G) return null;
   let both = 0,
     same = 0;
-  for (let p = model.P; p < model.T; p++) {
-    const a = writeAt(model, p, s),
+  for (let p = run.P; p < run.T; p++) {
+    const a = writeAt(run, p, s),
       b = writeAt(first, p, at);
     if (!a && !b) continue;
     both++;
@@ -47,37 +48,33 @@ function agreementOf(model, s, first, at) {
 
 // The names that a test may use, as they stand now; counted from 1, as on screen.
 function lessonState(page) {
-  const { board, model, step } = page,
+  const { board, run, step } = page,
     lanes = board?.lanes || [],
-    start = model?.start || {};
-  const totals = model?.run ? totalsAt(model, step) : null;
+    start = run?.start || {};
+  const totals = run?.key ? totalsAt(run, step) : null;
   const state = {
     step: step + 1,
-    steps: model?.recs.length ?? 0,
+    steps: run?.records.length ?? 0,
     lane: (page.lane ?? 0) + 1,
     lanes: lanes.length,
     branches: lanes.filter((l) => l.branch || l.start?.branch).length,
     tab: page.tab ?? null,
     clock: board?.clock ?? "step",
     selected:
-      page.selected === null || page.selected === undefined || page.selected < model.P
+      page.selected === null || page.selected === undefined || page.selected < run.P
         ? null
-        : page.selected - model.P + 1,
-    status: !model?.run
-      ? "empty"
-      : model.status === "running" && model.paused
-        ? "paused"
-        : model.status,
+        : page.selected - run.P + 1,
+    status: !run?.key ? "empty" : run.status === "running" && run.paused ? "paused" : run.status,
     policy: start.policy ?? null,
     decoder: start.decoder ?? null,
     block: start.block_length ?? null,
     hit_rate: totals?.hit_rate ?? null,
     flops: totals?.flops_none ? totals.flops / totals.flops_none : null,
-    agreement: model?.run
-      ? agreementOf(model, step, lanes[0] ?? model, page.stepOf ? page.stepOf(0) : step)
+    agreement: run?.key
+      ? agreementOf(run, step, lanes[0] ?? run, page.stepOf ? page.stepOf(0) : step)
       : null,
   };
-  for (const kind of ["policy", "decoder"])
+  for (const kind of EDIT.owners)
     for (const [name, value] of Object.entries(start.knobs?.[kind] || {}))
       state[`${kind}.${name}`] = Number(value);
   return state;
@@ -108,9 +105,12 @@ function nowWords(until, state) {
     .join(", ");
 }
 
+// The policy of a lane, as the address writes one: POLICY,KNOB=VALUE/DECODER~EDIT.
+const policyOf = (lane) =>
+  Object.values(LANE_MARKS).reduce((text, mark) => text.split(mark)[0], lane);
+
 // The policies of the lanes that a query asks for, so that another run on its way is not taken for it.
-const policiesAsked = (query) =>
-  new URLSearchParams(query).getAll("lane").map((lane) => lane.split(/[,/~]/)[0]);
+const policiesAsked = (query) => new URLSearchParams(query).getAll(RUN_WORDS.lane).map(policyOf);
 
 // ---- the page
 
@@ -140,7 +140,7 @@ function nodesOf(tokens) {
     if (t.b) return h("b", "", {}, ...nodesOf(t.b));
     if (t.i) return h("em", "", {}, ...nodesOf(t.i));
     if (t.code) return h("code", "", { textContent: t.code });
-    if (t.term) return explainTerm ? explainTerm(t.term, t.text) : document.createTextNode(t.text);
+    if (t.term) return explainTerm(t.term, t.text);
     return h("a", "", { href: t.href, target: "_blank", rel: "noopener", textContent: t.text });
   });
 }
@@ -153,7 +153,7 @@ function blockOf(block) {
 
 /* Put the lessons at the top of `host`; view {lesson, card} opens one at once (card from 1).
  * -> { paint(), open(key, card), close(), destroy() }; paint is called after anything changed. */
-function mountLessons(host, page, lessons, view) {
+function mountLessons(host, page, lessons, view = {}) {
   const done = readDone(),
     number = (n) => Math.max(1, Math.floor(Number(n)) || 1);
   let lesson = null,
@@ -344,7 +344,7 @@ function mountLessons(host, page, lessons, view) {
   }
 
   // ---- what a card does to the page
-  const runs = () => (page.board?.lanes || []).map((l) => l.run).join();
+  const runs = () => (page.board?.lanes || []).map((l) => l.key).join();
 
   function perform(force) {
     const acts = Object.fromEntries(lesson.cards[at].acts);
@@ -378,7 +378,7 @@ function mountLessons(host, page, lessons, view) {
     if (!todo) return true;
     if (todo.before !== null && runs() === todo.before) return false; // the new run has not begun
     const lanes = page.board?.lanes || [],
-      here = (l) => l.status !== "running" || l.recs.length >= (todo.step ?? 0);
+      here = (l) => l.status !== "running" || l.records.length >= (todo.step ?? 0);
     if (todo.policies.some((name, i) => lanes[i]?.start.policy !== name) || !lanes.every(here))
       return false;
     if (todo.before !== null) ran.runs = runs();
@@ -387,7 +387,7 @@ function mountLessons(host, page, lessons, view) {
     if (tab) page.show(tab); // again: a board of several lanes opens a tab of its own
     if (clock) page.setClock?.(clock);
     if (lane && lane <= lanes.length) page.setLane(lane - 1);
-    if (step && page.model?.run) page.goto(step - 1);
+    if (step && page.run?.key) page.goto(step - 1);
     page.schedule?.();
     return false; // all of it is seen on the next frame
   }
@@ -452,10 +452,8 @@ function mountLessons(host, page, lessons, view) {
   }
 
   paintList();
-  const from =
-    view ?? page.view ?? Object.fromEntries(new URLSearchParams(globalThis.location?.search || ""));
   // on the next frame: what the page opens with is on the stage then, and not taken for the card's run
-  const opening = from.lesson ? requestAnimationFrame(() => open(from.lesson, from.card)) : 0;
+  const opening = view.lesson ? requestAnimationFrame(() => open(view.lesson, view.card)) : 0;
   return {
     paint,
     open,

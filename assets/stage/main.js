@@ -1,5 +1,23 @@
-/* What the page may call: open for a stage that the address follows, mount for one alone. */
+/* The page's one global, D2Stage: `open` for a stage that the address follows, `play` for a file
+ * that plays its own runs, `mount` for a stage alone. */
 import { open } from "./address.js";
+import { pageData } from "./dom.js";
 import { mount } from "./mount.js";
+import { play } from "./player.js";
 
-export { open, mount };
+const D2Stage = {
+  stage: null, // the one that was opened or played last, for the other scripts of the page
+
+  // options: those of mount; what the page's data has besides (lessons, glossary, presets) is added
+  open(host, options) {
+    D2Stage.stage = open(host, { ...pageData(), ...options });
+    return D2Stage.stage;
+  },
+  play() {
+    D2Stage.stage = play(pageData());
+    return D2Stage.stage;
+  },
+  mount,
+};
+
+export { D2Stage };

@@ -1,6 +1,7 @@
 /* A map on a canvas: all its rows are kept one pixel per cell, and a part of it is shown. */
-import { hitRate } from "./run.js";
+import { POINTS } from "./contract.js";
 import { h } from "./dom.js";
+import { hitRate } from "./run.js";
 
 // A map keeps all its rows on a canvas of one pixel per position and step, and shows a part of it.
 function makePlane(spec) {
@@ -33,7 +34,7 @@ function makeMap(spec) {
   const el = h(
     "section",
     `d2-map d2-map-${spec.key}`,
-    { "aria-label": spec.title, "data-point": `${spec.key}-map` },
+    { "aria-label": spec.title, "data-point": POINTS[`${spec.key}-map`] },
     h("h4", "d2-title", { textContent: spec.title }),
     more,
     h(
@@ -64,19 +65,20 @@ function resetStore(map, T, steps) {
   map.pixels = new Uint32Array(map.image.data.buffer);
 }
 
-function drawRow(map, model, s, colours) {
+function drawRow(map, run, s, colours) {
   map.pixels.fill(0);
-  if (model.recs[s]) map.spec.row(map.pixels, model.recs[s], model, colours);
+  if (run.records[s]) map.spec.row(map.pixels, run.records[s], run, colours);
   map.ctx.putImageData(map.image, 0, s);
 }
 
-function showMap(map, model, x0, x1, rows = model.expected) {
+function showMap(map, run, x0, x1, rows = run.expected) {
   const { canvas } = map,
     ctx = canvas.getContext("2d"),
-    steps = model.recs.length;
+    steps = run.records.length;
   ctx.clearRect(0, 0, canvas.width, canvas.height);
   if (!steps || !canvas.width) return;
-  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || rows > canvas.height; // shrinking must not drop columns
+  // shrinking must not drop columns
+  ctx.imageSmoothingEnabled = x1 - x0 > canvas.width || rows > canvas.height;
   ctx.drawImage(
     map.store,
     x0,
@@ -91,17 +93,22 @@ function showMap(map, model, x0, x1, rows = model.expected) {
 }
 
 // Beside the cache map: one bar per step, as long as the share of positions reused.
-function showStrip(map, model, ink) {
+function showStrip(map, run, ink) {
   const { strip } = map,
     ctx = strip.getContext("2d"),
-    row = strip.height / model.expected;
+    row = strip.height / run.expected;
   ctx.clearRect(0, 0, strip.width, strip.height);
   ctx.fillStyle = ink;
-  for (const rec of model.recs) {
-    if (!rec) continue;
-    const top = Math.round(rec.s * row),
-      next = Math.round((rec.s + 1) * row); // whole pixels, or the bars shimmer
-    ctx.fillRect(0, top, Math.max(0, hitRate(rec, model.T)) * strip.width, Math.max(1, next - top));
+  for (const record of run.records) {
+    if (!record) continue;
+    const top = Math.round(record.s * row),
+      next = Math.round((record.s + 1) * row); // whole pixels, or the bars shimmer
+    ctx.fillRect(
+      0,
+      top,
+      Math.max(0, hitRate(record, run.T)) * strip.width,
+      Math.max(1, next - top),
+    );
   }
 }
 

@@ -1,17 +1,18 @@
 /* The page: mount(element) draws a board, receive(text) feeds it. Tabs get the context made here. */
-import { TABS, PARTS_OF_PAGE } from "./views.js";
-import { emptyModel, totalsAt, hitRateSoFar } from "./run.js";
-import { formatTotals, explain, readout, tooltipData, STATS, visible } from "./says.js";
-import { emptyBoard, boardFrom, stepAt, momentOf, nextDifference, placeIn } from "./board.js";
+import { boardFrom, emptyBoard, momentOf, nextDifference, placeIn, stepAt } from "./board.js";
+import { POINTS, TAB_KEYS } from "./contract.js";
 import { h } from "./dom.js";
+import { makeKeys } from "./keys.js";
+import { makeLanes } from "./lanes.js";
+import { emptyRun, hitRateSoFar, totalsAt } from "./run.js";
+import { explain, formatTotals, readout, STATS, tooltipData, visible } from "./sentences.js";
+import { makeTabs } from "./tabs.js";
 import { makeTip, tipContent } from "./tip.js";
 import { makeTransport } from "./transport.js";
-import { makeLanes } from "./lanes.js";
-import { makeTabs } from "./tabs.js";
-import { makeKeys } from "./keys.js";
+import { PARTS_OF_PAGE } from "./views.js";
 
 let mounted = 0; // makes ids unique when a page holds two stages
-const NOBODY = emptyModel();
+const NOBODY = emptyRun();
 
 function mount(element, options = {}) {
   const uid = `d2-${++mounted}`,
@@ -46,7 +47,7 @@ function mount(element, options = {}) {
     get lane() {
       return board.lane;
     },
-    get model() {
+    get run() {
       return board.lanes[board.lane] ?? NOBODY;
     },
     get moment() {
@@ -126,7 +127,7 @@ function mount(element, options = {}) {
   const header = h(
     "div",
     "d2-stats",
-    { "data-point": "stats" },
+    { "data-point": POINTS.stats },
     ...STATS.map(([key, label, definition]) => {
       stats[key] = h("span", "d2-value", { textContent: "–" });
       return tip.explained(
@@ -193,7 +194,7 @@ function mount(element, options = {}) {
   );
   inner.append(empty, full, spoken, tip.help, tip.tip);
   element.append(root);
-  tabs.show(TABS.some((tab) => tab.key === "stage") ? "stage" : TABS[0]?.key);
+  tabs.show(TAB_KEYS[0]);
   on(document, "pointerdown", (e) => {
     if (hover && !root.contains(e.target)) page.setHover(null);
   });
@@ -212,20 +213,20 @@ function mount(element, options = {}) {
   function paint() {
     frame = 0;
     transport.follow();
-    const { model } = page;
-    empty.hidden = Boolean(model.run);
-    full.hidden = !model.run;
-    if (model.run) {
-      paintHead(model);
+    const { run } = page;
+    empty.hidden = Boolean(run.key);
+    full.hidden = !run.key;
+    if (run.key) {
+      paintHead(run);
       lanes.paint();
       transport.paint();
       tabs.paint();
       paintHover();
     }
-    painted = model.received;
+    painted = run.received;
     element.dispatchEvent(
       new CustomEvent("d2:paint", {
-        detail: { step: page.step, seq: model.recs.at(-1)?.seq ?? -1, time: performance.now() },
+        detail: { step: page.step, seq: run.records.at(-1)?.seq ?? -1, time: performance.now() },
       }),
     );
     const now = state(),
@@ -237,12 +238,12 @@ function mount(element, options = {}) {
     options.onState?.(now);
   }
 
-  function paintHead(model) {
+  function paintHead(run) {
     const { step } = page,
-      totals = formatTotals(totalsAt(model, step) || { hit_rate: hitRateSoFar(model, step) });
-    stats.step.textContent = `${step + 1} / ${model.recs.length}`;
+      totals = formatTotals(totalsAt(run, step) || { hit_rate: hitRateSoFar(run, step) });
+    stats.step.textContent = `${step + 1} / ${run.records.length}`;
     for (const key of ["tps", "hit", "flops"]) stats[key].textContent = totals[key];
-    say(explain(model.recs[step], model, step));
+    say(explain(run.records[step], run, step));
   }
 
   // Tell a screen reader where we are, at most every 1.5 s, and always the last place.
@@ -263,23 +264,23 @@ function mount(element, options = {}) {
   // The line under the transport follows one position; a token pointed at gets the tooltip too.
   let describing = null;
   function paintHover() {
-    const model = hover && board.lanes[hover.lane],
+    const run = hover && board.lanes[hover.lane],
       s = hover && (hover.s ?? page.stepOf(hover.lane));
     if (describing && describing !== hover?.chip) {
       describing.removeAttribute("aria-describedby");
       describing = null;
     }
-    if (!model || hover.p >= model.T || s < 0) {
+    if (!run || hover.p >= run.T || s < 0) {
       read.textContent = "Point at a token or a map to follow one position.";
       read.classList.add("d2-quiet");
       if (!tip.explaining()) tip.hide();
       return;
     }
-    const data = tooltipData(model, hover.p, s);
+    const data = tooltipData(run, hover.p, s);
     read.textContent = `${board.lanes.length > 1 ? `lane ${hover.lane + 1}, ` : ""}step ${s + 1}, ${readout(data)}`;
     read.classList.remove("d2-quiet");
     if (hover.chip) {
-      tip.show(hover.chip, [...tipContent(model, data), ...inFirstLane(hover)]);
+      tip.show(hover.chip, [...tipContent(run, data), ...inFirstLane(hover)]);
       describing = hover.chip;
       describing.setAttribute("aria-describedby", tip.tip.id);
     } else if (!tip.explaining()) tip.hide();
@@ -314,17 +315,17 @@ function mount(element, options = {}) {
 
   // ---- the outside
   const state = () => {
-    const { model } = page;
+    const { run } = page;
     return {
-      run: model.run,
-      received: model.received,
+      run: run.key,
+      received: run.received,
       painted,
       step: page.step,
-      steps: model.recs.length,
-      gaps: model.gaps,
+      steps: run.records.length,
+      gaps: run.gaps,
       live: transport.live,
-      status: model.status,
-      paused: model.paused,
+      status: run.status,
+      paused: run.paused,
       board: board.key,
       lanes: board.lanes.length,
       lane: board.lane,
@@ -374,7 +375,7 @@ function mount(element, options = {}) {
 
   readTheme();
   page.schedule();
-  const parts = (PARTS_OF_PAGE ?? []).map((part) => part(page)); // what is more than a tab, the lessons say: each gets the context once
+  const parts = PARTS_OF_PAGE.map((part) => part(page)); // what is more than a tab, the lessons say: each gets the context once
   return {
     receive,
     state,

@@ -1,4 +1,5 @@
-/* Numbers: planes out of base64, codes to values, values to text. */
+/* Numbers: planes from base64, codes to values, values to text. */
+import { CONFIDENCE, DENSITY, DIVERGENCE, DRIFT, LAST_CODE, ROLLOUT } from "./contract.js";
 
 function decodePlane(b64) {
   if (b64 == null) return null;
@@ -16,11 +17,14 @@ function unpack(pairs, size) {
   return out;
 }
 
-const confidence = (u8) => (u8 ? (u8 - 1) / 254 : null); // 0: the model made no prediction here
-const density = (u8) => u8 / 255;
-const rolloutMass = (u8) => 2 ** (u8 / 16 - 8); // the mean over the canvas is 1
-const drift = (u8) => (u8 ? 2 ** ((u8 - 255) / 16 + 1) : 0); // 1 - cosine: 0 the same, 2 the opposite
-const divergence = (u8) => (u8 ? 2 ** ((u8 - 255) / 16 + 4) : 0); // KL in nats; 0: none, or no prediction
+// Codes of the planes -> values, on the scales of the contract.
+const share = (scale, code) => (code - scale.zero) / (LAST_CODE - scale.zero);
+const power = (scale, code) => 2 ** ((code - scale.one) / scale.doubling);
+const confidence = (code) => (code ? share(CONFIDENCE, code) : null); // 0: no prediction was made
+const density = (code) => share(DENSITY, code);
+const rolloutMass = (code) => power(ROLLOUT, code); // the mean over the canvas is 1
+const drift = (code) => (code ? power(DRIFT, code) : 0); // 1 - cosine: 0 the same, 2 the opposite
+const divergence = (code) => (code ? power(DIVERGENCE, code) : 0); // nats; 0: none, or no prediction
 const clamp = (x, lo, hi) => Math.min(hi, Math.max(lo, x));
 const fixed = (x, digits) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
 const percent = (x) =>

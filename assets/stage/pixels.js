@@ -1,7 +1,8 @@
 /* The rows of the maps as pixels. Pure: a row is an array of 32-bit colours. */
+import { colourAt, MASKED_NOW, massShade, mixed, PAPER, rgb, WRITTEN_NOW } from "./colours.js";
+import { LAST_CODE, MAP_ROOT } from "./contract.js";
 import { density, rolloutMass } from "./numbers.js";
-import { WRITTEN_NOW, MASKED_NOW, PAPER, rgb, mixed, colourAt, massShade } from "./colours.js";
-import { REASONS, reasonOf } from "./words.js";
+import { reasonOf, REASONS } from "./reasons.js";
 import { changeAt } from "./run.js";
 
 // One 32-bit pixel per byte value, in the memory order of ImageData.
@@ -13,8 +14,8 @@ const table = (colour) =>
   });
 
 const SHADES = 8; // of a reason's colour: paler where fewer layers recomputed the position
-const shade = (rec, p, layers) =>
-  rec.l ? Math.round(SHADES * Math.min(1, rec.l[p] / layers)) : SHADES;
+const shade = (record, p, layers) =>
+  record.l ? Math.round(SHADES * Math.min(1, record.l[p] / layers)) : SHADES;
 
 function tables(dark, expected) {
   const paper = PAPER[dark ? "dark" : "light"];
@@ -46,34 +47,34 @@ const MAPS = [
     key: "cache",
     short: "cache",
     title: "Cache: reused or recomputed",
-    row(out, rec, m, t) {
-      for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(rec, p, m.layers)][rec.y[p]];
+    row(out, record, m, t) {
+      for (let p = 0; p < m.T; p++) out[p] = t.cache[shade(record, p, m.layers)][record.y[p]];
     },
   },
   {
     key: "density",
     short: "density",
     title: "Certainty density",
-    row(out, rec, m, t) {
-      if (rec.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[rec.d[g]];
+    row(out, record, m, t) {
+      if (record.d) for (let g = 0; g < m.G; g++) out[m.P + g] = t.density[record.d[g]];
     },
   },
   {
     key: "rollout",
     short: "rollout",
     title: "Attention rollout",
-    row(out, rec, m, t) {
-      if (rec.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[rec.r[p]];
+    row(out, record, m, t) {
+      if (record.r) for (let p = 0; p < m.T; p++) out[p] = t.rollout[record.r[p]];
     },
   },
   {
     key: "order",
     short: "order",
     title: "Decode order",
-    row(out, rec, m, t) {
+    row(out, record, m, t) {
       for (let p = m.P; p < m.T; p++) {
-        const change = changeAt(m, p, rec.s),
-          now = change?.s === rec.s;
+        const change = changeAt(m, p, record.s),
+          now = change?.s === record.s;
         if (!change || change.text === null) out[p] = now ? t.again : t.masked;
         else out[p] = now ? t.now : t.order[change.s];
       }
@@ -81,11 +82,12 @@ const MAPS = [
   },
 ];
 
-// A map of more than 256 positions arrives summed: cell i holds the positions from edges[i] up to the next.
-const edgesOf = (n, T) => Array.from({ length: n + 1 }, (_, i) => Math.floor((i * T) / n));
-const shareOf = (code) => (code / 255) ** 2; // of the largest cell
+// Codes of a map, and the share of the largest cell that each is.
+const shareOf = (code) => (code / LAST_CODE) ** MAP_ROOT;
+const codeOf = (share) => Math.round(LAST_CODE * share ** (1 / MAP_ROOT));
 
-// A cell of two positions is no darker than two cells of one: shades by share of a pair, not of a cell.
+// A large map arrives summed: cell i holds the positions from edges[i] up to the next.
+// A cell of two positions is no darker than two cells of one: shades by share of a pair.
 function evenShades(bytes, edges) {
   const n = edges.length - 1,
     wide = edges.slice(1).map((e, i) => e - edges[i]);
@@ -95,7 +97,7 @@ function evenShades(bytes, edges) {
       (u, i) => shareOf(u) / (wide[Math.floor(i / n)] * wide[i % n]),
     ),
     most = shares.reduce((a, b) => Math.max(a, b), 0) || 1;
-  return Uint8Array.from(shares, (x) => Math.round(255 * Math.sqrt(x / most)));
+  return Uint8Array.from(shares, (x) => codeOf(x / most));
 }
 
-export { edgesOf, evenShades, shareOf, pixel, table, SHADES, shade, tables, MAPS };
+export { evenShades, shareOf, pixel, table, SHADES, shade, tables, MAPS };

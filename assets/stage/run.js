@@ -1,6 +1,7 @@
-/* One run, as told by its events; pure questions about it. */
+/* One run, built from its events; pure questions about it. */
+import { PART } from "./contract.js";
 import { decodePlane, unpack } from "./numbers.js";
-import { reasonsOf } from "./words.js";
+import { reasonsOf } from "./reasons.js";
 
 const EOS = new Set([
   "<|endoftext|>",
@@ -14,41 +15,38 @@ const EOS = new Set([
 ]);
 
 // Share of the positions that were not recomputed in one step, a mean over the layers.
-const hitRate = (rec, T) => 1 - rec.rows / T;
+const hitRate = (record, T) => 1 - record.rows / T;
 
 // The same over steps 0..s: positions are counted, not averages averaged.
-function hitRateSoFar(model, s) {
+function hitRateSoFar(run, s) {
   let rows = 0,
     steps = 0;
   for (let i = 0; i <= s; i++)
-    if (model.recs[i]) {
-      rows += model.recs[i].rows;
+    if (run.records[i]) {
+      rows += run.records[i].rows;
       steps++;
     }
-  return steps ? 1 - rows / (steps * model.T) : null;
+  return steps ? 1 - rows / (steps * run.T) : null;
 }
 
-// Positions recomputed in at least one layer; where layers differ, more than rec.rows, their mean.
-const touchedIn = (rec) => rec.y.reduce((n, byte) => n + (byte > 0), 0);
-const layersDiffer = (rec) => rec.rows !== touchedIn(rec);
+// Positions recomputed in at least one layer; more than record.rows, a mean, where layers differ.
+const touchedIn = (record) => record.y.reduce((n, byte) => n + (byte > 0), 0);
+const layersDiffer = (record) => record.rows !== touchedIn(record);
 
 // The totals of the run up to step s: of the nearest step up to s that has some.
-function totalsAt(model, s) {
-  for (let i = s; i >= 0; i--) if (model.recs[i]?.totals) return model.recs[i].totals;
+function totalsAt(run, s) {
+  for (let i = s; i >= 0; i--) if (run.records[i]?.totals) return run.records[i].totals;
   return null;
 }
-const MLP = 8,
-  EVICTED = 16; // bits of a part: this layer computed the position; left it out of attention
-
-const emptyModel = () => ({
-  run: null,
+const emptyRun = () => ({
+  key: null,
   status: "empty",
   T: 0,
   P: 0,
   G: 0,
   layers: 1,
   prompt: [],
-  recs: [],
+  records: [],
   changes: [],
   filled: [],
   again: false,
@@ -68,10 +66,10 @@ const emptyModel = () => ({
   clocks: { ms: [], flops: [] },
 });
 
-function startModel(ev) {
+function startRun(ev) {
   return {
-    ...emptyModel(),
-    run: ev.run,
+    ...emptyRun(),
+    key: ev.run,
     status: "running",
     T: ev.T,
     P: ev.P,
@@ -90,37 +88,37 @@ function startModel(ev) {
   };
 }
 
-// How many layers computed each position, from (value, count) pairs over layers x T, layer by layer.
+// How many layers computed each position, from (value, count) pairs over layers x T.
 function layersIn(pairs, T) {
   const out = new Uint8Array(T);
   for (let i = 0, at = 0; i < pairs.length; i += 2) {
-    if (pairs[i] & MLP) for (let k = 0; k < pairs[i + 1]; k++) out[(at + k) % T]++;
+    if (pairs[i] & PART.MLP) for (let k = 0; k < pairs[i + 1]; k++) out[(at + k) % T]++;
     at += pairs[i + 1];
   }
   return out;
 }
 
-const partsAt = new Map(); // the last few that were asked for: all of a long run would fill the tab
+const partsAt = new Map(); // the last few used: those of a long run would fill the memory
 
-function partsOf(rec, size) {
-  let parts = partsAt.get(rec);
+function partsOf(record, size) {
+  let parts = partsAt.get(record);
   if (!parts) {
-    parts = unpack(rec.code, size);
+    parts = unpack(record.code, size);
     if (partsAt.size >= 64) partsAt.delete(partsAt.keys().next().value);
-    partsAt.set(rec, parts);
+    partsAt.set(record, parts);
   }
   return parts;
 }
 
-function addRecord(model, ev) {
-  if (ev.seq < model.next) return; // Gradio sends the last message of a stream twice
-  model.gaps += ev.seq - model.next;
-  model.next = ev.seq + 1;
-  model.received++;
-  model.paused = false;
+function addRecord(run, ev) {
+  if (ev.seq < run.next) return; // Gradio sends the last message of a stream twice
+  run.gaps += ev.seq - run.next;
+  run.next = ev.seq + 1;
+  run.received++;
+  run.paused = false;
   const code = decodePlane(ev.a),
-    size = model.layers * model.T;
-  const rec = {
+    size = run.layers * run.T;
+  const record = {
     s: ev.s,
     seq: ev.seq,
     ms: ev.ms,
@@ -131,38 +129,38 @@ function addRecord(model, ev) {
     c: decodePlane(ev.c),
     d: decodePlane(ev.d),
     r: decodePlane(ev.r),
-    y: decodePlane(ev.y) || new Uint8Array(model.T),
+    y: decodePlane(ev.y) || new Uint8Array(run.T),
     code,
-    l: code && layersIn(code, model.T),
+    l: code && layersIn(code, run.T),
     totals: null,
     truth: null,
     get parts() {
       return code && partsOf(this, size);
     },
   };
-  model.recs[ev.s] = rec;
-  let filled = filledAt(model, ev.s - 1);
-  for (const [pos, text, conf, top] of rec.w) {
-    if (!model.changes[pos]) continue;
-    if (pos >= model.P && !writeAt(model, pos, ev.s)) filled++;
-    model.changes[pos].push({ s: ev.s, text, conf, top: top || [] });
+  run.records[ev.s] = record;
+  let filled = filledAt(run, ev.s - 1);
+  for (const [pos, text, conf, top] of record.w) {
+    if (!run.changes[pos]) continue;
+    if (pos >= run.P && !writeAt(run, pos, ev.s)) filled++;
+    run.changes[pos].push({ s: ev.s, text, conf, top: top || [] });
   }
-  for (const pos of rec.m) {
+  for (const pos of record.m) {
     // masked again
-    if (!model.changes[pos]) continue;
-    if (pos >= model.P && writeAt(model, pos, ev.s)) filled--;
-    model.changes[pos].push({ s: ev.s, text: null });
+    if (!run.changes[pos]) continue;
+    if (pos >= run.P && writeAt(run, pos, ev.s)) filled--;
+    run.changes[pos].push({ s: ev.s, text: null });
   }
-  model.filled[ev.s] = filled;
-  model.again ||= rec.m.length > 0;
-  model.expected = Math.max(model.expected, model.recs.length);
+  run.filled[ev.s] = filled;
+  run.again ||= record.m.length > 0;
+  run.expected = Math.max(run.expected, run.records.length);
 }
 
-// What an exact pass on the same canvas says of this step; it follows the record of its step.
-function addTruth(model, ev) {
-  const rec = model.recs[ev.s];
-  if (rec)
-    rec.truth = {
+// What an exact pass on the same canvas reports about a step; it comes after the step's record.
+function addTruth(run, ev) {
+  const record = run.records[ev.s];
+  if (record)
+    record.truth = {
       kd: decodePlane(ev.kd),
       vd: decodePlane(ev.vd),
       kl: decodePlane(ev.kl),
@@ -170,59 +168,58 @@ function addTruth(model, ev) {
       oracle: ev.oracle || [],
       recall: ev.recall ?? null,
     };
-  model.truth = true;
+  run.truth = true;
 }
 
-// The next model after one event. Events of a run that is not the last one started are dropped.
-function applyEvent(model, ev) {
-  if (ev.k === "start") return startModel(ev);
-  if (ev.run !== model.run) return model;
-  if (ev.k === "rec") addRecord(model, ev);
-  if (ev.k === "totals" && model.recs[ev.s]) model.recs[ev.s].totals = ev;
-  if (ev.k === "truth") addTruth(model, ev);
-  if (ev.k === "pause") model.paused = true;
+// The run after one event. Events of a run other than the last one started are dropped.
+function applyEvent(run, ev) {
+  if (ev.k === "start") return startRun(ev);
+  if (ev.run !== run.key) return run;
+  if (ev.k === "rec") addRecord(run, ev);
+  if (ev.k === "totals" && run.records[ev.s]) run.records[ev.s].totals = ev;
+  if (ev.k === "truth") addTruth(run, ev);
+  if (ev.k === "pause") run.paused = true;
   if (ev.k === "end") {
-    model.status = ev.status;
-    model.paused = false;
-    model.note = ev.note || "";
-    if (ev.status === "done") model.expected = Math.max(1, model.recs.length); // now the height is known
+    run.status = ev.status;
+    run.paused = false;
+    run.note = ev.note || "";
+    if (ev.status === "done") run.expected = Math.max(1, run.records.length);
   }
-  return model;
+  return run;
 }
 
 // How many answer positions hold a token after step s.
-function filledAt(model, s) {
-  for (let i = Math.min(s, model.filled.length - 1); i >= 0; i--)
-    if (model.filled[i] !== undefined) return model.filled[i];
+function filledAt(run, s) {
+  for (let i = Math.min(s, run.filled.length - 1); i >= 0; i--)
+    if (run.filled[i] !== undefined) return run.filled[i];
   return 0;
 }
 
-const applyText = (model, text) =>
-  text ? JSON.parse(text).events.reduce(applyEvent, model) : model;
+const applyText = (run, text) => (text ? JSON.parse(text).events.reduce(applyEvent, run) : run);
 
-// The newest change of position p up to step s, a write or its being masked again, or null.
-function changeAt(model, p, s) {
-  const list = model.changes[p] || [];
+// The latest change of position p up to step s: a write, masked again, or null.
+function changeAt(run, p, s) {
+  const list = run.changes[p] || [];
   for (let i = list.length - 1; i >= 0; i--) if (list[i].s <= s) return list[i];
   return null;
 }
 
-// The write whose token stands at position p after step s, or null while it is masked.
-function writeAt(model, p, s) {
-  const change = changeAt(model, p, s);
+// The write whose token is at position p after step s, or null while it is masked.
+function writeAt(run, p, s) {
+  const change = changeAt(run, p, s);
   return change && change.text !== null ? change : null;
 }
 
-const textBefore = (model, p, s) => writeAt(model, p, s - 1)?.text ?? null; // null: its record was lost
+const textBefore = (run, p, s) => writeAt(run, p, s - 1)?.text ?? null; // null: its record was lost
 
-function chipData(model, p, s) {
-  const change = changeAt(model, p, s),
-    write = writeAt(model, p, s),
+function chipData(run, p, s) {
+  const change = changeAt(run, p, s),
+    write = writeAt(run, p, s),
     now = change?.s === s;
-  if (p < model.P)
+  if (p < run.P)
     return {
       state: write && now ? "now" : "prompt",
-      text: (write ?? { text: model.prompt[p] ?? "" }).text,
+      text: (write ?? { text: run.prompt[p] ?? "" }).text,
       write,
       masked: false,
       again: null,
@@ -243,21 +240,19 @@ function chipData(model, p, s) {
     write,
     masked: false,
     again: null,
-    eos: model.eos.has(write.text),
+    eos: run.eos.has(write.text),
   };
 }
 
 export {
-  MLP,
-  EVICTED,
   EOS,
   hitRate,
   hitRateSoFar,
   touchedIn,
   layersDiffer,
   totalsAt,
-  emptyModel,
-  startModel,
+  emptyRun,
+  startRun,
   layersIn,
   applyEvent,
   filledAt,

@@ -2,9 +2,9 @@
  *
  * The stage is cloned, every canvas becomes an image, the styles go with it, and the whole is drawn
  * as an SVG: nothing is loaded, no library. */
-import { clamp } from "./numbers.js";
-import { promptText, madeBy } from "./says.js";
 import { h } from "./dom.js";
+import { clamp } from "./numbers.js";
+import { madeBy, promptText } from "./sentences.js";
 
 // ---- pure
 
@@ -13,8 +13,9 @@ const MOST_PIXELS = 16000; // of one side of a canvas, in any browser
 // What a picture is called underneath: the prompt, who made it, and the step.
 function pictureCaption(board, steps) {
   const runs = board.lanes,
-    shown = (run, i) =>
-      `${madeBy(run.start)} · ${steps[i] < 0 ? "before the first step" : `step ${steps[i] + 1} of ${run.recs.length}`}`;
+    at = (run, step) =>
+      step < 0 ? "before the first step" : `step ${step + 1} of ${run.records.length}`,
+    shown = (run, i) => `${madeBy(run.start)} · ${at(run, steps[i])}`;
   const prompt = promptText(runs[0]);
   return [
     prompt.length > 300 ? `${prompt.slice(0, 299)}…` : prompt,
@@ -24,7 +25,7 @@ function pictureCaption(board, steps) {
 
 // Text that XML can hold: without control codes and halves of characters.
 const inXml = (text) =>
-  text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]|\p{Surrogate}/gu, "\ufffd");
+  text.replace(/(?![\t\n\r\u007f-\u009f])\p{Cc}|[\ufffe\uffff]|\p{Surrogate}/gu, "\ufffd");
 
 // Names of the variables that a style takes from its surroundings.
 const borrowed = (style) =>
@@ -41,7 +42,7 @@ const fileName = (run, step, ending) =>
 function stageRules() {
   const out = [];
   for (const sheet of document.styleSheets) {
-    let rules = [];
+    let rules;
     try {
       rules = sheet.cssRules;
     } catch {
@@ -53,13 +54,18 @@ function stageRules() {
 }
 
 const PICTURE_CSS = `
-  .d2-stage.d2-picture { padding: 16px 20px; border-radius: 0; box-sizing: border-box; font-family: system-ui, sans-serif; }
-  .d2-stage.d2-picture.d2-picture.d2-picture .d2-left { position: static; max-height: none; overflow: visible; }
+  .d2-stage.d2-picture { padding: 16px 20px; border-radius: 0; box-sizing: border-box;
+    font-family: system-ui, sans-serif; }
+  .d2-stage.d2-picture.d2-picture.d2-picture .d2-left { position: static; max-height: none;
+    overflow: visible; }
   .d2-stage.d2-picture.d2-picture.d2-picture img { display: block; }
-  .d2-stage.d2-picture.d2-picture.d2-picture .d2-tokens { height: auto; min-height: 112px; contain: none; overflow: visible; }
+  .d2-stage.d2-picture.d2-picture.d2-picture .d2-tokens { height: auto; min-height: 112px;
+    contain: none; overflow: visible; }
   .d2-stage.d2-picture.d2-picture.d2-picture .d2-tokenblock { content-visibility: visible; }
-  .d2-picture .d2-picture-caption { margin-top: 14px; padding-top: 8px; border-top: 1px solid var(--d2-line); font-size: 13px; overflow-wrap: anywhere; }
-  .d2-picture * { scrollbar-width: none !important; animation: none !important; transition: none !important; }`;
+  .d2-picture .d2-picture-caption { margin-top: 14px; padding-top: 8px; font-size: 13px;
+    border-top: 1px solid var(--d2-line); overflow-wrap: anywhere; }
+  .d2-picture * { scrollbar-width: none !important; animation: none !important;
+    transition: none !important; }`;
 
 // What has no place in a picture: controls, words for screen readers, what is not shown.
 const OUT = [
@@ -81,10 +87,8 @@ function withImages(root) {
     const from = canvases[i],
       image = h("img", empty.className, { alt: "" });
     if (from.width && from.height && from.clientWidth) image.src = from.toDataURL();
-    image.setAttribute(
-      "style",
-      `${empty.getAttribute("style") ?? ""};width:${from.clientWidth}px;height:${from.clientHeight}px`,
-    );
+    const size = `width:${from.clientWidth}px;height:${from.clientHeight}px`;
+    image.setAttribute("style", `${empty.getAttribute("style") ?? ""};${size}`);
     empty.replaceWith(image);
   });
   // what the reader has chosen stands in properties, not in the markup
@@ -170,7 +174,7 @@ async function picture(page) {
     );
   return {
     blob,
-    name: fileName(page.model, page.step, "png"),
+    name: fileName(page.run, page.step, "png"),
     width: canvas.width,
     height: canvas.height,
   };

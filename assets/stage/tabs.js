@@ -1,23 +1,23 @@
-/* The tabs below the transport. A tab registers itself: D2.tabs.push({key, title, place, mount}). */
-import { TABS } from "./views.js";
+/* The tabs below the transport, in the order of the list in views.js. */
+import { POINTS } from "./contract.js";
 import { h } from "./dom.js";
+import { TABS } from "./views.js";
 
 function makeTabs(page, { uid, onShow }) {
-  const specs = [...TABS].sort((a, b) => a.place - b.place);
   const bar = h("div", "d2-tabbar", {
       role: "tablist",
       "aria-label": "Views",
-      "data-point": "tabs",
+      "data-point": POINTS.tabs,
     }),
     panels = h("div", "d2-panels");
   let shown = null;
-  const tabs = specs.map((spec) => {
+  const tabs = TABS.map((spec) => {
     const button = h("button", "d2-tab", {
       type: "button",
       role: "tab",
       id: `${uid}-tab-${spec.key}`,
       textContent: spec.title,
-      "data-point": `${spec.key}-tab`,
+      "data-point": POINTS[`${spec.key}-tab`],
       "aria-selected": "false",
       "aria-controls": `${uid}-panel-${spec.key}`,
       tabIndex: -1,
@@ -55,12 +55,13 @@ function makeTabs(page, { uid, onShow }) {
       tab.host.hidden = !on;
     }
     if (shown !== to)
-      bar.scrollLeft = to.button.offsetLeft - (bar.clientWidth - to.button.offsetWidth) / 2; // on a phone it may lie outside
+      // on a phone it may be out of sight
+      bar.scrollLeft = to.button.offsetLeft - (bar.clientWidth - to.button.offsetWidth) / 2;
     shown = to;
     return true;
   }
 
-  // A view that fails must not take the others with it.
+  // A view that fails must not break the others.
   function guarded(tab, what) {
     try {
       what();
@@ -70,7 +71,9 @@ function makeTabs(page, { uid, onShow }) {
       tab.host.replaceChildren(
         h("p", "d2-note d2-alert", {
           role: "alert",
-          textContent: `This view failed (${error.message}). The other tabs go on; reload the page to try again.`,
+          textContent:
+            `This view failed (${error.message}). The other tabs go on; reload the page to try ` +
+            "again.",
         }),
       );
     }

@@ -1,8 +1,8 @@
-/* One floating box of words, kept inside the stage: for tokens, and for controls that explain themselves. */
-import { clamp, fixed, plural } from "./numbers.js";
-import { policyWords } from "./words.js";
-import { quoted, visible, barsCaption } from "./says.js";
+/* One floating box of text inside the stage: about tokens, and about controls. */
 import { h, swatch } from "./dom.js";
+import { clamp, fixed, plural } from "./numbers.js";
+import { policyWords } from "./reasons.js";
+import { barsCaption, quoted, visible } from "./sentences.js";
 
 function makeTip({ uid, inner, on }) {
   const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true }),
@@ -19,7 +19,8 @@ function makeTip({ uid, inner, on }) {
       w = tip.offsetWidth,
       ht = tip.offsetHeight;
     const below = a.bottom + 8 + ht < globalThis.innerHeight || a.top - 8 - ht < 0;
-    tip.style.left = `${clamp(a.left + a.width / 2 - w / 2 - box.left, 8, Math.max(8, box.width - w - 8))}px`;
+    const left = a.left + a.width / 2 - w / 2 - box.left;
+    tip.style.left = `${clamp(left, 8, Math.max(8, box.width - w - 8))}px`;
     tip.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
   }
 
@@ -28,7 +29,7 @@ function makeTip({ uid, inner, on }) {
     tipOf = null;
   }
 
-  // A control whose meaning pops up by mouse, keyboard and touch alike. words: text, or an element that holds it.
+  // A control whose meaning pops up by mouse, keyboard and touch. words: text, or an element with it.
   function explained(control, words) {
     if (typeof words === "string") help.append((words = h("span", "", { textContent: words })));
     if (!words.id) words.id = `${uid}-words-${++ids}`;
@@ -52,7 +53,7 @@ function makeTip({ uid, inner, on }) {
 }
 
 // Everything about one token, as tooltipData found it.
-function tipContent(model, d) {
+function tipContent(run, d) {
   const title = h("p", "d2-tip-token", {
     textContent: d.masked
       ? d.again === null
@@ -66,13 +67,17 @@ function tipContent(model, d) {
   if (d.write)
     kids.push(
       h("p", "", {
-        textContent: `written in step ${d.step + 1} ${d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`}`,
+        textContent:
+          `written in step ${d.step + 1} ` +
+          `${d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`}`,
       }),
     );
   if (d.again !== null)
     kids.push(
       h("p", "", {
-        textContent: `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ${d.again + 1}`,
+        textContent:
+          `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ` +
+          `${d.again + 1}`,
       }),
     );
   if (d.masked && d.candidate !== null)
@@ -81,7 +86,7 @@ function tipContent(model, d) {
     );
   if (d.bars.length)
     kids.push(
-      h("p", "d2-tip-caption", { textContent: barsCaption(model.start) }),
+      h("p", "d2-tip-caption", { textContent: barsCaption(run.start) }),
       h(
         "div",
         "d2-top",
@@ -98,7 +103,7 @@ function tipContent(model, d) {
       ),
     );
   const layered =
-    model.start.by_layer && !policyWords(model.start).even ? ", in at least one layer" : "";
+    run.start.by_layer && !policyWords(run.start).even ? ", in at least one layer" : "";
   kids.push(
     h("p", "", {
       textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far${layered}`,
@@ -109,7 +114,7 @@ function tipContent(model, d) {
       "p",
       "d2-tip-reasons",
       {},
-      ...model.reasons
+      ...run.reasons
         .filter((r) => d.byReason[r.key])
         .map((r) => swatch(r.colour, r.label, d.byReason[r.key])),
     ),

@@ -1,8 +1,9 @@
 /* The transport: where the reader is on the board's clock, and the controls that move there. */
-import { clamp } from "./numbers.js";
-import { lampText } from "./says.js";
-import { lastMoment, liveMoment, nextMoment, stepAt, momentOf, momentText } from "./board.js";
+import { lastMoment, liveMoment, momentOf, momentText, nextMoment, stepAt } from "./board.js";
+import { POINTS } from "./contract.js";
 import { h, iconButton } from "./dom.js";
+import { clamp } from "./numbers.js";
+import { lampText } from "./sentences.js";
 
 // How fast a replay runs: on the clock of steps, of measured time, of the whole race.
 const SPEEDS = {
@@ -47,7 +48,7 @@ function makeTransport(page, { on }) {
   const el = h(
     "div",
     "d2-transport",
-    { "data-point": "scrubber" },
+    { "data-point": POINTS.scrubber },
     back,
     play,
     next,
@@ -143,18 +144,18 @@ function makeTransport(page, { on }) {
   }
 
   function paint() {
-    const { board, model } = page;
+    const { board, run } = page;
     if (clock !== board.clock) showClock();
     range.max = Math.max(0, last());
     range.value = Math.max(0, at);
-    const step = `step ${page.step + 1} of ${model.recs.length}`;
+    const step = `step ${page.step + 1} of ${run.records.length}`;
     range.setAttribute(
       "aria-valuetext",
       clock === "step" ? step : `${momentText(clock, at)}, ${step}`,
     );
     back.disabled = at <= 0;
     next.disabled = at >= last();
-    const going = board.lanes.find((run) => run.status === "running") ?? model;
+    const going = board.lanes.find((lane) => lane.status === "running") ?? run;
     liveButton.classList.toggle("d2-on", live && going.status === "running");
     liveButton.classList.toggle("d2-paused", going.paused);
     liveButton.lastChild.textContent = lampText(going);

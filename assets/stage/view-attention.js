@@ -1,11 +1,12 @@
 /* The attention tab: who looks at whom, from an exact full pass on the canvas of the step on view. */
+import { colourAt, rgb, WRITTEN_NOW } from "./colours.js";
+import { LAST_CODE, QUESTIONS } from "./contract.js";
+import { colourBar, h } from "./dom.js";
 import { decodePlane, fixed } from "./numbers.js";
-import { rgb, colourAt, WRITTEN_NOW } from "./colours.js";
-import { writeAt, textBefore } from "./run.js";
-import { placeOf, quoted, visible, wantsMap, mapNote } from "./says.js";
-import { edgesOf, shareOf, evenShades, pixel, table } from "./pixels.js";
-import { h, colourBar } from "./dom.js";
-import { words, term, marker, fill, pick, makePlane, asker } from "./view-parts.js";
+import { evenShades, pixel, shareOf, table } from "./pixels.js";
+import { textBefore, writeAt } from "./run.js";
+import { mapNote, placeOf, quoted, visible, wantsMap } from "./sentences.js";
+import { asker, fill, makePlane, marker, paragraph, pick, term } from "./widgets.js";
 
 // What stands at a position before a step. Told apart by colour and, in the strip, by lightness.
 const KINDS = {
@@ -25,20 +26,20 @@ const KINDS = {
     why: "an answer position that is still masked before this step",
   },
 };
-const kindAt = (model, p, s) =>
-  p < model.P ? "prompt" : writeAt(model, p, s - 1) ? "decoded" : "masked";
+const kindAt = (run, p, s) =>
+  p < run.P ? "prompt" : writeAt(run, p, s - 1) ? "decoded" : "masked";
 
-function nameOf(model, s, from, to) {
+function nameOf(run, s, from, to) {
   if (to - from > 1) return `positions ${from + 1} to ${to}`;
-  const text = textBefore(model, from, s) ?? (from < model.P ? model.prompt[from] : null); // an edit may have changed the prompt
-  return `${placeOf(model, from)} (${text == null ? "masked" : model.eos.has(text) ? "end" : quoted(visible(text))})`;
+  const text = textBefore(run, from, s) ?? (from < run.P ? run.prompt[from] : null); // an edit may have changed the prompt
+  return `${placeOf(run, from)} (${text == null ? "masked" : run.eos.has(text) ? "end" : quoted(visible(text))})`;
 }
 
 // "query answer position 3 (masked), key prompt position 2 (' has'): 0.041 of the query's weight"
-function cellWords(model, got, q, k) {
+function cellWords(run, got, q, k) {
   const e = got.edges,
-    query = nameOf(model, got.at, e[q], e[q + 1]),
-    key = nameOf(model, got.at, e[k], e[k + 1]),
+    query = nameOf(run, got.at, e[q], e[q + 1]),
+    key = nameOf(run, got.at, e[k], e[k + 1]),
     u = got.bytes[q * got.n + k];
   const share =
     got.largest === undefined
@@ -80,7 +81,7 @@ function mount(host, page) {
   const plane = makePlane(page, {
     label: "Queries by keys",
     idle: "Point at a cell, or use the arrow keys here: the line is the query that looks, the column is the key that is looked at.",
-    read: (k, q) => (got ? cellWords(page.model, got, q, k) : ""),
+    read: (k, q) => (got ? cellWords(page.run, got, q, k) : ""),
     choose: (k, q) => got && page.select(got.edges[q]),
     point: (k) =>
       page.setHover(k === null || !got ? null : { p: got.edges[k], s: null, lane: page.lane }),
@@ -107,7 +108,7 @@ function mount(host, page) {
         h("h4", "d2-title", { textContent: "Who looks at whom" }),
         h("div", "d2-tools", {}, which),
       ),
-      words(
+      paragraph(
         "d2-more",
         "Each position reads from the others by attention. The map is of an exact pass without a cache: what attention is, not what the cache made of it.",
       ),
@@ -117,31 +118,30 @@ function mount(host, page) {
     ),
   );
 
-  const keyOf = () => `${page.model.run}|${page.step}|${layer}`;
+  const keyOf = () => `${page.run.key}|${page.step}|${layer}`;
 
   async function load() {
-    const { model, step } = page,
+    const { run, step } = page,
       key = keyOf();
     if (step < 0) return;
     askedFor = key;
     problem = "";
     page.schedule();
     ask(
-      "attention",
-      { run: model.run, step, layer: layer === "rollout" ? layer : Number(layer) },
+      QUESTIONS.attention,
+      { run: run.key, step, layer: layer === "rollout" ? layer : Number(layer) },
       (answer, failed) => {
         problem = failed || "";
         const bytes = answer && decodePlane(answer.map),
-          edges = answer && edgesOf(answer.n, model.T);
+          edges = answer?.edges;
         if (answer)
           got = {
             ...answer,
             key,
-            run: model.run,
+            of: run.key,
             at: step,
             layer,
             bytes,
-            edges,
             shades: evenShades(bytes, edges),
           };
         page.schedule();
@@ -158,13 +158,13 @@ function mount(host, page) {
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
-  function draw(model, dark) {
-    const lut = table((u) => colourAt("rollout", u / 255, dark)),
+  function draw(run, dark) {
+    const lut = table((u) => colourAt("rollout", u / LAST_CODE, dark)),
       { n, shades, edges, at } = got;
     plane.draw(n, n, (out) => {
       for (let i = 0; i < out.length; i++) out[i] = lut[shades[i]];
     });
-    const tint = (i) => KINDS[kindAt(model, edges[i], at)].colour[dark ? "dark" : "light"];
+    const tint = (i) => KINDS[kindAt(run, edges[i], at)].colour[dark ? "dark" : "light"];
     for (const [canvas, axis] of [
       [across, "x"],
       [down, "y"],
@@ -191,7 +191,7 @@ function mount(host, page) {
     const order = [...got.columns.keys()]
       .sort((a, b) => got.columns[b] - got.columns[a])
       .slice(0, 3);
-    most.textContent = `Most is received by ${order.map((p) => `${nameOf(model, at, p, p + 1)}: ${fixed(got.columns[p], 1)}×`).join(", ")} the average.`;
+    most.textContent = `Most is received by ${order.map((p) => `${nameOf(run, at, p, p + 1)}: ${fixed(got.columns[p], 1)}×`).join(", ")} the average.`;
     fill(legend, String(dark), () => [
       ...Object.values(KINDS).map((kind) =>
         mark(kind.colour[dark ? "dark" : "light"], kind.label, kind.why),
@@ -206,58 +206,55 @@ function mount(host, page) {
   }
 
   const layerNote = (s, dark) =>
-    `Step ${s + 1}, computed anew by a full pass without a cache. Line i, column j: the share of position i's attention that falls on position j in this layer, mean over the heads. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
+    `Step ${s + 1}, computed again by a full pass without a cache. Row i, column j: the share of position i's attention that falls on position j in this layer, mean over the heads. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
 
-  function say(model, dark, fresh) {
+  function say(run, dark, fresh) {
     if (page.offline)
-      return "This map needs the running app: it is computed anew for each step. All else on this page works without.";
-    if (!model.recs.length) return "No step yet.";
+      return "This map needs the running app: it is computed again for each step. All else on this page works without.";
+    if (!run.records.length) return "No step yet.";
     if (problem && !fresh) return `No map: ${problem.replace(/\.$/, "")}.`;
     if (!fresh && askedFor === keyOf()) return `Loading the map of step ${page.step + 1} …`;
     if (!got) return "";
     return got.layer === "rollout"
-      ? mapNote(got.at, dark, got.run !== model.run).replace(
-          "; dashed lines part the prompt from the answer",
-          "",
-        )
+      ? mapNote(got.at, dark, got.of !== run.key, false)
       : layerNote(got.at, dark);
   }
 
   function paint() {
-    const { model, step, dark } = page;
-    if (!model?.run) return;
-    const names = `${model.run}|${model.layers}`;
+    const { run, step, dark } = page;
+    if (!run?.key) return;
+    const names = `${run.key}|${run.layers}`;
     if (filled !== names) {
       filled = names;
-      if (layer !== "rollout" && Number(layer) >= model.layers) layer = "rollout";
+      if (layer !== "rollout" && Number(layer) >= run.layers) layer = "rollout";
       which.fill(
         [
           ["rollout", "rollout through all layers"],
-          ...Array.from({ length: model.layers }, (_, l) => [
+          ...Array.from({ length: run.layers }, (_, l) => [
             String(l),
-            `layer ${l + 1}${l === 0 ? " (first)" : l === model.layers - 1 ? " (last)" : ""}`,
+            `layer ${l + 1}${l === 0 ? " (first)" : l === run.layers - 1 ? " (last)" : ""}`,
           ]),
         ],
         layer,
       );
     }
-    if (got && got.run !== model.run) got = null; // another run's canvas: its positions mean other tokens
+    if (got && got.of !== run.key) got = null; // another run's canvas: its positions mean other tokens
     const fresh = got?.key === keyOf(),
       due = !page.offline && step >= 0 && !fresh && askedFor !== keyOf(),
-      waits = due && !wantsMap(model, page.live);
+      waits = due && !wantsMap(run, page.live);
     clearTimeout(timer);
     if (due && !waits) timer = setTimeout(load, 250);
     now.hidden = !waits && !(problem && !fresh);
     body.hidden = !got;
     which.disabled = page.offline;
     body.classList.toggle("d2-old", !fresh);
-    const text = say(model, dark, fresh);
+    const text = say(run, dark, fresh);
     if (note.textContent !== text) note.textContent = text;
     if (got) {
       const key = `${got.key}|${dark}|${bars.clientWidth}`;
       if (drawn !== key) {
         drawn = key;
-        draw(model, dark);
+        draw(run, dark);
       }
       plane.follow(page.hover?.p ?? page.selected);
     }
@@ -272,6 +269,6 @@ function mount(host, page) {
   };
 }
 
-const tab = { key: "attention", title: "Attention", place: 40, mount };
+const tab = { key: "attention", title: "Attention", mount };
 
 export { kindAt as attentionKind, cellWords as attentionWords, tab };

@@ -1,21 +1,22 @@
 /* The cache tab: layer by layer, what was reused and what was recomputed in the step on view, and how old it is. */
-import { fixed, amount } from "./numbers.js";
-import { css, rgb, colourAt, RAMPS } from "./colours.js";
-import { REASONS } from "./words.js";
+import { agesAt, cacheReadout, cellStates, layered, meanAges, PARTS } from "./ages.js";
+import { colourAt, css, RAMPS, rgb } from "./colours.js";
+import { PART } from "./contract.js";
+import { choice, colourBar, h } from "./dom.js";
+import { amount, fixed } from "./numbers.js";
 import { pixel } from "./pixels.js";
-import { PARTS, layered, agesAt, meanAges, cellStates, cacheReadout } from "./ages.js";
-import { h, choice, colourBar } from "./dom.js";
+import { REASONS } from "./reasons.js";
 import {
-  words,
-  term,
-  marker,
-  fill,
-  makePlane,
-  promptBar,
-  hatching,
   divide,
+  fill,
+  hatching,
+  makePlane,
+  marker,
   paper,
-} from "./view-parts.js";
+  paragraph,
+  promptBar,
+  term,
+} from "./widgets.js";
 
 const LOOKED = "#7a5195"; // computed for no reason of the row's own
 const GONE = { light: "#aab2be", dark: "#566072" }; // evicted; hatched as well
@@ -24,14 +25,16 @@ const OLDEST = 32; // steps; the ramp of ages is logarithmic and ends here
 const AGE_TICKS = ["0", "1", "3", "9", `${OLDEST}+`]; // about evenly spaced on it
 const ageShade = (age) => Math.min(1, Math.log2(1 + age) / Math.log2(1 + OLDEST));
 
+const KEPT = [PART.KEY, PART.VALUE]; // what every policy keeps
+
 function mount(host, page) {
   const mark = marker(page);
-  let bit = 1,
+  let bit = PART.KEY,
     colour = "reason",
     drawn = "",
     offered = "";
   const title = h("h4", "d2-title", { textContent: "The cache, layer by layer" });
-  const lead = words(
+  const lead = paragraph(
     "d2-more",
     "One line is one layer of the model, one column is one position. The first layer is at the top. It shows the step on view; click a cell to choose its position.",
   );
@@ -53,13 +56,13 @@ function mount(host, page) {
     legend = h("div", "d2-legend"),
     means = h("canvas", "d2-means", { "aria-hidden": "true" }),
     mean = h("p", "d2-more");
-  const first = words(
+  const first = paragraph(
     "d2-more",
     "In the first layer K and V depend on the token and its place alone. While the token stands, a kept K or V there is exact, however old.",
   );
   const plane = makePlane(page, {
     label: "Layers by positions",
-    read: (p, l) => cacheReadout(page.model, page.step, l, p),
+    read: (p, l) => cacheReadout(page.run, page.step, l, p),
     choose: (p) => page.select(p),
     point: (p) => page.setHover(p === null ? null : { p, s: null, lane: page.lane }),
   });
@@ -97,13 +100,13 @@ function mount(host, page) {
   );
 
   // K and V, and the outputs where the run keeps them apart
-  function offer(model) {
-    const all = layered(model),
-      key = `${model.run}|${all}`;
+  function offer(run) {
+    const all = layered(run),
+      key = `${run.key}|${all}`;
     if (offered === key) return;
     offered = key;
-    if (!all && bit > 2) bit = 1;
-    const parts = PARTS.slice(0, all ? 4 : 2);
+    const parts = PARTS.filter((part) => all || KEPT.includes(part.bit));
+    if (!parts.some((part) => part.bit === bit)) bit = PART.KEY;
     whats.replaceChildren(
       choice(
         "Part of the cache",
@@ -130,22 +133,22 @@ function mount(host, page) {
     return table;
   }
 
-  function paintCells(model, step, dark) {
-    const rec = model.recs[step],
-      ages = agesAt(model, step, bit),
+  function paintCells(run, step, dark) {
+    const record = run.records[step],
+      ages = agesAt(run, step, bit),
       table = colourTable(dark),
-      { T, P, layers: L } = model;
-    const old = Uint32Array.from({ length: model.recs.length + 1 }, (_, a) =>
+      { T, P, layers: L } = run;
+    const old = Uint32Array.from({ length: run.records.length + 1 }, (_, a) =>
         pixel(colourAt("age", ageShade(a), dark)),
       ),
       never = pixel(rgb(paper(dark).masked));
-    const { states, names, gone } = rec ? cellStates(model, rec, bit) : { names: [], gone: [] };
+    const { states, names, gone } = record ? cellStates(run, record, bit) : { names: [], gone: [] };
     const tints = names.map((name) => table[name]);
     plane.draw(
       T,
       L,
       (out) => {
-        if (rec)
+        if (record)
           for (let i = 0; i < out.length; i++)
             out[i] = colour === "age" ? (ages[i] < 0 ? never : old[ages[i]]) : tints[states[i]];
       },
@@ -161,11 +164,11 @@ function mount(host, page) {
         divide(ctx, w, ht, P / T, ratio, dark);
       },
     );
-    paintMeans(model, meanAges(model, ages), dark);
+    paintMeans(run, meanAges(run, ages), dark);
     return { seen: names, evicted: gone.length > 0 };
   }
 
-  function paintMeans(model, list, dark) {
+  function paintMeans(run, list, dark) {
     const w = (means.width = 2 * means.clientWidth),
       ht = (means.height = 2 * means.clientHeight),
       ctx = means.getContext("2d"),
@@ -185,14 +188,14 @@ function mount(host, page) {
       say = (x) => (x === null ? "–" : amount(x));
     const overall = known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
     const by =
-      list.length > 8 || !layered(model) ? "" : `; layer by layer ${list.map(say).join(", ")}`;
+      list.length > 8 || !layered(run) ? "" : `; layer by layer ${list.map(say).join(", ")}`;
     mean.textContent =
       overall === null
         ? ""
-        : `Mean age of ${bit > 2 ? `the ${name}` : name}: ${fixed(overall, 1)} steps${by}.`;
+        : `Mean age of ${KEPT.includes(bit) ? name : `the ${name}`}: ${fixed(overall, 1)} steps${by}.`;
   }
 
-  function paintLegend(model, dark, seen, evicted) {
+  function paintLegend(run, dark, seen, evicted) {
     const gone = evicted
       ? [
           [
@@ -209,7 +212,7 @@ function mount(host, page) {
         ...gone.map((x) => mark(...x)),
       ]);
     }
-    const list = model.reasons
+    const list = run.reasons
       .filter((r) => seen.includes(r.key))
       .map((r) => [r.key === "reused" ? paper(dark).reused : r.colour, r.label, r.why]);
     if (seen.includes("looked"))
@@ -223,18 +226,18 @@ function mount(host, page) {
   }
 
   function paint() {
-    const { model, step, dark } = page;
-    if (!model?.run) return;
-    offer(model);
-    const key = [model.run, step, model.recs.length, bit, colour, dark].join("|");
+    const { run, step, dark } = page;
+    if (!run?.key) return;
+    offer(run);
+    const key = [run.key, step, run.records.length, bit, colour, dark].join("|");
     if (key !== drawn) {
       drawn = key;
-      host.style.setProperty("--d2-layers", model.layers);
-      ask.show(model.P, model.G);
-      last.textContent = model.layers;
+      host.style.setProperty("--d2-layers", run.layers);
+      ask.show(run.P, run.G);
+      last.textContent = run.layers;
       top.parentElement.hidden = false;
-      const { seen, evicted } = paintCells(model, Math.max(0, step), dark);
-      paintLegend(model, dark, seen, evicted);
+      const { seen, evicted } = paintCells(run, Math.max(0, step), dark);
+      paintLegend(run, dark, seen, evicted);
     }
     plane.follow(page.hover?.p ?? page.selected);
   }
@@ -256,6 +259,6 @@ RAMPS.age = {
     "#482878",
   ],
 };
-const tab = { key: "cache", title: "Cache", place: 30, mount };
+const tab = { key: "cache", title: "Cache", mount };
 
 export { tab };

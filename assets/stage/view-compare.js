@@ -1,15 +1,16 @@
 /* The tab Compare: every lane in a strip of its own, on one clock and one position axis; and the race. */
-import { clamp, plural } from "./numbers.js";
-import { PAPER, WRITTEN_NOW, MASKED_NOW, css, rgb } from "./colours.js";
-import { reasonsOf, reasonsIn } from "./words.js";
-import { totalsAt, hitRateSoFar, writeAt } from "./run.js";
-import { captions, formatTotals, visible, noteOf, STATS } from "./says.js";
-import { stepsAt, raceAt, momentText, firstDivergence, differencesAt, placeIn } from "./board.js";
-import { MAPS, tables } from "./pixels.js";
-import { h, choice, swatch, colourBar, fitCanvas } from "./dom.js";
-import { worded as words } from "./glossary.js";
-import { makePlane, resetStore, drawRow, showMap } from "./maps.js";
+import { differencesAt, firstDivergence, momentText, placeIn, raceAt, stepsAt } from "./board.js";
 import { chipEvents } from "./chips.js";
+import { css, MASKED_NOW, PAPER, rgb, WRITTEN_NOW } from "./colours.js";
+import { POINTS } from "./contract.js";
+import { choice, colourBar, fitCanvas, h, swatch } from "./dom.js";
+import { worded } from "./glossary.js";
+import { drawRow, makePlane, resetStore, showMap } from "./maps.js";
+import { clamp, plural } from "./numbers.js";
+import { MAPS, tables } from "./pixels.js";
+import { reasonsIn, reasonsOf } from "./reasons.js";
+import { hitRateSoFar, totalsAt, writeAt } from "./run.js";
+import { captions, formatTotals, noteOf, STATS, visible } from "./sentences.js";
 
 const CLOCK_WORDS = [
   ["step", "steps"],
@@ -139,7 +140,7 @@ function makeStrip(page, index) {
       s = Math.floor(((e.clientY - box.top) / box.height) * lane.rows);
     return {
       p: clamp(p, 0, run.T - 1),
-      s: clamp(s, 0, Math.max(0, run.recs.length - 1)),
+      s: clamp(s, 0, Math.max(0, run.records.length - 1)),
       lane: index,
       chip: null,
     };
@@ -231,7 +232,7 @@ function makeStrip(page, index) {
       { board, dark: now } = page;
     if (lane.map?.spec !== wanted) setMap(wanted);
     const { map } = lane,
-      key = `${run.run}|${now}|${rows}`,
+      key = `${run.key}|${now}|${rows}`,
       none = wanted.key === "rollout" && !run.start.rollout;
     map.plane.hidden = none;
     absent.hidden = !none;
@@ -254,8 +255,8 @@ function makeStrip(page, index) {
       ])
         mapBox.style.setProperty(`--d2-${name}`, value);
     }
-    if (lane.drawn < run.recs.length) lane.dirty = true;
-    for (; lane.drawn < run.recs.length; lane.drawn++) drawRow(map, run, lane.drawn, colours);
+    if (lane.drawn < run.records.length) lane.dirty = true;
+    for (; lane.drawn < run.records.length; lane.drawn++) drawRow(map, run, lane.drawn, colours);
     if (lane.dirty) showMap(map, run, 0, run.T, rows);
     lane.dirty = false;
     const at = firstDivergence(board, index);
@@ -273,7 +274,7 @@ function makeStrip(page, index) {
       mine = race.lanes[index];
     if (lane.run !== run) build(run);
     const totals = formatTotals(totalsAt(run, step) || { hit_rate: hitRateSoFar(run, step) });
-    facts.step.textContent = `${step + 1} / ${run.recs.length}`;
+    facts.step.textContent = `${step + 1} / ${run.records.length}`;
     for (const key of ["tps", "hit", "flops"]) facts[key].textContent = totals[key];
     bar.style.width = `${mine.of ? (100 * mine.written) / mine.of : 0}%`;
     const leads = race.leads.includes(index) && race.leads.length < board.lanes.length; // level: none stands out
@@ -295,7 +296,7 @@ function makeStrip(page, index) {
     if (!paintTokens(steps, until)) page.schedule();
     paintMap(rows, page.dark, colours, spec);
     mapBox.style.setProperty("--d2-step", step); // on the map alone: what is set on the lane would restyle all of its tokens
-    mapBox.style.setProperty("--d2-got", run.recs.length);
+    mapBox.style.setProperty("--d2-got", run.records.length);
     paintHover();
   };
 
@@ -373,7 +374,7 @@ function mount(host, page) {
     },
   );
   const clocks = choice("Clock", CLOCK_WORDS, page.board.clock, (name) => page.setClock(name));
-  clocks.dataset.point = "clock";
+  clocks.dataset.point = POINTS.clock;
   const clockLabel = page.explained(
     h("button", "d2-label", { type: "button", textContent: "clock" }),
     CLOCK_HELP,
@@ -387,10 +388,11 @@ function mount(host, page) {
       "p",
       "d2-more",
       {},
-      ...words(
-        'Add a second lane to compare: at the left, choose another policy or other knobs and press "Run beside, as a further lane", or open "Compare" there. All lanes run on the same prompt and seed, under one slider.',
+      ...worded(
+        'Add a second lane to compare: on the left, choose another policy or other knobs and run it as another lane, or open "Side by side". All lanes run on the same prompt and seed, under one slider.',
       ),
     ),
+    ...stories(page),
   );
   const strips = h("div", "d2-strips");
   host.append(
@@ -406,7 +408,6 @@ function mount(host, page) {
     legend,
     strips,
     invite,
-    ...stories(page),
   );
 
   const seen = new IntersectionObserver(
@@ -446,8 +447,8 @@ function mount(host, page) {
     let bits = 0;
     if (spec.key === "cache")
       for (const run of board.lanes) {
-        for (run.bitsUpTo ??= 0, run.bits ??= 0; run.bitsUpTo < run.recs.length; run.bitsUpTo++)
-          for (const byte of run.recs[run.bitsUpTo]?.y || []) run.bits |= byte;
+        for (run.bitsUpTo ??= 0, run.bits ??= 0; run.bitsUpTo < run.records.length; run.bitsUpTo++)
+          for (const byte of run.records[run.bitsUpTo]?.y || []) run.bits |= byte;
         bits |= run.bits;
       }
     const key = `${spec.key}|${dark}|${rows}|${bits}|${board.key}|${board.lanes.length}`;
@@ -494,7 +495,7 @@ function mount(host, page) {
             rollout: "Where attention leads, followed through all layers of this step.",
             order: "When each token was written.",
           }[spec.key];
-    more.replaceChildren(...words(`${text} Time runs downwards; click a map to go to that step.`));
+    more.replaceChildren(...worded(`${text} Time runs downwards; click a map to go to that step.`));
   }
 
   function paint() {
@@ -517,7 +518,7 @@ function mount(host, page) {
     leader.textContent = said;
     leader.hidden = !many;
     paintLegend(board, rows);
-    const key = [steps, spec.key, page.dark, ...board.lanes.map((run) => run.recs.length)].join(
+    const key = [steps, spec.key, page.dark, ...board.lanes.map((run) => run.records.length)].join(
       "|",
     );
     if (key !== restsAt) {
@@ -554,6 +555,6 @@ function mount(host, page) {
   };
 }
 
-const tab = { key: "compare", title: "Compare", place: 20, mount };
+const tab = { key: "compare", title: "Compare", mount };
 
 export { tab, raceWords, differenceWords };

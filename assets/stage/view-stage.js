@@ -1,27 +1,28 @@
 /* The tab Stage: the run of the lane in hand as chips, sentences and four maps on one position axis. */
+import { chipEvents, chipList, makeChips, paintChip } from "./chips.js";
+import { css, MASKED_NOW, PAPER, rgb, WRITTEN_NOW } from "./colours.js";
+import { POINTS } from "./contract.js";
+import { choice, colourBar, fitCanvas, h, swatch } from "./dom.js";
+import { worded } from "./glossary.js";
+import { drawRow, makeMap, resetStore, showMap, showStrip } from "./maps.js";
 import { clamp, plural } from "./numbers.js";
-import { PAPER, WRITTEN_NOW, MASKED_NOW, css, rgb } from "./colours.js";
-import { reasonsIn, reasonCounts } from "./words.js";
+import { MAPS, tables } from "./pixels.js";
+import { reasonCounts, reasonsIn } from "./reasons.js";
+import { makeRolloutMap } from "./rollout-map.js";
 import { touchedIn } from "./run.js";
 import {
+  captions,
+  confidenceUnit,
   explain,
   explainWhy,
-  captions,
-  promptText,
   madeBy,
-  confidenceUnit,
   noteOf,
-} from "./says.js";
-import { MAPS, tables } from "./pixels.js";
-import { h, choice, swatch, colourBar, fitCanvas } from "./dom.js";
-import { worded as words } from "./glossary.js";
-import { makeMap, resetStore, drawRow, showMap, showStrip } from "./maps.js";
-import { chipList, makeChips, paintChip, chipEvents } from "./chips.js";
-import { makeDetail } from "./detail.js";
+  promptText,
+} from "./sentences.js";
 
 function mount(host, page) {
   const uid = page.uid;
-  let model = page.model,
+  let run = page.run,
     built = null,
     zoom = "all",
     mode = "order",
@@ -50,9 +51,9 @@ function mount(host, page) {
     "div",
     "d2-left",
     {},
-    h("div", "d2-said", { "data-point": "sentence" }, sentence, why, note),
+    h("div", "d2-said", { "data-point": POINTS.sentence }, sentence, why, note),
     h("div", "d2-which", {}, asked, made),
-    h("details", "d2-fold", { "data-point": "prompt" }, promptTitle, prompt),
+    h("details", "d2-fold", { "data-point": POINTS.prompt }, promptTitle, prompt),
     h(
       "div",
       "d2-head",
@@ -75,7 +76,7 @@ function mount(host, page) {
     answer,
     chipLegend,
   );
-  answer.dataset.point = "answer";
+  answer.dataset.point = POINTS.answer;
   for (const list of [answer, prompt]) chipEvents(list, page, () => page.lane);
 
   const maps = MAPS.map(makeMap),
@@ -87,11 +88,11 @@ function mount(host, page) {
     h("span", "d2-axis-prompt"),
     h("span", "d2-axis-answer"),
   );
-  const detail = makeDetail(page);
+  const detail = makeRolloutMap(page);
   byKey.rollout.el.append(detail.button, detail.el);
   const help = h("div", "d2-sr", { hidden: true });
   const whys = Object.fromEntries(
-    model.reasons.map((r) => [r.key, h("span", "", { id: `${uid}-why-${r.key}` })]),
+    run.reasons.map((r) => [r.key, h("span", "", { id: `${uid}-why-${r.key}` })]),
   );
   help.append(...Object.values(whys));
   const reasonLegends = [reasonLegend(byKey.cache.legend), reasonLegend(h("div", "d2-reasons"))]; // the second is for the chips
@@ -131,16 +132,16 @@ function mount(host, page) {
   host.append(h("div", "d2-body", {}, left, right), help);
 
   // ---- pointing
-  const window_ = () => (zoom === "answer" ? [model.P, model.T] : [0, model.T]);
+  const window_ = () => (zoom === "answer" ? [run.P, run.T] : [0, run.T]);
 
   function cellAt(plane, e) {
     const box = plane.getBoundingClientRect(),
       [x0, x1] = window_();
     const p = x0 + Math.floor(((e.clientX - box.left) / box.width) * (x1 - x0)),
-      s = Math.floor(((e.clientY - box.top) / box.height) * model.expected);
+      s = Math.floor(((e.clientY - box.top) / box.height) * run.expected);
     return {
       p: clamp(p, x0, x1 - 1),
-      s: clamp(s, 0, Math.max(0, model.recs.length - 1)),
+      s: clamp(s, 0, Math.max(0, run.records.length - 1)),
       lane: page.lane,
       chip: null,
     };
@@ -148,7 +149,7 @@ function mount(host, page) {
 
   for (const { plane } of maps) {
     const point = (e) => {
-      if (model.run) page.setHover(cellAt(plane, e));
+      if (run.key) page.setHover(cellAt(plane, e));
     };
     plane.addEventListener("pointermove", point);
     plane.addEventListener("pointerdown", point);
@@ -156,28 +157,28 @@ function mount(host, page) {
       if (e.pointerType !== "touch") page.setHover(null);
     }); // a finger leaves by lifting: keep its mark
     plane.addEventListener("click", (e) => {
-      if (model.run) page.goto(cellAt(plane, e).s);
+      if (run.key) page.goto(cellAt(plane, e).s);
     });
   }
 
   // ---- painting
   function build() {
-    built = model;
-    chips = makeChips(model);
-    prompt.replaceChildren(...chips.slice(0, model.P));
-    answer.replaceChildren(...chips.slice(model.P));
-    promptTitle.textContent = `Prompt (${plural(model.P, "token")})`;
-    asked.textContent = asked.title = promptText(model);
-    made.textContent = madeBy(model.start);
+    built = run;
+    chips = makeChips(run);
+    prompt.replaceChildren(...chips.slice(0, run.P));
+    answer.replaceChildren(...chips.slice(run.P));
+    promptTitle.textContent = `Prompt (${plural(run.P, "token")})`;
+    asked.textContent = asked.title = promptText(run);
+    made.textContent = madeBy(run.start);
     drawn = countedUpTo = bitsSeen = 0;
     drawnFor = "";
     marked = null;
   }
 
   function paint() {
-    model = page.model;
-    if (!model.run) return;
-    if (built !== model) build();
+    run = page.run;
+    if (!run.key) return;
+    if (built !== run) build();
     paintMaps();
     paintStep();
     paintHover();
@@ -186,33 +187,33 @@ function mount(host, page) {
   // New rows only; all rows again when the run, the theme or the scale of the order has changed.
   function paintMaps() {
     const { dark } = page,
-      key = `${model.run}|${dark}|${model.expected}`;
+      key = `${run.key}|${dark}|${run.expected}`;
     if (drawnFor !== key) {
       drawnFor = key;
       drawn = 0;
-      colours = tables(dark, model.expected);
-      maps.forEach((m) => resetStore(m, model.T, model.expected));
+      colours = tables(dark, run.expected);
+      maps.forEach((m) => resetStore(m, run.T, run.expected));
       paintLegends();
       dirty = true;
     }
-    if (drawn === model.recs.length && !dirty && shownZoom === zoom) return;
-    for (; drawn < model.recs.length; drawn++)
-      for (const m of maps) drawRow(m, model, drawn, colours); // a lost record leaves a blank row
+    if (drawn === run.records.length && !dirty && shownZoom === zoom) return;
+    for (; drawn < run.records.length; drawn++)
+      for (const m of maps) drawRow(m, run, drawn, colours); // a lost record leaves a blank row
     const [x0, x1] = window_();
-    maps.forEach((m) => showMap(m, model, x0, x1));
-    showStrip(byKey.cache, model, dark ? "#7f93ad" : "#8fa3bb");
+    maps.forEach((m) => showMap(m, run, x0, x1));
+    showStrip(byKey.cache, run, dark ? "#7f93ad" : "#8fa3bb");
     shownZoom = zoom;
     dirty = false;
     right.style.setProperty("--d2-cols", x1 - x0);
-    right.style.setProperty("--d2-split", (model.P - x0) / (x1 - x0));
-    right.style.setProperty("--d2-rows", model.expected);
-    right.style.setProperty("--d2-got", model.recs.length);
-    right.classList.toggle("d2-zoomed", zoom === "answer" || model.P === 0);
+    right.style.setProperty("--d2-split", (run.P - x0) / (x1 - x0));
+    right.style.setProperty("--d2-rows", run.expected);
+    right.style.setProperty("--d2-got", run.records.length);
+    right.classList.toggle("d2-zoomed", zoom === "answer" || run.P === 0);
   }
 
   function paintLegends() {
     const { dark } = page;
-    for (const r of model.reasons) {
+    for (const r of run.reasons) {
       whys[r.key].textContent = r.why;
       for (const { swatches } of reasonLegends)
         swatches.find((x) => x.key === r.key).label.textContent = r.label;
@@ -232,41 +233,41 @@ function mount(host, page) {
       swatch(css(rgb(PAPER[dark ? "dark" : "light"].masked)), "masked"),
       swatch(WRITTEN_NOW, "written in this step"),
       againMarks[0],
-      colourBar("order", dark, ["1", String(model.expected)], "step of writing"),
+      colourBar("order", dark, ["1", String(run.expected)], "step of writing"),
     );
     for (const m of maps) {
-      m.more.replaceChildren(...words(captions[m.spec.key](model.start)));
-      m.last.textContent = model.expected;
+      m.more.replaceChildren(...worded(captions[m.spec.key](run.start)));
+      m.last.textContent = run.expected;
     }
-    const none = !model.start.rollout;
+    const none = !run.start.rollout;
     byKey.rollout.el.classList.toggle("d2-none", none);
     byKey.rollout.absent.hidden = !none;
-    axis.children[0].textContent = `prompt · ${model.P}`;
-    axis.children[1].textContent = `answer · ${model.G}`;
+    axis.children[0].textContent = `prompt · ${run.P}`;
+    axis.children[1].textContent = `answer · ${run.G}`;
     byKey.density.plane.lastChild.textContent = byKey.order.plane.lastChild.textContent =
-      model.P / model.T < 0.3 ? "given" : "the prompt is given, never masked";
-    host.classList.toggle("d2-many", model.G > 256);
+      run.P / run.T < 0.3 ? "given" : "the prompt is given, never masked";
+    host.classList.toggle("d2-many", run.G > 256);
   }
 
   function paintStep() {
     const { step, dark } = page,
-      rec = model.recs[step];
-    chips.forEach((el, p) => paintChip(el, model, p, step, mode, dark, page.selected === p));
-    sentence.textContent = explain(rec, model, step);
-    const reason = rec ? explainWhy(rec, model) : "";
+      record = run.records[step];
+    chips.forEach((el, p) => paintChip(el, run, p, step, mode, dark, page.selected === p));
+    sentence.textContent = explain(record, run, step);
+    const reason = record ? explainWhy(record, run) : "";
     if (why.was !== reason) {
       why.was = reason;
-      why.replaceChildren(...words(reason));
+      why.replaceChildren(...worded(reason));
     }
     right.style.setProperty("--d2-step", step);
-    paintCounts(rec);
+    paintCounts(record);
     paintNote();
     detail.paint();
   }
 
   // The legend of the cache map: made once, so that the focus can rest on it while a run goes on.
   function reasonLegend(el) {
-    const swatches = model.reasons.map(({ key, colour = "" }) => {
+    const swatches = run.reasons.map(({ key, colour = "" }) => {
       const dot = h("i", "d2-dot"),
         label = h("span"),
         count = h("b");
@@ -287,14 +288,17 @@ function mount(host, page) {
   }
 
   // It counts the positions of the step on view, for the reasons seen so far only.
-  function paintCounts(rec) {
+  function paintCounts(record) {
     const key = `${drawnFor}|${page.step}|${mode}|${drawn}`;
     if (legendFor === key) return;
     legendFor = key;
     const { dark } = page,
-      counts = { ...(rec ? reasonCounts(rec) : {}), reused: rec ? model.T - touchedIn(rec) : 0 };
-    for (; countedUpTo < model.recs.length; countedUpTo++)
-      for (const byte of model.recs[countedUpTo]?.y || []) bitsSeen |= byte;
+      counts = {
+        ...(record ? reasonCounts(record) : {}),
+        reused: record ? run.T - touchedIn(record) : 0,
+      };
+    for (; countedUpTo < run.records.length; countedUpTo++)
+      for (const byte of run.records[countedUpTo]?.y || []) bitsSeen |= byte;
     const seen = new Set(["reused", ...reasonsIn(bitsSeen)]);
     for (const { swatches } of reasonLegends)
       for (const x of swatches) {
@@ -305,29 +309,24 @@ function mount(host, page) {
     const ring = swatch(WRITTEN_NOW, "written in this step"),
       tail = { reason: reasonLegends[1].el };
     if (mode === "order")
-      tail.order = colourBar("order", dark, ["1", String(model.expected)], "step of writing");
+      tail.order = colourBar("order", dark, ["1", String(run.expected)], "step of writing");
     if (mode === "confidence")
-      tail.confidence = colourBar(
-        "confidence",
-        dark,
-        ["0", "0.5", "1"],
-        confidenceUnit(model.start),
-      );
+      tail.confidence = colourBar("confidence", dark, ["0", "0.5", "1"], confidenceUnit(run.start));
     if (chipLegend.lastChild !== tail[mode])
       chipLegend.replaceChildren(ring, againMarks[1], tail[mode]); // not again: a swatch may hold the focus
-    for (const mark of againMarks) mark.hidden = !model.again;
+    for (const mark of againMarks) mark.hidden = !run.again;
   }
 
   function paintNote() {
-    const text = noteOf(model, page.step);
+    const text = noteOf(run, page.step);
     if (note.textContent !== text) note.textContent = text;
     note.hidden = !text;
-    note.classList.toggle("d2-alert", model.status === "failed" || model.gaps > 0);
+    note.classList.toggle("d2-alert", run.status === "failed" || run.gaps > 0);
   }
 
   function paintHover() {
     const { hover } = page,
-      p = hover && hover.p < model.T ? hover.p : null,
+      p = hover && hover.p < run.T ? hover.p : null,
       [x0] = window_();
     if (marked !== p) {
       chips[marked]?.classList.remove("d2-marked");
@@ -356,6 +355,6 @@ function mount(host, page) {
   };
 }
 
-const tab = { key: "stage", title: "Stage", place: 10, mount };
+const tab = { key: "stage", title: "Stage", mount };
 
 export { tab };

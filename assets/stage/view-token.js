@@ -1,26 +1,27 @@
 /* The token tab: the life of one position, step by step. */
-import { clamp, fixed } from "./numbers.js";
-import { css, rgb, colourAt, WRITTEN_NOW, MASKED_NOW } from "./colours.js";
-import { reasonOf, REASONS } from "./words.js";
-import { writeAt } from "./run.js";
-import { candidateBars, barsCaption, placeOf } from "./says.js";
-import { pixel } from "./pixels.js";
 import { agesOf, agesWords, layered } from "./ages.js";
-import { hasTruth, logShade } from "./truths.js";
-import { lifeOf, lifeSentence, whyWords, fitPoints } from "./lifelines.js";
-import { h, choice, iconButton, colourBar } from "./dom.js";
+import { colourAt, css, MASKED_NOW, rgb, WRITTEN_NOW } from "./colours.js";
+import { QUESTIONS } from "./contract.js";
+import { choice, colourBar, h, iconButton } from "./dom.js";
+import { clamp, fixed } from "./numbers.js";
+import { pixel } from "./pixels.js";
+import { reasonOf, REASONS } from "./reasons.js";
+import { writeAt } from "./run.js";
+import { barsCaption, candidateBars, placeOf } from "./sentences.js";
+import { fitPoints, lifeOf, lifeSentence, whyWords } from "./token-life.js";
+import { DRIFTS, hasTruth, logShade } from "./truths.js";
+import { makeWhatIf } from "./view-whatif.js";
 import {
-  words,
+  asker,
+  fill,
+  makeLines,
+  makePlane,
+  marker,
+  paper,
+  paragraph,
   svg,
   term,
-  marker,
-  fill,
-  makePlane,
-  makeLines,
-  paper,
-  asker,
-} from "./view-parts.js";
-import { whatIf as _whatIf } from "./view-whatif.js";
+} from "./widgets.js";
 
 const LINES = [
   {
@@ -55,13 +56,13 @@ const LINES = [
 ];
 
 // Ages in the step on view; neighbouring layers that agree are told together.
-function agesTold(model, s, p) {
-  if (s < 0 || !model.recs[s]) return "";
-  if (!layered(model))
-    return `Ages in step ${s + 1}: ${agesWords(agesOf(model, s, 0, p), ["K", "V"])}, in every layer.`;
+function agesTold(run, s, p) {
+  if (s < 0 || !run.records[s]) return "";
+  if (!layered(run))
+    return `Ages in step ${s + 1}: ${agesWords(agesOf(run, s, 0, p), ["K", "V"])}, in every layer.`;
   const groups = [];
-  for (let l = 0; l < model.layers; l++) {
-    const text = agesWords(agesOf(model, s, l, p));
+  for (let l = 0; l < run.layers; l++) {
+    const text = agesWords(agesOf(run, s, l, p));
     if (groups.at(-1)?.text === text) groups.at(-1).to = l;
     else groups.push({ from: l, to: l, text });
   }
@@ -84,7 +85,7 @@ function mount(host, page) {
     candidatesFor = "";
   const ask = asker(page),
     mark = marker(page),
-    whatIf = _whatIf(page);
+    whatIf = makeWhatIf(page);
   const back = iconButton("back", "Position before"),
     next = iconButton("next", "Position after"),
     field = h("input", "d2-field d2-short", {
@@ -101,25 +102,25 @@ function mount(host, page) {
   const fromField = () =>
     page.select(
       clamp(
-        Math.round(Number(field.value) || 1) - 1 + (side === "answer" ? page.model.P : 0),
+        Math.round(Number(field.value) || 1) - 1 + (side === "answer" ? page.run.P : 0),
         0,
-        page.model.T - 1,
+        page.run.T - 1,
       ),
     );
   field.addEventListener("change", fromField);
   back.addEventListener("click", () => page.select(Math.max(0, at() - 1)));
-  next.addEventListener("click", () => page.select(Math.min(page.model.T - 1, at() + 1)));
+  next.addEventListener("click", () => page.select(Math.min(page.run.T - 1, at() + 1)));
 
   const strip = makePlane(page, {
     label: "When it was recomputed",
     idle: "Point at a step, or use the arrow keys here.",
     choose: (s) => page.goto(s),
     read: (s) => {
-      const rec = page.model.recs[s],
+      const record = page.run.records[s],
         p = at();
-      return !rec
+      return !record
         ? `step ${s + 1}: its record was lost`
-        : `step ${s + 1}: ${rec.y[p] ? `recomputed (${whyWords(page.model, rec.y[p])})` : "reused"}${rec.w.some((w) => w[0] === p) ? ", written" : ""}${rec.m.includes(p) ? ", masked again" : ""}`;
+        : `step ${s + 1}: ${record.y[p] ? `recomputed (${whyWords(page.run, record.y[p])})` : "reused"}${record.w.some((w) => w[0] === p) ? ", written" : ""}${record.m.includes(p) ? ", masked again" : ""}`;
     },
   });
   strip.el.classList.add("d2-one");
@@ -206,7 +207,7 @@ function mount(host, page) {
       legend,
       h("div", "d2-lines", {}, ...charts.map((c) => c.el), candidates),
       h("h4", "d2-title d2-gap", { textContent: "The path of its keys and values" }),
-      words(
+      paragraph(
         "d2-more",
         "The exact K and V of this position, averaged over the layers, move from step to step. PCA draws them on a plane: near points are alike. A cache may keep them while they stand still.",
       ),
@@ -222,30 +223,30 @@ function mount(host, page) {
   // The pinned position; before one is pinned, one from the middle of what the run has written.
   let first = null;
   function at() {
-    const { model } = page;
-    if (page.selected !== null) return clamp(page.selected, 0, model.T - 1);
-    if (first?.run !== model.run || !first.sure) {
-      const told = model.changes.flatMap((list, p) =>
-        p >= model.P && list.some((x) => x.text !== null && !model.eos.has(x.text)) ? [p] : [],
+    const { run } = page;
+    if (page.selected !== null) return clamp(page.selected, 0, run.T - 1);
+    if (first?.of !== run.key || !first.sure) {
+      const told = run.changes.flatMap((list, p) =>
+        p >= run.P && list.some((x) => x.text !== null && !run.eos.has(x.text)) ? [p] : [],
       );
       first = {
-        run: model.run,
+        of: run.key,
         sure: told.length > 0,
-        p: told[Math.floor(told.length / 2)] ?? model.P,
+        p: told[Math.floor(told.length / 2)] ?? run.P,
       };
     }
     return first.p;
   }
-  const pathKey = () => `${page.model.run}|${at()}`;
+  const pathKey = () => `${page.run.key}|${at()}`;
 
   function load() {
-    const { model } = page,
+    const { run } = page,
       p = at(),
       key = pathKey();
     pathBusy = true;
     pathTrouble = "";
     page.schedule();
-    ask("life", { run: model.run, position: p }, (got, problem) => {
+    ask(QUESTIONS.life, { run: run.key, position: p }, (got, problem) => {
       pathBusy = false;
       pathTrouble = problem || "";
       path = got && { ...got, key };
@@ -319,14 +320,14 @@ function mount(host, page) {
   }
 
   let shownFor = null;
-  function paintWho(model, p) {
-    const part = p < model.P ? "prompt" : "answer",
-      key = `${model.run}|${part}|${model.P > 0}`;
+  function paintWho(run, p) {
+    const part = p < run.P ? "prompt" : "answer",
+      key = `${run.key}|${part}|${run.P > 0}`;
     if (side !== part || sides.was !== key) {
       side = part;
       sides.was = key;
       sides.replaceChildren(
-        ...(model.P
+        ...(run.P
           ? [
               choice(
                 "Part of the canvas",
@@ -335,7 +336,7 @@ function mount(host, page) {
                   ["answer", "answer"],
                 ],
                 side,
-                (v) => page.select(v === "prompt" ? 0 : page.model.P),
+                (v) => page.select(v === "prompt" ? 0 : page.run.P),
               ),
             ]
           : []),
@@ -343,12 +344,12 @@ function mount(host, page) {
     }
     // what is being typed stays, until another position is chosen
     if (document.activeElement !== field || shownFor !== p)
-      field.value = p - (part === "answer" ? model.P : 0) + 1;
+      field.value = p - (part === "answer" ? run.P : 0) + 1;
     shownFor = p;
-    field.max = part === "answer" ? model.G : model.P;
+    field.max = part === "answer" ? run.G : run.P;
     back.disabled = p === 0;
-    next.disabled = p === model.T - 1;
-    token.textContent = placeOf(model, p);
+    next.disabled = p === run.T - 1;
+    token.textContent = placeOf(run, p);
     hint.textContent =
       page.selected === null
         ? "Click a token or a map to choose a position; this is one of those that were written."
@@ -356,7 +357,7 @@ function mount(host, page) {
     hint.hidden = !hint.textContent;
   }
 
-  function paintLife(model, p, dark, n) {
+  function paintLife(run, p, dark, n) {
     const marks = [
       ...life.written.map((s) => ({ s, cls: "d2-mark-written" })),
       ...life.masked.map((s) => ({ s, cls: "d2-mark-masked" })),
@@ -365,12 +366,15 @@ function mount(host, page) {
       const line = LINES[i],
         list = life[line.key],
         there = list.some((v) => v !== null);
-      chart.el.hidden = !there && (line.key === "drift" || p < model.P);
+      chart.el.hidden = !there && (line.key === "drift" || p < run.P);
       if (line.key === "rank") {
         const most = Math.max(2, ...life.of.map((x) => x ?? 0));
         chart.draw(list, n, marks, { low: 1, high: most, ticks: ["1", String(most)] });
       } else if (line.key === "drift")
-        chart.draw(list, n, marks, { ticks: ["2", "0"], map: (v) => logShade(v, 2 ** -14, 2) });
+        chart.draw(list, n, marks, {
+          ticks: ["2", "0"],
+          map: (v) => logShade(v, DRIFTS.low, DRIFTS.high),
+        });
       else chart.draw(list, n, marks);
     });
     const tint = Object.fromEntries(REASONS.map((r) => [r.key, pixel(rgb(r.colour))])),
@@ -395,21 +399,21 @@ function mount(host, page) {
     );
     const seen = new Set(life.why.filter(Boolean).map(reasonOf));
     const list = [
-      ...model.reasons.filter((r) => seen.has(r.key)).map((r) => [r.colour, r.label, r.why]),
-      [paper(dark).reused, "reused", model.reasons[0].why],
+      ...run.reasons.filter((r) => seen.has(r.key)).map((r) => [r.colour, r.label, r.why]),
+      [paper(dark).reused, "reused", run.reasons[0].why],
       [WRITTEN_NOW, "written", "the step that wrote its token"],
     ];
     fill(legend, list.join("|"), () => list.map((x) => mark(...x)));
   }
 
-  function paintCandidates(model, p, step) {
-    const write = writeAt(model, p, step) || (model.changes[p] || []).find((x) => x.text !== null),
-      bars = candidateBars(model, write),
-      key = `${model.run}|${p}|${write?.s}`;
+  function paintCandidates(run, p, step) {
+    const write = writeAt(run, p, step) || (run.changes[p] || []).find((x) => x.text !== null),
+      bars = candidateBars(run, write),
+      key = `${run.key}|${p}|${write?.s}`;
     if (candidatesFor === key) return;
     candidatesFor = key;
     candidates.hidden = !bars.length;
-    caption.textContent = write ? `in step ${write.s + 1}: ${barsCaption(model.start)}` : "";
+    caption.textContent = write ? `in step ${write.s + 1}: ${barsCaption(run.start)}` : "";
     top.replaceChildren(
       ...bars.flatMap(({ text, share }) => {
         const fill = h("i");
@@ -424,26 +428,26 @@ function mount(host, page) {
   }
 
   function paint() {
-    const { model, step, dark } = page;
-    if (!model?.run) return;
+    const { run, step, dark } = page;
+    if (!run?.key) return;
     const p = at(),
-      n = model.recs.length;
-    const fed = `${model.run}|${p}|${n}|${hasTruth(model) && model.recs.at(-1)?.truth ? 1 : 0}`;
+      n = run.records.length;
+    const fed = `${run.key}|${p}|${n}|${hasTruth(run) && run.records.at(-1)?.truth ? 1 : 0}`;
     if (lifeFor !== fed) {
       lifeFor = fed;
-      life = lifeOf(model, p);
+      life = lifeOf(run, p);
     }
     const key = `${fed}|${dark}`;
-    paintWho(model, p);
+    paintWho(run, p);
     if (drawn !== key) {
       drawn = key;
-      paintLife(model, p, dark, n);
+      paintLife(run, p, dark, n);
     }
-    sentence.textContent = lifeSentence(model, p, step);
-    ages.textContent = agesTold(model, step, p);
+    sentence.textContent = lifeSentence(run, p, step);
+    ages.textContent = agesTold(run, step, p);
     charts.forEach((chart) => chart.follow(step));
     strip.follow(step < 0 ? null : step);
-    paintCandidates(model, p, step);
+    paintCandidates(run, p, step);
     const here = path?.key === pathKey();
     paths.hidden = pathLegend.hidden = !here;
     movedBox.hidden = !here || !path.moved;
@@ -478,6 +482,6 @@ function mount(host, page) {
   };
 }
 
-const tab = { key: "token", title: "Token", place: 60, mount };
+const tab = { key: "token", title: "Token", mount };
 
 export { tab };

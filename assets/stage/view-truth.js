@@ -1,30 +1,31 @@
 /* The truth tab: an exact pass beside every step says how far the cache is off, and what it should have picked. */
+import { colourAt, RAMPS, rgb } from "./colours.js";
+import { RUN_WORDS } from "./contract.js";
+import { choice, colourBar, h } from "./dom.js";
 import { clamp, fixed } from "./numbers.js";
-import { rgb, colourAt, RAMPS } from "./colours.js";
-import { placeOf } from "./says.js";
 import { pixel, table } from "./pixels.js";
+import { placeOf } from "./sentences.js";
 import {
-  TRUTHS,
-  MARKS,
   hasTruth,
+  logShade,
+  MARKS,
   oracleMarks,
   oracleSentence,
-  truthSums,
   truthReadout,
-  logShade,
+  TRUTHS,
+  truthSums,
 } from "./truths.js";
-import { h, choice, colourBar } from "./dom.js";
 import {
-  words,
-  term,
-  marker,
-  fill,
-  makePlane,
-  promptBar,
-  makeLines,
   divide,
+  fill,
+  makeLines,
+  makePlane,
+  marker,
   paper,
-} from "./view-parts.js";
+  paragraph,
+  promptBar,
+  term,
+} from "./widgets.js";
 
 const COLOURS = { hit: "#009e73", missed: "#d55e00", needless: "#56b4e9" }; // told apart by shape as well
 const ticksOf = (x) =>
@@ -80,7 +81,7 @@ function mount(host, page) {
     ask = promptBar();
   const map = makePlane(page, {
     label: "Steps by positions",
-    read: (p, s) => truthReadout(page.model, kind, s, p),
+    read: (p, s) => truthReadout(page.run, kind, s, p),
     choose: (p, s) => {
       page.select(p);
       page.goto(s);
@@ -140,7 +141,7 @@ function mount(host, page) {
     map.said,
     legend,
     h("h4", "d2-title d2-gap", { textContent: "The oracle: what should have been recomputed" }),
-    words(
+    paragraph(
       "d2-more",
       "The oracle knows how far each kept K,V had drifted and would recompute those that drifted most: as many as the policy did. Upper line: the oracle's choice. Lower line: the policy's.",
     ),
@@ -166,7 +167,7 @@ function mount(host, page) {
 
   invite.append(
     h("p", "d2-invite", { textContent: "How far is the cache from the truth?" }),
-    words(
+    paragraph(
       "d2-more",
       "A probe can run an exact pass without a cache beside every step, on the same canvas. You then see at which positions the kept K,V have drifted, which predictions change because of it, and which positions an all-knowing cache would have recomputed. It costs about twice the time.",
     ),
@@ -175,20 +176,20 @@ function mount(host, page) {
     button = h("button", "d2-button", {
       type: "button",
       textContent: "Run again with Truth",
-      onclick: () => page.send("truth=1"),
+      onclick: () => page.send(`${RUN_WORDS.truth}=1`),
     });
   invite.append(how, button);
 
   function readOracle(p) {
-    const marks = oracleMarks(page.model, page.step),
-      at = placeOf(page.model, p);
+    const marks = oracleMarks(page.run, page.step),
+      at = placeOf(page.run, p);
     if (!marks) return `${at}: nothing to choose in this step`;
     const m = MARKS.find((x) => x.key === marks[p]);
     return `${at}: ${m.label}: ${m.why}`;
   }
 
-  function paintMap(model, dark) {
-    const { T, P, recs, expected } = model,
+  function paintMap(run, dark) {
+    const { T, P, records, expected } = run,
       none = pixel(rgb(paper(dark).reused));
     const lut = table((u) =>
       u
@@ -199,8 +200,8 @@ function mount(host, page) {
       T,
       expected,
       (out) => {
-        recs.forEach((rec, s) => {
-          const plane = rec?.truth?.[kind.key];
+        records.forEach((record, s) => {
+          const plane = record?.truth?.[kind.key];
           if (!plane) return;
           if (kind.answer) {
             out.fill(none, s * T, s * T + P);
@@ -211,10 +212,10 @@ function mount(host, page) {
       (ctx, w, ht, ratio) => {
         divide(ctx, w, ht, P / T, ratio, dark);
         const size = clamp(Math.min(w / T, ht / expected) * 0.8, 5 * ratio, 11 * ratio);
-        for (const rec of recs)
-          for (const p of rec?.truth?.flips || []) {
+        for (const record of records)
+          for (const p of record?.truth?.flips || []) {
             const x = (w * (p + 0.5)) / T,
-              y = (ht * (rec.s + 0.5)) / expected;
+              y = (ht * (record.s + 0.5)) / expected;
             for (const [ink, width] of [
               [dark ? "#10141b" : "#ffffff", 3],
               [dark ? "#ffffff" : "#000000", 1.2],
@@ -235,9 +236,9 @@ function mount(host, page) {
   }
 
   // hit: filled above and below; missed: a ring above; needless: a bar below.
-  function paintOracle(model, step, dark) {
-    const marks = oracleMarks(model, step),
-      { T, P } = model,
+  function paintOracle(run, step, dark) {
+    const marks = oracleMarks(run, step),
+      { T, P } = run,
       bare = pixel(rgb(paper(dark).reused)),
       full = pixel(rgb(paper(dark).masked));
     oracle.draw(
@@ -268,44 +269,44 @@ function mount(host, page) {
         });
       },
     );
-    said.textContent = step < 0 ? "" : oracleSentence(model, step);
+    said.textContent = step < 0 ? "" : oracleSentence(run, step);
   }
 
   function paint() {
-    const { model, step, dark } = page;
-    if (!model?.run) return;
-    const there = hasTruth(model);
+    const { run, step, dark } = page;
+    if (!run?.key) return;
+    const there = hasTruth(run);
     known.hidden = !there;
     invite.hidden = there;
     if (!there) {
-      how.textContent = model.start.truth
+      how.textContent = run.start.truth
         ? "Truth is on for this run: its first step is on the way."
         : page.offline
           ? "This run was made without it. In the running app, tick Truth under Canvas."
           : "Tick Truth under Canvas and press Run, or:";
-      button.hidden = page.offline || Boolean(model.start.truth);
+      button.hidden = page.offline || Boolean(run.start.truth);
       return;
     }
     const key = [
-      model.run,
-      model.recs.length,
-      model.recs.at(-1)?.truth ? 1 : 0,
-      model.expected,
+      run.key,
+      run.records.length,
+      run.records.at(-1)?.truth ? 1 : 0,
+      run.expected,
       dark,
       kind.key,
     ].join("|");
     if (drawn !== key) {
       drawn = key;
-      const sums = truthSums(model),
-        n = model.recs.length,
-        hits = Array.from(model.recs, (rec) => rec?.truth?.recall ?? null),
-        counts = Array.from(model.recs, (rec) => rec?.truth?.flips.length ?? null),
+      const sums = truthSums(run),
+        n = run.records.length,
+        hits = Array.from(run.records, (record) => record?.truth?.recall ?? null),
+        counts = Array.from(run.records, (record) => record?.truth?.flips.length ?? null),
         most = Math.max(1, ...counts.map((x) => x ?? 0));
       for (const [name, , , show] of NUMBERS) values[name].textContent = show(sums);
-      ask.show(model.P, model.G);
-      last.textContent = model.expected;
+      ask.show(run.P, run.G);
+      last.textContent = run.expected;
       meaning.textContent = `${kind.why} A cross marks a flip.`;
-      paintMap(model, dark);
+      paintMap(run, dark);
       recall.draw(hits, n);
       flips.draw(counts, n, [], { low: 0, high: most, ticks: [String(most), "0"] });
     }
@@ -315,7 +316,7 @@ function mount(host, page) {
       colourBar("drift", dark, scale, `${kind.unit} (log scale)`),
       mark("d2-dot-flip", "flip", NUMBERS[1][2]),
     ]);
-    paintOracle(model, step, dark);
+    paintOracle(run, step, dark);
     recall.follow(step);
     flips.follow(step);
     const p = page.hover?.p ?? page.selected;
@@ -336,6 +337,6 @@ RAMPS.drift = {
   ink: true,
   stops: ["#fff3d6", "#fdd49e", "#fca45d", "#ef6548", "#c9302c", "#8c1d40", "#4a1046"],
 };
-const tab = { key: "truth", title: "Truth", place: 50, mount };
+const tab = { key: "truth", title: "Truth", mount };
 
 export { tab };

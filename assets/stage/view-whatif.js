@@ -1,16 +1,17 @@
 /* What if: change a token, refresh what is kept or turn a knob after the step on view, and run on from there as a new lane. */
-import { chipData } from "./run.js";
-import { placeOf, quoted } from "./says.js";
-import { branchQuery, isEdit, refreshOf, editKnobs, editWords } from "./edits.js";
+import { POINTS, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
-import { words, pick } from "./view-parts.js";
+import { branchQuery, editKnobs, editWords, isEdit, refreshOf } from "./edits.js";
+import { chipData } from "./run.js";
+import { placeOf, quoted } from "./sentences.js";
+import { paragraph, pick } from "./widgets.js";
 
 const KEEP = "keep",
   OTHER = "other",
   MASK = "mask";
 const PATIENCE = 6000; // ms; a lane that was refused never comes, and the page says why elsewhere
 
-function whatIf(page) {
+function makeWhatIf(page) {
   let p = 0,
     token = KEEP,
     refresh = "none",
@@ -71,15 +72,15 @@ function whatIf(page) {
     change,
   );
   flag.hidden = true;
-  const go = h("button", "d2-button", { type: "button", disabled: true, onclick: run });
+  const go = h("button", "d2-button", { type: "button", disabled: true, onclick: start });
   const field = (label, ...kids) =>
     h("div", "d2-if", {}, h("span", "d2-if-label", { textContent: label }), ...kids);
   const el = h(
     "section",
     "d2-whatif",
-    { "data-point": "whatif", "aria-label": "What if" },
+    { "data-point": POINTS.whatif, "aria-label": "What if" },
     h("h4", "d2-title", { textContent: "What if …" }),
-    words(
+    paragraph(
       "d2-more",
       "Change something after the step on view and let the model run on from there. The new run becomes a lane of its own, beside this one; this one stays as it is.",
     ),
@@ -95,7 +96,7 @@ function whatIf(page) {
     trouble,
   );
 
-  const chosenKnob = () => editKnobs(page.model.start).find((k) => `${k.kind}.${k.name}` === knob);
+  const chosenKnob = () => editKnobs(page.run.start).find((k) => `${k.kind}.${k.name}` === knob);
 
   function showKnob() {
     const k = chosenKnob();
@@ -111,18 +112,18 @@ function whatIf(page) {
     const k = chosenKnob(),
       value = k && (k.flag ? flag.value === "1" : number.value === "" ? NaN : Number(number.value));
     const turned = k && k.value !== value ? { [k.kind]: { [k.name]: value } } : {};
-    return { step: page.step, tokens: ids, refresh: refreshOf(page.model, refresh, p), ...turned };
+    return { step: page.step, tokens: ids, refresh: refreshOf(page.run, refresh, p), ...turned };
   }
 
   const text = () => (token === OTHER ? typed.value : token.slice(1));
   const wantsToken = () => token === MASK || (token !== KEEP && text() !== "");
 
   function offer() {
-    const { model, step } = page,
-      now = chipData(model, p, step),
+    const { run, step } = page,
+      now = chipData(run, p, step),
       seen = new Set(now.masked ? [] : [now.text]),
       list = [[KEEP, now.masked ? "leave it masked" : `leave ${quoted(now.text)}`]];
-    for (const write of model.changes[p] || [])
+    for (const write of run.changes[p] || [])
       for (const option of [...(write.top || []).map(([t]) => t), write.text]) {
         if (option !== null && option !== undefined && !seen.has(option)) {
           seen.add(option);
@@ -130,11 +131,11 @@ function whatIf(page) {
         }
       }
     list.push([OTHER, "write another token …"]);
-    if (p >= model.P && !now.masked) list.push([MASK, "mask it again"]);
-    const key = JSON.stringify([model.run, p, list]);
+    if (p >= run.P && !now.masked) list.push([MASK, "mask it again"]);
+    const key = JSON.stringify([run.key, p, list]);
     if (key === offered) return;
     if (
-      !offered.startsWith(JSON.stringify([model.run, p]).slice(0, -1)) ||
+      !offered.startsWith(JSON.stringify([run.key, p]).slice(0, -1)) ||
       !list.some(([v]) => v === token)
     )
       token = KEEP;
@@ -144,14 +145,14 @@ function whatIf(page) {
   }
 
   function offerKnobs() {
-    const key = `${page.model.run}`;
+    const key = `${page.run.key}`;
     if (knobsFor === key) return;
     knobsFor = key;
     knob = "";
     knobs.fill(
       [
         ["", "none"],
-        ...editKnobs(page.model.start).map((k) => [
+        ...editKnobs(page.run.start).map((k) => [
           `${k.kind}.${k.name}`,
           `${k.kind}: ${k.name.replaceAll("_", " ")} (now ${k.flag ? (k.value ? "on" : "off") : k.value})`,
         ]),
@@ -168,28 +169,27 @@ function whatIf(page) {
   }
 
   async function tokenId() {
-    const { model } = page,
-      run = model.run;
+    const { run } = page;
     if (token === MASK)
-      return Number.isInteger(model.start.mask)
-        ? model.start.mask
-        : (await page.ask("token", { run, mask: true })).id;
+      return Number.isInteger(run.start.mask)
+        ? run.start.mask
+        : (await page.ask(QUESTIONS.token, { run: run.key, mask: true })).id;
     const id =
       token === OTHER && /^#\d+$/.test(text().trim()) ? Number(text().trim().slice(1)) : null;
-    return id ?? (await page.ask("token", { run, text: text() })).id;
+    return id ?? (await page.ask(QUESTIONS.token, { run: run.key, text: text() })).id;
   }
 
-  async function run() {
+  async function start() {
     if (busy) return;
     busy = true;
     trouble.hidden = true;
-    const { model } = page,
+    const { run } = page,
       at = p;
     page.schedule();
     try {
       const wanted = edit(),
         ids = wantsToken() ? [[at, await tokenId()]] : [];
-      before = new Set(page.board.lanes.map((lane) => lane.run));
+      before = new Set(page.board.lanes.map((lane) => lane.key));
       timer = setTimeout(
         () =>
           ended(
@@ -197,7 +197,7 @@ function whatIf(page) {
           ),
         PATIENCE,
       );
-      await page.send(branchQuery(model.run, { ...wanted, tokens: ids }));
+      await page.send(branchQuery(run.key, { ...wanted, tokens: ids }));
     } catch (error) {
       ended(String(error?.message || error));
     }
@@ -215,10 +215,10 @@ function whatIf(page) {
   }
 
   function reason() {
-    const { model, step } = page;
+    const { run, step } = page;
     if (page.offline) return "What if needs the running app; this page only replays what was run.";
     if (step < 0) return "Wait for the first step.";
-    if (model.status === "done" && step === model.recs.length - 1)
+    if (run.status === "done" && step === run.records.length - 1)
       return "The run ends here. Go back to an earlier step to change something.";
     if (!wantsToken() && !isEdit(edit())) return "Choose at least one change.";
     return "";
@@ -227,7 +227,7 @@ function whatIf(page) {
   // place: the position that the token tab shows
   function paint(place) {
     p = place;
-    if (before && page.board.lanes.some((lane) => !before.has(lane.run))) ended();
+    if (before && page.board.lanes.some((lane) => !before.has(lane.key))) ended();
     offer();
     offerKnobs();
     const why = reason(),
@@ -235,18 +235,18 @@ function whatIf(page) {
     go.textContent =
       page.step < 0 ? "Run on as a new lane" : `Run on from step ${page.step + 1} as a new lane`;
     go.disabled = Boolean(why) || busy;
-    fresh.options[1].textContent = `this position (${placeOf(page.model, p)})`;
+    fresh.options[1].textContent = `this position (${placeOf(page.run, p)})`;
     const unmade = { ...edit(), tokens: wantsToken() ? [[p, 0]] : [] };
     const whole =
-      page.model.start.by_layer &&
+      page.run.start.by_layer &&
       (unmade.tokens.length || unmade.refresh) &&
       unmade.refresh !== "all"
         ? " This policy decides layer by layer: it then refreshes every position."
         : "";
-    said.textContent = busy ? "Starting …" : why || editWords(page.model, unmade, names) + whole;
+    said.textContent = busy ? "Starting …" : why || editWords(page.run, unmade, names) + whole;
   }
 
   return { el, paint, destroy: () => clearTimeout(timer) };
 }
 
-export { whatIf };
+export { makeWhatIf };

@@ -1,15 +1,15 @@
-/* The tabs and the other parts of the page, in one list: a new one is added here. */
-import { tab as viewStage } from "./view-stage.js";
-import { tab as viewCompare } from "./view-compare.js";
-import { tab as viewCache } from "./view-cache.js";
-import { tab as viewAttention } from "./view-attention.js";
-import { tab as viewTruth } from "./view-truth.js";
-import { tab as viewToken } from "./view-token.js";
-import { tab as figures } from "./figures.js";
-import { part as lessons } from "./lessons.js";
+/* The tabs, in their order, and the other parts of the page: a new one is added here. */
 import { part as exportMenu } from "./export.js";
+import { part as lessons } from "./lessons.js";
+import { tab as viewAttention } from "./view-attention.js";
+import { tab as viewCache } from "./view-cache.js";
+import { tab as viewCompare } from "./view-compare.js";
+import { tab as viewFigures } from "./view-figures.js";
+import { tab as viewStage } from "./view-stage.js";
+import { tab as viewToken } from "./view-token.js";
+import { tab as viewTruth } from "./view-truth.js";
 
-const TABS = [viewStage, viewCompare, viewCache, viewAttention, viewTruth, viewToken, figures];
+const TABS = [viewStage, viewCompare, viewCache, viewAttention, viewTruth, viewToken, viewFigures];
 const PARTS_OF_PAGE = [lessons, exportMenu];
 
 export { TABS, PARTS_OF_PAGE };

@@ -1,16 +1,16 @@
-"""Kernels for a GPU, in Triton and one in CUDA: each does what functions of the plain engine do."""
+"""Kernels for a GPU, in Triton and one in CUDA; each replaces plain functions of the engine."""
 
 from d2cache.kernels.attention import MOST_ROWS, Weights, attention, rollout
-from d2cache.kernels.chain import Room, Slots, chain, served
-from d2cache.kernels.choose import likeliest
+from d2cache.kernels.chain import ChainRows, Slots, Tiling, Workspace, chain, compiled_tiling
 from d2cache.kernels.layer import add_norm, quantize_rows, rotate_write, swiglu
-from d2cache.kernels.order import (
+from d2cache.kernels.sampling import likeliest
+from d2cache.kernels.selection import (
     LONGEST,
+    canvas_masks,
     certainty_density,
-    facts,
     indices,
     list_rows,
-    masks,
+    masks_of,
     moved_most,
     nucleus,
     search_window,
@@ -20,25 +20,27 @@ from d2cache.kernels.order import (
 __all__ = [
     "LONGEST",
     "MOST_ROWS",
-    "Room",
+    "ChainRows",
     "Slots",
+    "Tiling",
     "Weights",
+    "Workspace",
     "add_norm",
     "attention",
+    "canvas_masks",
     "certainty_density",
     "chain",
-    "facts",
+    "compiled_tiling",
     "indices",
     "likeliest",
     "list_rows",
-    "masks",
+    "masks_of",
     "moved_most",
     "nucleus",
     "quantize_rows",
     "rollout",
     "rotate_write",
     "search_window",
-    "served",
     "swiglu",
     "top_k_mask",
 ]

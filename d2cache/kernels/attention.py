@@ -1,9 +1,10 @@
 """Attention of few rows, and what rollout takes from it, without a map in memory.
 
-`attention` keeps the log of each row's sum (LSE). With it any weight can be made again from its
-query and key, so the head-averaged maps of all layers are never written: `meet` makes the small
-part that a sweep over the layers needs (rows against rows), `columns` the column sums that it ends
-in. Letters as in model.py: B batch, H heads, R rows, T positions, D head width, L layers.
+`attention` keeps the log of each row's sum (LSE). With it any weight can be computed again from its
+query and key, so the head-averaged maps of all layers are never written: `_maps_among_rows` makes
+the small part that a sweep over the layers needs (rows against rows), `_column_sums` the column
+sums that it ends in. Letters as in model.py: B batch, H heads, R rows, T positions, D head width,
+L layers.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _attention(
 
 
 @triton.jit
-def _join(
+def _merge_chunks(
     parts,
     logs,
     out,
@@ -117,7 +118,7 @@ def _join(
 
 @dataclass
 class Weights:
-    """The attention weights of one layer, not made yet: q (B,H,R,D), k (B,Hkv,T,D), lse (B,H,R)
+    """The attention weights of one layer, not computed yet: q (B,H,R,D), k (B,Hkv,T,D), lse (B,H,R)
     float32 in powers of two, keys (B,T) bool or None."""
 
     q: Tensor
@@ -126,9 +127,8 @@ class Weights:
     keys: Tensor | None
 
 
-def plan_of(batch: int, heads: int, rows: int, length: int) -> tuple[int, ...]:
-    """Rows a block, keys a turn, parts that the keys are cut into to fill the chip, warps and
-    stages."""
+def launch_of(batch: int, heads: int, rows: int, length: int) -> tuple[int, ...]:
+    """Rows per block, keys per turn, chunks of keys (enough to fill the chip), warps and stages."""
     m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     blocks = triton.cdiv(rows, m) * batch * heads
     parts = 1
@@ -138,15 +138,15 @@ def plan_of(batch: int, heads: int, rows: int, length: int) -> tuple[int, ...]:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, plan=None, lse: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, launch=None, lse: Tensor | None = None
 ) -> tuple[Tensor, Weights]:
     """-> outputs (B,H,R,D), laid out as (B,R,H,D), and the Weights. Sums in float32.
 
-    lse: where to put the sums (B,H,R), if somewhere.
+    launch: as `launch_of` makes it. lse: where to put the sums (B,H,R), if given.
     """
     batch, heads, rows, width = q.shape
     kv_heads, length = k.shape[1:3]
-    m, n, parts, warps, stages = plan or plan_of(batch, heads, rows, length)
+    m, n, parts, warps, stages = launch or launch_of(batch, heads, rows, length)
     chunk = triton.cdiv(triton.cdiv(length, parts), n) * n
     out = q.new_empty(batch, rows, heads, width)
     if lse is None:
@@ -183,17 +183,17 @@ def attention(
     )
     if parts > 1:
         lines = batch * heads * rows
-        _join[(triton.cdiv(lines, 8),)](
+        _merge_chunks[(triton.cdiv(lines, 8),)](
             some, logs, out, lse, heads, rows, lines, PARTS=parts, D=width, LINES=8, num_warps=4
         )
     return out.transpose(1, 2), Weights(q, k, lse, keys)
 
 
-# Several layers at once: their q and lse lie at a fixed distance from each other in memory.
+# Several layers at once: their q and lse are equally spaced in memory.
 
 
 @triton.jit
-def _meet(
+def _maps_among_rows(
     q,
     k,
     lse,
@@ -237,7 +237,7 @@ def _meet(
 
 
 @triton.jit
-def _split(x, like, W: tl.constexpr):
+def _split_float(x, like, W: tl.constexpr):
     # x (N,) float32 as rows 0, 1, 2 of (16,N) in a narrow type: their sum is x, to its last bits
     line = tl.arange(0, 16)[:, None]
     high = x.to(like.dtype)
@@ -252,9 +252,9 @@ def _split(x, like, W: tl.constexpr):
 
 @triton.jit
 def _sweep(
-    meet, valid, index, half, out, rows, length, layers, batch, R: tl.constexpr, W: tl.constexpr
+    maps, valid, index, half, out, rows, length, layers, batch, R: tl.constexpr, W: tl.constexpr
 ):
-    # one program a row of the batch; mass of the rows alone, from the last layer down
+    # one program per row of the batch; mass of the rows alone, from the last layer down
     b = tl.program_id(0)
     row = tl.arange(0, R)
     inside = row < rows
@@ -266,13 +266,13 @@ def _sweep(
         give = mass * counts
         given += give
         tl.store(half + line * rows + row, give, inside)
-        base = meet + line * rows * rows
+        base = maps + line * rows * rows
         if W == R:
             weight = tl.load(
                 base + row[:, None] * rows + row[None], inside[:, None] & inside[None], 0.0
             )
-            got = tl.dot(_split(give, weight, W), weight, out_dtype=tl.float32)
-        else:  # too many rows at once: by parts, what each gives read again
+            got = tl.dot(_split_float(give, weight, W), weight, out_dtype=tl.float32)
+        else:  # too many rows at once: in parts, and what each gives is read again
             tl.debug_barrier()
             got = tl.zeros((16, R), tl.float32)
             for start in range(0, rows, W):
@@ -283,14 +283,14 @@ def _sweep(
                     0.0,
                 )
                 some = tl.load(half + line * rows + part, part < rows, 0.0)
-                got = tl.dot(_split(some, weight, W), weight, got)
+                got = tl.dot(_split_float(some, weight, W), weight, got)
         mass = mass - give + tl.sum(got, 0)
     at = tl.load(index + b * rows + row, inside, 0)
     tl.atomic_add(out + b * length + at, -given, inside & (counts > 0))
 
 
 @triton.jit
-def _columns(
+def _column_sums(
     q,
     k,
     lse,
@@ -332,7 +332,7 @@ def _columns(
             row = start + tl.arange(0, M)
             inside = row < rows
             query = tl.load(q + head * q_h + row[:, None] * q_r + lane[None], inside[:, None], 0.0)
-            # what the row gives joins the exponent: one product less for each weight
+            # what the row gives is added to the exponent: one product less per weight
             log = tl.load(lse + head * rows + row, inside, 0.0)
             give = tl.log2(tl.load(half + row, inside, 0.0)) - log
             acc += tl.exp2(tl.dot(query, key.T) * scale + give[:, None])
@@ -347,13 +347,13 @@ MOST_ROWS = 512  # of a sweep, which is one program
 def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -> Tensor:
     """`ops.rollout_mass` of weights that were never written: (B,T) float32.
 
-    q and lse of the layers must lie at one distance from each other, and so must the keys.
+    q and lse of the layers must be equally spaced in memory, and so must the keys.
     """
     first = weights[0]
     (batch, heads, rows, width), kv_heads = first.q.shape, first.k.shape[1]
     layers = len(weights)
-    q_l, k_l, lse_l = (_distance([getattr(w, name) for w in weights]) for name in ("q", "k", "lse"))
-    meet = first.q.new_empty(layers, batch, rows, rows)
+    q_l, k_l, lse_l = (_spacing([getattr(w, name) for w in weights]) for name in ("q", "k", "lse"))
+    maps = first.q.new_empty(layers, batch, rows, rows)
     half = first.lse.new_empty(layers, batch, rows)
     scale, group = width**-0.5 * LOG2E, heads // kv_heads
     m = 64 if rows > 32 else max(16, triton.next_power_of_2(rows))
@@ -369,12 +369,12 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
         k_b=first.k.stride(0),
     )
     tiles = triton.cdiv(rows, m)
-    _meet[(tiles, tiles, layers * batch)](
+    _maps_among_rows[(tiles, tiles, layers * batch)](
         first.q,
         first.k,
         first.lse,
         index,
-        meet,
+        maps,
         scale,
         heads,
         group,
@@ -386,11 +386,11 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
         num_stages=3,
     )
     if first.keys is not None:
-        meet *= first.keys.gather(1, index)[:, None]
+        maps *= first.keys.gather(1, index)[:, None]
     r = max(16, triton.next_power_of_2(rows))
     mass = torch.ones(batch, length, dtype=torch.float32, device=index.device)
     _sweep[(batch,)](
-        meet,
+        maps,
         valid.view(torch.uint8),
         index,
         half,
@@ -405,7 +405,7 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
         num_stages=3,
     )
     n, per = 128, 8
-    _columns[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
+    _column_sums[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
         first.q,
         first.k,
         first.lse,
@@ -429,7 +429,7 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
     return mass
 
 
-def _distance(tensors: list[Tensor]) -> int:
+def _spacing(tensors: list[Tensor]) -> int:
     """Elements between each tensor and the next in memory; ValueError where that varies."""
     if len(tensors) == 1:
         return 0
@@ -438,5 +438,7 @@ def _distance(tensors: list[Tensor]) -> int:
         (b.data_ptr() - a.data_ptr()) // size for a, b in zip(tensors, tensors[1:], strict=False)
     }
     if len(gaps) > 1:
-        raise ValueError("the layers' tensors do not lie at one distance from each other")
+        raise ValueError(
+            "the layers' tensors are not equally spaced in memory; allocate them as one tensor"
+        )
     return gaps.pop()

@@ -1,8 +1,8 @@
-"""The layers of a model, or what lies between two attentions, in one kernel, compiled from chain.cu
-when it is first asked for.
+"""The layers of a model, or everything between two attentions, in one kernel, compiled from
+chain.cu on first use.
 
-Made for chips with wgmma and TMA (compute capability 9.0), bfloat16 and up to 128 rows. NVRTC,
-which compiles, comes with torch.
+For chips with wgmma and TMA (compute capability 9.0), bfloat16 and up to 128 rows. The compiler,
+NVRTC, comes with torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 128
-MOST_LAYERS = 48  # in one kernel, whose parameters have 32 KB
+MOST_LAYERS = 48  # in one kernel, whose parameters have room for 32 KB
 PAIRS = 16  # columns of q, k, v that turn together with as many others
 LOG2E = 1.4426950408889634
 SHARED = 227 * 1024  # bytes that a block can have
@@ -28,7 +28,7 @@ X_STAGES = 6  # rows come from L2 in the time of about four turns
 
 
 @dataclass(frozen=True)
-class Form:
+class Tiling:
     """How the products of a layer are cut into blocks; the names are those of chain.cu."""
 
     layers: int
@@ -79,14 +79,14 @@ class Form:
         return many + many % 2
 
 
-def form_of(config, layers: int, rows: int, chip: int) -> Form | None:
-    """The form for the sizes of a ModelConfig, so many of its layers in one kernel, on a chip of so
-    many multiprocessors; None where there is none."""
+def tiling_of(config, layers: int, rows: int, chip: int) -> Tiling | None:
+    """The tiling for `layers` layers of a ModelConfig in one kernel, on a chip of `chip`
+    multiprocessors; None where there is none."""
     c, head = config, config.head_width
     if not chip or head not in (64, 128) or layers > MOST_LAYERS:
         return None
     each = lambda cols, least=8: -(-cols // (least * chip)) * least
-    form = Form(
+    tiling = Tiling(
         layers,
         c.width,
         c.mlp,
@@ -99,14 +99,14 @@ def form_of(config, layers: int, rows: int, chip: int) -> Form | None:
         1 if rows <= 64 else 2,
         int(c.qkv_bias),
     )
-    fits = not (c.width % DEEP or c.mlp % DEEP) and max(form.out_cols, form.qkv_cols) <= 256
-    fits = fits and form.gate_cols <= 144  # sums of gate and up fill the registers
-    return form if fits and 0 < rows <= MOST_ROWS and form.blocks <= chip else None
+    fits = not (c.width % DEEP or c.mlp % DEEP) and max(tiling.out_cols, tiling.qkv_cols) <= 256
+    fits = fits and tiling.gate_cols <= 144  # sums of gate and up fill the registers
+    return tiling if fits and 0 < rows <= MOST_ROWS and tiling.blocks <= chip else None
 
 
 @lru_cache
-def chip_of(device: torch.device) -> int:
-    """Multiprocessors of a device that chain.cu is made for, else 0."""
+def multiprocessors_of(device: torch.device) -> int:
+    """Multiprocessors of a device that chain.cu supports, else 0."""
     if device.type != "cuda" or torch.version.cuda is None:
         return 0
     one = torch.cuda.get_device_properties(device)
@@ -114,17 +114,17 @@ def chip_of(device: torch.device) -> int:
 
 
 @lru_cache
-def served(config, layers: int, rows: int, device: torch.device) -> Form | None:
-    """The form for these sizes, its kernel compiled; None where torch must do the products."""
-    form = form_of(config, layers, rows, chip_of(device))
-    if form is not None:
+def compiled_tiling(config, layers: int, rows: int, device: torch.device) -> Tiling | None:
+    """The tiling for these sizes, its kernel compiled; None where torch must do the products."""
+    tiling = tiling_of(config, layers, rows, multiprocessors_of(device))
+    if tiling is not None:
         try:
             with torch.cuda.device(device):
-                compiled(form, device.index)
-        except (OSError, RuntimeError) as error:  # no NVRTC, or one that knows not this chip
+                compiled(tiling, device.index)
+        except (OSError, RuntimeError) as error:  # no NVRTC, or one that does not know this chip
             LOG.warning("products by torch: %s", str(error).splitlines()[0])
             return None
-    return form
+    return tiling
 
 
 class Config(ctypes.Structure):  # CUlaunchConfig
@@ -174,8 +174,8 @@ class Task(ctypes.Structure):
     ]
 
 
-# CU_LAUNCH_ATTRIBUTE_COOPERATIVE, for blocks that meet must all be there; and
-# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: weights are read before rows are there
+# CU_LAUNCH_ATTRIBUTE_COOPERATIVE, as blocks that meet must all be resident; and
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: weights are read before rows are ready
 ASKED = 2, 6
 MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -190,7 +190,7 @@ def _driver():
     return ctypes.CDLL("libcuda.so.1")
 
 
-PRODUCTS = {  # of chain.cu, and what the first factor is: where it lies, or four registers
+PRODUCTS = {  # of chain.cu, and what the first factor is: an address, or four registers
     "mma": "unsigned long long",
     "mma_held": "const unsigned int*",
     "mma_across": "const unsigned int*",
@@ -198,7 +198,7 @@ PRODUCTS = {  # of chain.cu, and what the first factor is: where it lies, or fou
 
 
 def _multiply(wide: int, name: str) -> str:
-    """A product of chain.cu for so many columns: one wgmma."""
+    """A product of chain.cu for `wide` columns: one wgmma."""
     held = name != "mma"
     count, rows = wide // 2, 4 if held else 1
     names = lambda first, many: ", ".join(f"%{i}" for i in range(first, first + many))
@@ -216,10 +216,12 @@ def _multiply(wide: int, name: str) -> str:
     )
 
 
-def source(form: Form) -> tuple[str, dict[str, int]]:
-    """What is compiled, and its macros."""
-    wide = 2 * form.gate_cols if form.gate_cols <= 128 else form.gate_cols  # 256 at once at most
-    made = [("mma", each) for each in sorted({form.out_cols, wide, form.qkv_cols})]
+def source(tiling: Tiling) -> tuple[str, dict[str, int]]:
+    """The text that is compiled, and its macros."""
+    wide = (
+        2 * tiling.gate_cols if tiling.gate_cols <= 128 else tiling.gate_cols
+    )  # 256 at once at most
+    made = [("mma", each) for each in sorted({tiling.out_cols, wide, tiling.qkv_cols})]
     made += [("mma_held", 64), ("mma_across", DEEP)]
     text = "".join(
         f"template <int N> __device__ void {name}(float*, {first}, unsigned long long, int);\n"
@@ -228,15 +230,15 @@ def source(form: Form) -> tuple[str, dict[str, int]]:
     text += "".join(_multiply(wide, name) for name, wide in made)
     text += Path(__file__).with_name("chain.cu").read_text("utf-8")
     derived = ("most_cols", "x_stages", "w_stages")
-    macros = asdict(form) | {name: getattr(form, name) for name in derived}
+    macros = asdict(tiling) | {name: getattr(tiling, name) for name in derived}
     return text, {name.upper(): value for name, value in macros.items()}
 
 
 @lru_cache
-def compiled(form: Form, device: int) -> c_void_p:
-    """The kernel of this form on the current device; RuntimeError or OSError where that fails."""
+def compiled(tiling: Tiling, device: int) -> c_void_p:
+    """The kernel of this tiling on the current device; RuntimeError or OSError where that fails."""
     nvrtc = ctypes.CDLL(f"libnvrtc.so.{torch.version.cuda.split('.')[0]}")
-    text, macros = source(form)
+    text, macros = source(tiling)
     options = [f"-D{name}={value}".encode() for name, value in macros.items()]
     options += [b"--gpu-architecture=sm_90a", b"--std=c++17", b"-default-device"]
     program, size = c_void_p(), ctypes.c_size_t()
@@ -254,17 +256,17 @@ def compiled(form: Form, device: int) -> c_void_p:
     finally:
         nvrtc.nvrtcDestroyProgram(byref(program))
     module, kernel, driver = c_void_p(), c_void_p(), _driver()
-    torch.cuda.current_stream()  # a context must be there
+    torch.cuda.current_stream()  # creates a context if there is none
     _check(driver.cuModuleLoadData(byref(module), binary), "cuModuleLoadData")
     _check(driver.cuModuleGetFunction(byref(kernel), module, b"chain"), "cuModuleGetFunction")
-    _check(driver.cuFuncSetAttribute(kernel, MOST_SHARED, form.shared), "cuFuncSetAttribute")
+    _check(driver.cuFuncSetAttribute(kernel, MOST_SHARED, tiling.shared), "cuFuncSetAttribute")
     return kernel
 
 
 def _map(place: int, size: list[int], strides: list[int], box: list[int]) -> bytes:
     """CUtensorMap of bfloat16s, in tiles whose lines of 128 bytes are in the order wgmma reads."""
-    room = (ctypes.c_char * 192)()
-    aligned = (ctypes.c_char * 128).from_buffer(room, -ctypes.addressof(room) % 64)
+    buffer = (ctypes.c_char * 192)()
+    aligned = (ctypes.c_char * 128).from_buffer(buffer, -ctypes.addressof(buffer) % 64)
     many, steps = len(size), [1] * len(size)
     bfloat16, swizzle_128, promotion_256 = 9, 3, 3
     made = _driver().cuTensorMapEncodeTiled(
@@ -305,12 +307,12 @@ def pairs(weight: Tensor, head: int) -> bytes:
 
 
 @dataclass
-class Room:
-    """What the blocks of a chain pass on: gained and heads (R,d), hidden (R,MLP), squares
-    (2,blocks,64 or 128) float32, parts of the rows' sums, and for each link how many have come to
-    each meeting, (L+1,8) int32, zero at first."""
+class Workspace:
+    """Memory through which the blocks of a chain pass values on: gained and heads (R,d), hidden
+    (R,MLP), squares (2,blocks,64 or 128) float32, partial sums of the rows' squares, and met
+    (L+1,8) int32, for each link how many blocks have come to each meeting, zero at first."""
 
-    form: Form
+    tiling: Tiling
     gained: Tensor
     heads: Tensor
     hidden: Tensor
@@ -318,22 +320,33 @@ class Room:
     met: Tensor
 
     @classmethod
-    def made(cls, form: Form, rows: int, links: int, device) -> Room:
+    def made(cls, tiling: Tiling, rows: int, links: int, device: torch.device) -> Workspace:
         make = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device=device)
         return cls(
-            form,
-            make(rows, form.width),
-            make(rows, form.width),
-            make(rows, form.mlp),
-            make(2, form.blocks, 64 * form.groups, dtype=torch.float32),
+            tiling,
+            make(rows, tiling.width),
+            make(rows, tiling.width),
+            make(rows, tiling.mlp),
+            make(2, tiling.blocks, 64 * tiling.groups, dtype=torch.float32),
             torch.zeros(links, 8, dtype=torch.int32, device=device),
         )
 
 
 @dataclass
+class ChainRows:
+    """What goes through a chain: x (R,d), changed in place; cos and sin of the rows, (R,D/2) each;
+    index (B,R/B) int64, their positions."""
+
+    x: Tensor
+    rope: tuple[Tensor, Tensor]
+    index: Tensor
+
+
+@dataclass
 class Slots:
     """What layers write for their attention: q (S,R,d), k, v (S,B,Hkv,T,D), lse (S,B,H,R) float32.
-    S is the number of layers, or 1: then each writes over the last one's (k, v: of one link alone).
+    S is the number of layers, or 1: then each layer overwrites the last one's (k, v: only where
+    there is a single link).
     """
 
     q: Tensor
@@ -343,105 +356,110 @@ class Slots:
 
 
 def chain(
-    room: Room,
+    workspace: Workspace,
     blocks: list,
     first: int,
     last: int,
-    x: Tensor,
+    rows: ChainRows,
     eps: float,
-    rope: tuple[Tensor, Tensor],
-    index: Tensor,
     slots: Slots,
     heads: Tensor | None = None,
 ) -> None:
-    """x (R,d), changed in place, goes through links `first` to `last` of `blocks`.
+    """Rows go through links `first` to `last` of `blocks`.
 
-    Link i is what lies between the attention of block i - 1 and that of block i, up to q, k, v,
-    rotated and put into the slots. Of several links, from 0 on, the attention in between is done
-    too, where the batch has one row, without a mask. Of one link, heads (R,d) is what the block
-    before attended to. After the last block the norm that follows is left to others.
-
-    rope: cos, sin of the rows, (R,D/2) each. index (B,R/B) int64: their positions.
+    Link i is everything between the attention of block i - 1 and that of block i, up to q, k, v,
+    rotated and written to the slots. Over several links, from 0 on, the attention in between is
+    done too; the batch must have one row, and no mask. For a single link, heads (R,d) is the output
+    of the previous block's attention. The norm after the last block is left to the caller.
     """
-    form, rows = room.form, len(x)
-    kernel = compiled(form, x.device.index)
+    tiling, x = workspace.tiling, rows.x
+    kernel = compiled(tiling, x.device.index)
     base = max(first - 1, 0)
     given = blocks[base : last + 1]
     batch, kv_heads, length, _ = slots.k.shape[1:]
-    assert x.is_contiguous() and len(given) <= form.layers and index.is_contiguous()
-    assert all(t.is_contiguous() for t in (*rope, slots.q, slots.k, slots.v, slots.lse))
+    assert x.is_contiguous() and len(given) <= tiling.layers and rows.index.is_contiguous()
+    assert all(t.is_contiguous() for t in (*rows.rope, slots.q, slots.k, slots.v, slots.lse))
     several = first == 0 and batch == 1 and heads is None and len(slots.k) >= last
     assert first == last or several
-    place = lambda t: 0 if t is None else t.data_ptr()
-    model = b""
-    for block in given:
-        model += (
-            tiles(block.out_proj.weight, form.out_cols)
-            + tiles(block.gate_up_proj.weight, form.gate_cols)
-            + tiles(block.down_proj.weight, form.out_cols)
-            + pairs(block.qkv_proj.weight, form.head)
-            + bytes(
-                (c_uint64 * 8)(
-                    *map(
-                        place,
-                        (  # to a multiple of 64
-                            block.attn_norm.weight,
-                            block.mlp_norm.weight,
-                            block.qkv_proj.bias,
-                        ),
-                    )
-                )
-            )
-        )
-    heads = room.heads if heads is None else heads
-    inputs = b"".join(
+    task = Task(
+        len(x),
+        len(x) // batch,
+        length,
+        len(given),
+        first - base,
+        last - base,
+        eps,
+        tiling.head**-0.5 * LOG2E,
+    )
+    model = b"".join(_layer(block, tiling) for block in given)
+    inputs = _inputs(workspace, len(x), slots, workspace.heads if heads is None else heads)
+    values = [
+        ctypes.create_string_buffer(model, tiling.layers * (4 * 128 + 64)),
+        ctypes.create_string_buffer(inputs, 6 * 128),
+        _places(workspace, rows, slots, base),
+        task,
+    ]
+    _launch(kernel, tiling, values, x.device)
+
+
+def _place(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _layer(block, tiling: Tiling) -> bytes:
+    """`Layer` of chain.cu."""
+    vectors = block.attn_norm.weight, block.mlp_norm.weight, block.qkv_proj.bias
+    return (
+        tiles(block.out_proj.weight, tiling.out_cols)
+        + tiles(block.gate_up_proj.weight, tiling.gate_cols)
+        + tiles(block.down_proj.weight, tiling.out_cols)
+        + pairs(block.qkv_proj.weight, tiling.head)
+        + bytes((c_uint64 * 8)(*map(_place, vectors)))  # to a multiple of 64
+    )
+
+
+def _inputs(workspace: Workspace, rows: int, slots: Slots, heads: Tensor) -> bytes:
+    """`Inputs` of chain.cu."""
+    tiling = workspace.tiling
+    return b"".join(
         (
-            # no line beyond the last row: to fill those with zeros takes TMA longer than to read
-            *(tiles(t, rows) for t in (heads, room.gained, room.hidden)),
-            *(tiles(t.flatten(0, -2), 64 * form.groups) for t in (slots.k, slots.v)),
+            # no line beyond the last row: filling those with zeros takes TMA longer than reading
+            *(tiles(t, rows) for t in (heads, workspace.gained, workspace.hidden)),
+            *(tiles(t.flatten(0, -2), 64 * tiling.groups) for t in (slots.k, slots.v)),
             tiles(slots.q.flatten(0, -2), 64),
         )
     )
+
+
+def _places(workspace: Workspace, rows: ChainRows, slots: Slots, base: int) -> Places:
     step = lambda t: t.stride(0) if len(t) > 1 else 0
-    places = Places(
-        *map(place, (x, room.gained, room.hidden, room.heads, room.squares)),
-        *map(place, (slots.q, slots.k, slots.v, slots.lse, *rope, index, room.met[base])),
+    own = rows.x, workspace.gained, workspace.hidden, workspace.heads, workspace.squares
+    rest = slots.q, slots.k, slots.v, slots.lse, *rows.rope, rows.index, workspace.met[base]
+    return Places(
+        *map(_place, (*own, *rest)),
         step(slots.q),
         step(slots.k),
         slots.k.stride(1),
         slots.k.stride(2),
         step(slots.lse),
     )
-    task = Task(
-        rows,
-        rows // batch,
-        length,
-        len(given),
-        first - base,
-        last - base,
-        eps,
-        form.head**-0.5 * LOG2E,
-    )
-    values = [
-        ctypes.create_string_buffer(model, form.layers * (4 * 128 + 64)),
-        ctypes.create_string_buffer(inputs, 6 * 128),
-        places,
-        task,
-    ]
-    pointers = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+
+
+def _launch(kernel: c_void_p, tiling: Tiling, values: list, device: torch.device) -> None:
+    arguments = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
     asked = (Attribute * len(ASKED))()
     for attribute, kind in zip(asked, ASKED, strict=True):
         attribute.kind, attribute.value[0] = kind, 1
     config = Config(
-        form.blocks,
+        tiling.blocks,
         1,
         1,
-        128 * form.groups + 128,
+        128 * tiling.groups + 128,
         1,
         1,
-        form.shared,
-        torch.cuda.current_stream(x.device).cuda_stream,
+        tiling.shared,
+        torch.cuda.current_stream(device).cuda_stream,
         ctypes.addressof(asked),
         len(asked),
     )
-    _check(_driver().cuLaunchKernelEx(byref(config), kernel, pointers, None), "cuLaunchKernelEx")
+    _check(_driver().cuLaunchKernelEx(byref(config), kernel, arguments, None), "cuLaunchKernelEx")

@@ -1,5 +1,5 @@
-"""What lies between a layer's matrix products, a kernel each: norm, rotation with K,V, SwiGLU; and
-rows in 8 bits, for products with 8-bit weights."""
+"""What happens between a layer's matrix products, one kernel each: norm, rotation with K,V, SwiGLU;
+and rows in 8 bits, for products with 8-bit weights."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _rotate_write(
 
 
 def rotate_write(qkv: Tensor, rope, index: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """The projections qkv (B,R,(H+2Hkv)D) of rows `index` (B,R): q and k are rotated, k and v put
-    in place into (B,Hkv,T,D) each; -> q (B,H,R,D), a view of qkv. rope: cos, sin (B,1,R,D/2)."""
+    """The projections qkv (B,R,(H+2Hkv)D) of rows `index` (B,R): q and k are rotated, k and v
+    written into (B,Hkv,T,D) each; -> q (B,H,R,D), a view of qkv. rope: cos, sin (B,1,R,D/2)."""
     batch, rows, wide = qkv.shape
     half = k.shape[-1] // 2
     cos, sin = (t.contiguous() for t in rope)
@@ -175,7 +175,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         out,
         scale,
         x.shape[-1],
-        LARGEST=ops.LARGEST,
+        LARGEST=ops.FP8_LARGEST,
         BLOCK=block,
         num_warps=min(16, max(4, block // 1024)),
     )

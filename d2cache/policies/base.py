@@ -1,4 +1,4 @@
-"""CachePolicy, whose base class is "no cache", and KV, the store that policies share."""
+"""CachePolicy, the base class, which is "no cache", and KV, the store that policies use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from d2cache import ops
-from d2cache.canvas import Canvas, Plan, Rows, Step, Why
+from d2cache.canvas import Canvas, Plan, Step, Why
 from d2cache.model import Block, Model
 from d2cache.registry import Registered
+from d2cache.rows import Rows
 
 
 class KV:
@@ -31,7 +32,7 @@ class KV:
         return self.k[i], self.v[i]
 
     def write(self, i: int, rows: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k, v (B,Hkv,R,D) of `rows` in place; -> all keys and values (B,Hkv,T,D)."""
+        """Store k, v (B,Hkv,R,D) of `rows`; -> all keys and values (B,Hkv,T,D)."""
         if rows.full:
             self.k[i].copy_(k)
             self.v[i].copy_(v)
@@ -43,31 +44,31 @@ class KV:
 
 
 class CachePolicy(Registered):
-    """Decides which rows are recomputed. The five verbs here recompute everything every step.
+    """Decides which rows are recomputed. The methods here recompute everything in every step.
 
     Subclass as a dataclass with a key; its fields are its knobs and its docstring's first line
-    names the paper. State of a run lives in attributes set by `begin`.
+    names the paper. State of a run is kept in attributes set by `begin`.
     """
 
     registry: ClassVar[dict[str, type]] = {}
     kind: ClassVar[str] = "policy"
-    for_blocks: ClassVar[bool] = False  # whether it needs a block length to show its point
-    rollout: Tensor | None = None  # (B,T) column mass of the last step, where a policy makes one
-    parts: Tensor | None = None  # (B,L,T) uint8 of `Part`, by policies that decide by layer
-    # That the `attend` beside which this stands only hands q, k, v and the rows' keys to the block
-    # or to `ops.attention_map`, and the outputs on: a GPU may run all layers before it is asked.
-    hands_on: ClassVar[bool] = True
-    whole: bool = False  # while `plan` is called for a step in which every row must be recomputed
+    for_blocks: ClassVar[bool] = False  # made for answers in several blocks
+    rollout: Tensor | None = None  # (B,T) column mass of the last step, if the policy computes it
+    parts: Tensor | None = None  # (B,L,T) uint8 of `Part`, set by policies that decide by layer
+    # Set by the class that defines `attend`: it only passes q, k, v and the rows' keys to the block
+    # or to `ops.attention_map`, and returns the outputs, so a GPU may run all layers before it.
+    attend_can_wait: ClassVar[bool] = True
+    whole: bool = False  # set while `plan` is called for a step that must recompute every row
 
     def begin(self, model: Model, canvas: Canvas) -> None:
-        """Called once before the first step: make room."""
+        """Called once before the first step: allocate what the run needs."""
         self.kv = KV(model, *canvas.tokens.shape)
 
     def plan(self, canvas: Canvas) -> Plan:
         """Which positions to predict and which rows to recompute on this canvas.
 
-        Where `whole` is set, the plan is widened to all rows afterwards; a policy whose layers do
-        not follow the plan must recompute every part of every row in this step by itself.
+        Where `whole` is set, the plan is extended to all rows afterwards; a policy whose layers do
+        not follow the plan must itself recompute every part of every row in this step.
         """
         why = canvas.own.to(torch.uint8) * int(Why.FULL)
         return Plan(predict=canvas.masked, refresh=canvas.own, why=why)
@@ -77,8 +78,8 @@ class CachePolicy(Registered):
         x = x + self.attend(i, block, *self.project(i, block, x, rows), rows)
         return x + block.mlp(x)
 
-    def project(self, i: int, block: Block, x: Tensor, rows: Rows) -> tuple[Tensor, ...]:
-        """Rows -> their q (B,H,R,D), and all keys and values (B,Hkv,T,D) with the rows' own new."""
+    def project(self, i: int, block: Block, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows -> their q (B,H,R,D), and all keys and values (B,Hkv,T,D), the rows' updated."""
         if i > 0:
             q, k, v = block.qkv(x, rows.rope)
             return q, *self.kv.write(i, rows, k, v)
@@ -86,9 +87,9 @@ class CachePolicy(Registered):
         return block.query(x, rows.rope), *self.kv.at(0)
 
     def renew(self, block: Block, x: Tensor, rows: Rows) -> None:
-        """Layer 0's K,V of the rows whose token id is new there.
+        """Recompute layer 0's K,V of the rows whose token id is new.
 
-        They depend on id and position alone: kept while the id stays, they are exact.
+        They depend on id and position alone, so keeping them while the id stays is exact.
         """
         if rows.fresh.shape[1]:
             fresh = rows.take(rows.fresh)
@@ -99,4 +100,4 @@ class CachePolicy(Registered):
         return block.attend(q, k, v, rows.keys)
 
     def observe(self, canvas: Canvas, step: Step) -> None:
-        """Called after each step, with the canvas it left: learn for the next plan."""
+        """Called after each step, with the canvas it left: prepare the next plan."""

@@ -33,7 +33,7 @@ class D2Cache(CachePolicy, key="d2"):
     sigma: float = knob(10.0, 0.1, 100.0, "width of certainty density, in positions")
     inflate_w: int = knob(0, 0, 64, "recompute gaps between chosen rows at most this far apart")
     as_shipped: bool = knob(False, None, None, "reproduce the public code, bugs included")
-    hands_on = True  # what `attend` below is given
+    attend_can_wait = True
 
     def begin(self, model, canvas):
         super().begin(model, canvas)

@@ -14,12 +14,12 @@ from analysis import bench, figures, metrics, probes, study
 from analysis.page.events import (
     LARGEST_MAP,
     LiveEvents,
-    _run_lengths,
     ending,
     map_payload,
     message,
     trace_events,
 )
+from analysis.page.planes import run_lengths
 from d2cache.model import Linear
 from d2cache.trace import Recorder
 
@@ -232,8 +232,8 @@ def test_a_run_cut_short_says_so_and_a_finished_one_does_not(live, model):
 def test_equal_parts_longer_than_a_byte_counts_are_told_in_pieces():
     parts = np.full((2, 600), 15, np.uint8)
     parts[1, 255:] = 3
-    assert np.array_equal(cells(_run_lengths(parts), 2), parts)
-    assert len(base64.b64decode(_run_lengths(parts))) == 2 * (4 + 2)
+    assert np.array_equal(cells(run_lengths(parts), 2), parts)
+    assert len(base64.b64decode(run_lengths(parts))) == 2 * (4 + 2)
 
 
 def test_a_run_says_where_it_stands_among_others(live, small):

@@ -1,5 +1,8 @@
 """The loop: batch mates, blocks, ends, the rows that are written, and bad input."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,10 +20,12 @@ from lab import (
 )
 
 import d2cache
-from d2cache.canvas import Part, Plan, Why
+from d2cache.canvas import Plan, Why
 from d2cache.decoders.confidence import Confidence
-from d2cache.generate import gather_rows, open_canvas
+from d2cache.generate import open_canvas
 from d2cache.policies import CachePolicy
+from d2cache.rows import Part
+from d2cache.work import Work, gather_rows
 
 LENGTHS = (4, 9, 6)
 
@@ -415,3 +420,11 @@ def test_a_bad_setting_is_refused_at_the_call(settings, says):
     with pytest.raises(ValueError, match=says) as error:
         d2cache.generate(small_model(), [1, 2, 3], **settings)
     assert "\n" not in str(error.value)
+
+
+def test_without_the_package_of_graphs_the_plain_work_serves_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "d2cache.graphs", None)  # importing it fails
+    monkeypatch.delattr(d2cache, "graphs", raising=False)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    worker = sys.modules["d2cache.generate"]._worker  # the package's name of it is the function
+    assert worker(on_gpu, d2cache.make_policy("none"), eager=False) is Work

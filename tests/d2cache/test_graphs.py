@@ -12,29 +12,33 @@ import torch
 from lab import DECODER_KNOBS, DECODERS, POLICIES, full_pass, random_prompt, small_model
 
 import d2cache
-from d2cache import graphs
+from d2cache.graphs.arena import ARENAS, Arena
+from d2cache.graphs.canvas import TracedStep
+from d2cache.graphs.packed_step import PackedStep
+from d2cache.graphs.support import attend_can_wait, stored_by_rows
+from d2cache.graphs.work import UNCAPTURABLE, GraphWork, bucket
 from d2cache.policies import CachePolicy
-from d2cache.quantize import narrow
+from d2cache.quantize import to_fp8
 
 loop = sys.modules["d2cache.generate"]  # the package's name of it is the function
 
 
-class Traced(graphs.Graphs):
-    capture = False
+class Traced(GraphWork):
+    captures = False
 
 
 @pytest.fixture
 def traced(monkeypatch):
-    """generate(..., eager=False) goes through graphs.py; -> steps that did so."""
-    graphs.ARENAS.clear()
-    graphs.PLAIN.clear()
+    """generate(..., eager=False) goes through `GraphWork`; -> steps that did so."""
+    ARENAS.clear()
+    UNCAPTURABLE.clear()
     worker = loop._worker
     monkeypatch.setattr(
         loop, "_worker", lambda m, p, eager: worker(m, p, eager) if eager else Traced
     )
-    made, unpack = [], graphs.Packed.unpack
+    made, unpack = [], PackedStep.unpack
     monkeypatch.setattr(
-        graphs.Packed, "unpack", lambda self, *a: made.append(unpack(self, *a)) or made[-1]
+        PackedStep, "unpack", lambda self, *a: made.append(unpack(self, *a)) or made[-1]
     )
     return made
 
@@ -78,7 +82,7 @@ def test_every_policy(traced, policy, shift):
         settings = dict(gen_length=24, block_length=8)
         plain, fast = both(model, prompt, policy, ("confidence", {}), **settings)
         same(plain, fast)
-    if not graphs.PLAIN:
+    if not UNCAPTURABLE:
         assert len(traced) >= len(fast) - 1
 
 
@@ -94,7 +98,7 @@ def test_every_decoder(traced, decoder, temperature):
 @pytest.mark.parametrize("policy", ["none", "d2", "dllm", "dual"])
 def test_weights_in_8_bits(traced, policy):
     model = small_model(vocab=64, mask_id=63, qkv_bias=True)
-    narrow(model)
+    to_fp8(model)
     settings = dict(gen_length=24, block_length=8)
     same(*both(model, PROMPTS[0], (policy, {}), ("confidence", {}), **settings))
     assert traced
@@ -104,7 +108,7 @@ def test_what_runs_by_graphs(traced):
     """The policies that need no host run by graphs; the others say why not, and run plainly."""
     for policy, knobs in POLICIES:
         both(small_model(), PROMPTS[0], (policy, knobs), ("confidence", {}), gen_length=16)
-    assert not {name for name, _ in graphs.PLAIN} - {"elastic"}
+    assert not {name for name, _ in UNCAPTURABLE} - {"elastic"}
 
 
 def test_an_arena_serves_the_next_run(traced):
@@ -112,7 +116,7 @@ def test_an_arena_serves_the_next_run(traced):
     for seed in (1, 2, 3):
         prompt = random_prompt(9, seed)
         same(*both(model, prompt, policy, ("confidence", {}), gen_length=16))
-    assert len(graphs.ARENAS[model]) == 1
+    assert len(ARENAS[model]) == 1
 
 
 def test_two_runs_at_once_do_not_share_an_arena(traced):
@@ -151,16 +155,16 @@ def test_a_trace_is_the_same(traced):
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 65, 127, 129, 300, 1023, 5000])
 def test_buckets(count):
-    size = graphs.bucket(count, 4096)
-    assert size >= min(count, 4096) and graphs.bucket(size, 4096) == size
+    size = bucket(count, 4096)
+    assert size >= min(count, 4096) and bucket(size, 4096) == size
     assert count < 64 or size <= max(count * 1.25, count + 16) or size == 4096
-    assert graphs.bucket(count, 100) <= 100
+    assert bucket(count, 100) <= 100
 
 
 def test_questions_about_the_step_choose_the_graph():
-    arena = type("Owner", (), {"now": 6, "ask": graphs.Arena.ask, "guards": []})()
+    arena = type("Owner", (), {"step": 6, "guard": Arena.guard, "guards": []})()
     arena.guards = []
-    number = graphs.Number(arena, lambda step: step)
+    number = TracedStep(arena, lambda step: step)
     assert number % 3 == 0 and (number + 1) % 3 != 0 and not number < 4 and number
     answers = lambda step: [q(step) == a for q, a in arena.guards]
     assert all(answers(9)) and not all(answers(7)) and not all(answers(3))
@@ -170,12 +174,12 @@ def test_questions_about_the_step_choose_the_graph():
 
 def thrice(policy, decoder, prompts, **settings):
     """On a GPU: the third run replays what the first two captured."""
-    graphs.ARENAS.clear()
-    graphs.PLAIN.clear()
+    ARENAS.clear()
+    UNCAPTURABLE.clear()
     model = small_model(dtype=torch.float64).to("cuda")
     for prompt in prompts:
         same(*both(model, prompt, policy, decoder, **settings))
-    return [e for a in graphs.ARENAS.get(model, []) for known in a.entries.values() for e in known]
+    return [e for a in ARENAS.get(model, []) for known in a.entries.values() for e in known]
 
 
 @pytest.mark.gpu
@@ -201,34 +205,34 @@ def test_decoders_captured_on_a_gpu(decoder, temperature):
     thrice(policy, (decoder, knobs), [PROMPTS] * 3, **settings)
 
 
-def test_who_hands_on_says_so_beside_its_attention(monkeypatch):
+def test_a_class_says_beside_its_attention_that_it_can_wait(monkeypatch):
     monkeypatch.setattr(CachePolicy, "registry", dict(CachePolicy.registry))
 
     @dataclass
     class Other(type(d2cache.make_policy("d2")), key="other"):
-        """Inherits d2's word, not its attention."""
+        """Inherits d2's flag, not its attention."""
 
         def attend(self, i, block, q, k, v, rows):
             return block.attend(q, v, k, rows.keys)
 
-    found = {p["name"]: graphs.hands_on(d2cache.make_policy(p["name"])) for p in d2cache.policies()}
+    found = {p["name"]: attend_can_wait(d2cache.make_policy(p["name"])) for p in d2cache.policies()}
     assert found["none"] and found["dual"] and found["d2"]
     assert not found["sparse"] and not found["other"]
 
 
 def test_weights_that_the_kernel_of_all_layers_can_read():
     block = small_model(dtype=torch.float32).blocks[0]
-    assert graphs.stored_by_rows(block)
+    assert stored_by_rows(block)
     weight = block.down_proj.weight
     weight.data = weight.data.t().contiguous().t()  # as a CPU's products like them
-    assert not graphs.stored_by_rows(block)
+    assert not stored_by_rows(block)
 
 
 def near_a_full_pass(model, policy, prompts) -> None:
     """Each step of a policy that recomputes every row has the logits of a plain full pass over the
     canvas that it saw; and graphs were replayed."""
-    graphs.ARENAS.clear()
-    graphs.PLAIN.clear()
+    ARENAS.clear()
+    UNCAPTURABLE.clear()
     for seed in (1, 2):
         prompt = torch.stack([random_prompt(9, seed + i) for i in range(prompts)])
         for step in d2cache.generate(model, prompt, policy(), gen_length=24, eager=False):
@@ -238,8 +242,8 @@ def near_a_full_pass(model, policy, prompts) -> None:
             finite = torch.arange(64, device="cuda") != 63
             wanted, got = (t.float()[..., finite] for t in (wanted.gather(1, at), step.logits))
             assert (got - wanted).norm() < 0.12 * wanted.norm(), step.index
-    assert not graphs.PLAIN
-    found = [e for a in graphs.ARENAS[model] for known in a.entries.values() for e in known]
+    assert not UNCAPTURABLE
+    found = [e for a in ARENAS[model] for known in a.entries.values() for e in known]
     assert any(e.graph is not None for e in found)
 
 
@@ -251,7 +255,7 @@ def narrow_model(kind=None, **sizes):
             weight.data *= 0.25  # or the layers magnify what 8 bits round to a third of the logits
     model = model.to("cuda")
     if kind:
-        narrow(model)
+        to_fp8(model)
     return model
 
 

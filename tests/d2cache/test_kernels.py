@@ -211,9 +211,9 @@ def test_what_moved_most():
 
 
 @pytest.mark.parametrize("size", [5, 30])
-def test_facts_and_masks(size):
+def test_canvas_masks_and_rows(size):
     from d2cache.canvas import Canvas, Plan
-    from d2cache.generate import masks_of
+    from d2cache.work import masks_of
 
     tokens = torch.randint(0, 9, (3, 50), device=DEVICE)
     tokens[:, 20:][torch.rand(3, 30, device=DEVICE) < 0.6] = 9
@@ -221,7 +221,7 @@ def test_facts_and_masks(size):
     tokens[2, 20:40] = 3
     start = torch.tensor([0, 4, 7], device=DEVICE)
     canvas = Canvas(tokens, start, 20, size, mask_id=9, eos_id=8, padded=True)
-    found = kernels.facts(tokens, start, 20, size, 9)
+    found = kernels.canvas_masks(tokens, start, 20, size, 9)
     for name, plane in zip(("masked", "known", "block", "eligible", "live"), found, strict=True):
         assert torch.equal(plane, getattr(canvas, name)), name
     predict, refresh = canvas.masked, torch.rand(3, 50, device=DEVICE) < 0.3
@@ -230,7 +230,7 @@ def test_facts_and_masks(size):
     for shift in (0, 1):
         plan = Plan(predict, refresh, refresh.byte())
         wanted, counts = masks_of(canvas, plan, shift, stuck, ids)
-        planes, ours = kernels.masks(tokens, ids, predict, refresh, canvas.live, stuck, shift)
+        planes, ours = kernels.masks_of(tokens, ids, predict, refresh, canvas.live, stuck, shift)
         assert torch.equal(counts, ours)
         assert all(map(torch.equal, wanted, planes))
 
@@ -287,20 +287,20 @@ def write(keys, index, new):
 
 
 def needs_the_chip(device):
-    from d2cache.kernels.chain import MOST_ROWS, chip_of
+    from d2cache.kernels.chain import MOST_ROWS, multiprocessors_of
 
-    if chip_of(device) < MOST_ROWS:  # a kernel that does not compile is no reason
+    if multiprocessors_of(device) < MOST_ROWS:  # a kernel that does not compile is no reason
         pytest.skip("needs a chip of compute capability 9.0 with 128 multiprocessors")
 
 
-def room_for(form, rows, layers):
-    """Room that reads as NaN until it is written."""
-    room = kernels.Room.made(form, rows, layers + 1, DEVICE)
-    for field in fields(room):
-        part = getattr(room, field.name)
-        if field.name not in ("form", "met"):
+def workspace_for(tiling, rows, layers):
+    """A workspace that reads as NaN until it is written."""
+    workspace = kernels.Workspace.made(tiling, rows, layers + 1, DEVICE)
+    for field in fields(workspace):
+        part = getattr(workspace, field.name)
+        if field.name not in ("tiling", "met"):
             part.fill_(torch.nan)
-    return room
+    return workspace
 
 
 def unset(*shape, dtype=DTYPE):
@@ -316,7 +316,7 @@ def test_one_link(size, rows):
     needs_the_chip(device := torch.device("cuda", 0))
     model, batch, length = drawn(size), 2 if rows % 2 == 0 else 1, 150
     c, wide, per = model.config, deepcopy(model).float(), rows // batch
-    form = kernels.served(c, 2, rows, device)
+    tiling = kernels.compiled_tiling(c, 2, rows, device)
     index = torch.stack([torch.randperm(length, device=DEVICE)[:per] for _ in range(batch)])
     rope = [t.flatten(0, 2) for t in model.rotary(index)]
     first, heads = rand(rows, c.width), rand(rows, c.width)
@@ -332,7 +332,7 @@ def test_one_link(size, rows):
             wanted += [q.transpose(1, 2).flatten(2)]
         runs = []
         for _ in range(5):  # the blocks of a kernel meet in another order each time
-            room, mine = room_for(form, rows, c.layers), first.clone()
+            workspace, mine = workspace_for(tiling, rows, c.layers), first.clone()
             slots = kernels.Slots(
                 unset(1, batch, per, c.width),
                 k.clone(),
@@ -340,14 +340,12 @@ def test_one_link(size, rows):
                 unset(1, batch, c.heads, per, dtype=torch.float32),
             )
             kernels.chain(
-                room,
+                workspace,
                 list(model.blocks),
                 i,
                 i,
-                mine,
+                kernels.ChainRows(mine, rope, index),
                 1e-5,
-                rope,
-                index,
                 slots,
                 heads if i else None,
             )
@@ -368,7 +366,7 @@ def test_all_layers(size, rows, length):
     needs_the_chip(device := torch.device("cuda", 0))
     model = drawn(size)
     c, wide = model.config, deepcopy(model).float()
-    form = kernels.served(c, c.layers, rows, device)
+    tiling = kernels.compiled_tiling(c, c.layers, rows, device)
     index = torch.randperm(length, device=DEVICE)[None, :rows]
     first, cache = rand(1, rows, c.width), cache_of(c, 1, length)
 
@@ -390,7 +388,7 @@ def test_all_layers(size, rows, length):
 
     wanted, narrow = plainly(wide), plainly(model)
     for every in (True, False, True):
-        room, mine = room_for(form, rows, c.layers), first[0].clone()
+        workspace, mine = workspace_for(tiling, rows, c.layers), first[0].clone()
         many = c.layers if every else 1
         slots = kernels.Slots(
             unset(many, 1, rows, c.width),
@@ -398,35 +396,36 @@ def test_all_layers(size, rows, length):
             unset(many, 1, c.heads, rows, dtype=torch.float32),
         )
         rope = [t.flatten(0, 2) for t in model.rotary(index)]
-        kernels.chain(room, list(model.blocks), 0, c.layers, mine, 1e-5, rope, index, slots)
+        given = kernels.ChainRows(mine, rope, index)
+        kernels.chain(workspace, list(model.blocks), 0, c.layers, given, 1e-5, slots)
         found = mine, slots.k, slots.v, slots.q, slots.lse.exp2()
         for part, one, other in zip(found, wanted, narrow, strict=True):
             one, other = one[-len(part) :], other[-len(part) :]
             assert off(part, one) < max(NEAR, 1.2 * off(other, one))
 
 
-def test_a_form_gives_every_block_its_columns():
-    from d2cache.kernels.chain import MOST_LAYERS, SHARED, form_of
+def test_a_tiling_gives_every_block_its_columns():
+    from d2cache.kernels.chain import MOST_LAYERS, SHARED, tiling_of
 
     llada, dream, tiny = (CONFIGS[name] for name in ("llada-8b", "dream-7b", "tiny"))
     for rows in (1, 64, 65, 128):
         for c in (llada, tiny, dream):
-            form = form_of(c, c.layers, rows, 132)
-            assert form.shared <= SHARED and form.blocks <= 132 and form.blocks % 2 == 0
-            assert form.w_stages >= 3 and form.groups * 64 >= rows
-            assert form.x_stages >= 2 * c.head_width // 64  # all of a turn's keys or values
+            tiling = tiling_of(c, c.layers, rows, 132)
+            assert tiling.shared <= SHARED and tiling.blocks <= 132 and tiling.blocks % 2 == 0
+            assert tiling.w_stages >= 3 and tiling.groups * 64 >= rows
+            assert tiling.x_stages >= 2 * c.head_width // 64  # all of a turn's keys or values
             sizes = c.width, c.mlp, (c.heads + 2 * c.kv_heads) * c.head_width
-            taken = form.out_cols, form.gate_cols, form.qkv_cols
+            taken = tiling.out_cols, tiling.gate_cols, tiling.qkv_cols
             for cols, each in zip(sizes, taken, strict=True):
-                assert each % 8 == 0 and each <= 256 and form.blocks * each >= cols
-            assert form.out_cols % 16 == 0 and form.out_cols * (form.blocks // 2) >= c.width
-            assert 2 * c.heads * form.groups <= form.blocks
+                assert each % 8 == 0 and each <= 256 and tiling.blocks * each >= cols
+            assert tiling.out_cols % 16 == 0 and tiling.out_cols * (tiling.blocks // 2) >= c.width
+            assert 2 * c.heads * tiling.groups <= tiling.blocks
             # outputs of attention, a line of each padded by 8, and their sums lie where tiles were
-            space = form.groups * 64 * (4 * (c.head_width + 8) + 4)
-            assert space <= form.x_stages * form.groups * 64 * 128
-    assert form_of(llada, 32, 128, 114) is None  # 64 pairs of blocks attend
-    assert form_of(llada, 32, 129, 132) is None
-    assert form_of(llada, MOST_LAYERS + 1, 128, 132) is None
-    assert form_of(tiny, 8, 38, 0) is None
-    assert form_of(replace(llada, mlp=19456), 32, 128, 132) is None  # too wide for the registers
-    assert form_of(replace(llada, heads=128, kv_heads=128), 32, 128, 132) is None  # heads of 32
+            space = tiling.groups * 64 * (4 * (c.head_width + 8) + 4)
+            assert space <= tiling.x_stages * tiling.groups * 64 * 128
+    assert tiling_of(llada, 32, 128, 114) is None  # 64 pairs of blocks attend
+    assert tiling_of(llada, 32, 129, 132) is None
+    assert tiling_of(llada, MOST_LAYERS + 1, 128, 132) is None
+    assert tiling_of(tiny, 8, 38, 0) is None
+    assert tiling_of(replace(llada, mlp=19456), 32, 128, 132) is None  # too wide for the registers
+    assert tiling_of(replace(llada, heads=128, kv_heads=128), 32, 128, 132) is None  # heads of 32

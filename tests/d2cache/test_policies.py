@@ -23,8 +23,9 @@ from lab import (
 )
 
 import d2cache
-from d2cache.canvas import Part, Why
+from d2cache.canvas import Why
 from d2cache.policies import make_policy
+from d2cache.rows import Part
 
 MASK, GEN = SMALL.mask_id, 12
 PROMPTS = [random_prompt(n, n) for n in (5, 9, 7)]

@@ -10,8 +10,8 @@ from lab import POLICIES, assert_same_confidence, confidences, random_prompt, ru
 import d2cache
 from d2cache import models, ops, quantize, weights
 from d2cache.model import Block, Linear
-from d2cache.quantize import Narrow, narrow
-from d2cache.split import Away
+from d2cache.quantize import Fp8Linear, to_fp8
+from d2cache.split import RemoteBlock
 
 PRODUCTS = ("qkv_proj", "out_proj", "gate_up_proj", "down_proj")
 
@@ -31,7 +31,7 @@ def off(out, wanted) -> float:
     return float((out.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def widened(narrow: Narrow) -> torch.Tensor:
+def widened(narrow: Fp8Linear) -> torch.Tensor:
     return narrow.weight.double() * narrow.scale
 
 
@@ -83,7 +83,7 @@ def test_a_huge_row_spoils_no_other():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_without_an_8_bit_product_the_error_is_that_of_the_weights(bias, dtype):
     wide = linear(96, 64, bias, dtype)
-    short, x = Narrow(wide), rand(2, 5, 96, seed=9, dtype=dtype)
+    short, x = Fp8Linear(wide), rand(2, 5, 96, seed=9, dtype=dtype)
     y = short(x)
     assert y.dtype == dtype and y.shape == (2, 5, 64)
     exact = torch.nn.functional.linear(
@@ -96,9 +96,9 @@ def test_without_an_8_bit_product_the_error_is_that_of_the_weights(bias, dtype):
 @pytest.mark.parametrize("bias", [False, True])
 def test_an_8_bit_product_has_the_error_of_weights_and_rows(bias, monkeypatch):
     """What a GPU does, by the CPU's own product of 8-bit numbers."""
-    monkeypatch.setattr(quantize, "multiplies", lambda x: True)
+    monkeypatch.setattr(quantize, "has_fp8_product", lambda x: True)
     wide = linear(96, 64, bias, torch.bfloat16)
-    short, x = Narrow(wide), rand(2, 5, 96, seed=9, dtype=torch.bfloat16)
+    short, x = Fp8Linear(wide), rand(2, 5, 96, seed=9, dtype=torch.bfloat16)
     x[0, 2] *= 1e4  # a row of its own scale
     y = short(x)
     assert y.dtype == torch.bfloat16 and y.shape == (2, 5, 64)
@@ -112,10 +112,10 @@ def test_an_8_bit_product_has_the_error_of_weights_and_rows(bias, monkeypatch):
 @pytest.mark.parametrize("eight", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_part_is_that_part_of_the_whole(eight, bias, monkeypatch):
-    monkeypatch.setattr(quantize, "multiplies", lambda x: eight)
+    monkeypatch.setattr(quantize, "has_fp8_product", lambda x: eight)
     dtype = torch.bfloat16 if eight else torch.float64
     wide = linear(32, 96, bias, dtype)
-    short, x = Narrow(wide), rand(7, 32, dtype=dtype)
+    short, x = Fp8Linear(wide), rand(7, 32, dtype=dtype)
     for one in (wide, short):
         whole = one(x)
         for part in (slice(0, 32), slice(32, 96), slice(64, 96), slice(None)):
@@ -130,8 +130,8 @@ def test_a_part_is_that_part_of_the_whole(eight, bias, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(1, 32), (1, 1, 32), (3, 1, 2, 32)])
 def test_rows_of_any_shape(shape, monkeypatch):
-    monkeypatch.setattr(quantize, "multiplies", lambda x: True)
-    short = Narrow(linear(32, 48, dtype=torch.bfloat16))
+    monkeypatch.setattr(quantize, "has_fp8_product", lambda x: True)
+    short = Fp8Linear(linear(32, 48, dtype=torch.bfloat16))
     x = rand(*shape, dtype=torch.bfloat16)
     y = short(x)
     assert y.shape == (*shape[:-1], 48)
@@ -141,14 +141,14 @@ def test_rows_of_any_shape(shape, monkeypatch):
 
 def narrowed(model):
     model = copy.deepcopy(model)
-    narrow(model)
+    to_fp8(model)
     return model
 
 
 def test_products_are_narrowed_and_nothing_else():
     model = small_model(vocab=64, mask_id=63, qkv_bias=True)
     short = copy.deepcopy(model)
-    names = narrow(short)
+    names = to_fp8(short)
     wanted = {f"blocks.{i}.{name}.weight" for i in range(3) for name in PRODUCTS}
     assert set(names) == wanted | {"head.weight"} and len(names) == 13
     assert short.weights == "fp8" and model.weights is None
@@ -167,12 +167,12 @@ def test_products_are_narrowed_and_nothing_else():
 
 def test_sizes_that_do_not_fit_stay_as_they_are():
     short = narrowed(small_model())  # a vocabulary of 60
-    assert not isinstance(short.head, Narrow)
-    assert all(isinstance(getattr(b, name), Narrow) for b in short.blocks for name in PRODUCTS)
+    assert not isinstance(short.head, Fp8Linear)
+    assert all(isinstance(getattr(b, name), Fp8Linear) for b in short.blocks for name in PRODUCTS)
     none = small_model(width=24, heads=2, kv_heads=2, mlp=40)
     before = none.state_dict()
     with pytest.raises(ValueError, match="no product of small has sizes that are multiples of 16"):
-        narrow(none)
+        to_fp8(none)
     assert none.weights is None and none.state_dict().keys() == before.keys()
 
 
@@ -183,7 +183,7 @@ def test_every_policy_runs_as_with_those_weights_in_float64(policy, kv_heads):
     model = small_model(kv_heads=kv_heads, qkv_bias=True)
     short = narrowed(model)
     for name, one in short.named_modules():
-        if isinstance(one, Narrow):
+        if isinstance(one, Fp8Linear):
             model.get_submodule(name).weight.data.copy_(widened(one))
     settings = dict(gen_length=24, block_length=8)
     a, b = (run(m, random_prompt(9), policy, **settings) for m in (model, short))
@@ -202,7 +202,7 @@ def test_a_folder_loads_in_8_bits(tmp_path, family, dtype):
     assert seen[-1] == ("reading", size, size)
     assert size < 0.8 * sum(p.nbytes for p in plain.parameters())
     assert len(seen) == len(plain.state_dict())
-    narrow(plain)
+    to_fp8(plain)
     ours, theirs = loaded.state_dict(), plain.state_dict()
     assert ours.keys() == theirs.keys() and loaded.weights == plain.weights == "fp8"
     for name, tensor in ours.items():
@@ -214,7 +214,7 @@ def test_a_folder_loads_in_8_bits(tmp_path, family, dtype):
 def test_a_model_over_two_devices_in_8_bits(tmp_path):
     folder = str(write_checkpoint(tmp_path / "dream", "dream"))
     one, two = (d2cache.load(folder, device, weights="fp8") for device in ("cpu", "cpu,cpu"))
-    assert sum(isinstance(block, Away) for block in two.blocks) not in (0, len(two.blocks))
+    assert sum(isinstance(block, RemoteBlock) for block in two.blocks) not in (0, len(two.blocks))
     a, b = (run(m, random_prompt(9), "d2", gen_length=16) for m in (one, two))
     assert all(torch.equal(x.logits, y.logits) for x, y in zip(a, b, strict=True))
 
@@ -271,8 +271,8 @@ gpu = pytest.mark.gpu
 def test_the_product_of_a_gpu(size, rows, bias):
     """Against float64 over the same 8-bit numbers, and against the weights before."""
     wide = linear(*size, bias, torch.bfloat16).to("cuda")
-    short, x = Narrow(wide), rand(rows, size[0], seed=9, dtype=torch.bfloat16).to("cuda")
-    assert quantize.multiplies(x), "this GPU widens the weights"
+    short, x = Fp8Linear(wide), rand(rows, size[0], seed=9, dtype=torch.bfloat16).to("cuda")
+    assert quantize.has_fp8_product(x), "this GPU widens the weights"
     values, scales = ops.quantize_rows(x)
     exact = (values.double() * scales) @ widened(short).T + (wide.bias.double() if bias else 0)
     whole = torch.full((rows, size[1]), torch.nan, dtype=torch.bfloat16, device="cuda")
@@ -290,6 +290,6 @@ def test_the_product_of_a_gpu(size, rows, bias):
 def test_other_types_on_a_gpu_have_the_error_of_the_weights_alone():
     for dtype in (torch.float32, torch.float64):
         wide = linear(96, 64, True, dtype).to("cuda")
-        short, x = Narrow(wide), rand(5, 96, seed=9, dtype=dtype).to("cuda")
-        assert not quantize.multiplies(x)
+        short, x = Fp8Linear(wide), rand(5, 96, seed=9, dtype=dtype).to("cuda")
+        assert not quantize.has_fp8_product(x)
         assert off(short(x), x.double() @ widened(short).T + wide.bias.double()) < 1e-3

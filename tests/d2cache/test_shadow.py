@@ -10,9 +10,10 @@ import d2cache
 from d2cache.canvas import Canvas
 from d2cache.decoders.confidence import Confidence
 from d2cache.decoders.wino import WideInNarrowOut
-from d2cache.generate import gather_rows, open_canvas
+from d2cache.generate import open_canvas
 from d2cache.policies import KV
 from d2cache.shadow import Shadow
+from d2cache.work import gather_rows
 
 LENGTHS = (6, 3, 5)
 SHAPES = [dict(), dict(shift=1, kv_heads=2, qkv_bias=True)]  # LLaDA's and Dream's

@@ -8,7 +8,7 @@ from lab import DECODER_KNOBS, POLICIES, SMALL, random_prompt, run, small_model
 import d2cache
 from d2cache import graphs
 from d2cache.models import pick_devices
-from d2cache.split import Away, spread
+from d2cache.split import RemoteBlock, spread
 
 
 def split(model, shares, devices):
@@ -33,12 +33,12 @@ def test_layers_go_to_the_devices_in_order_as_they_have_room():
         assert of == sorted(of)
         for i, block in enumerate(model.blocks):
             assert {v for k, v in places.items() if k.startswith(f"blocks.{i}.")} == {of[i]}
-            assert isinstance(block, Away) == (of[i] > 0)
+            assert isinstance(block, RemoteBlock) == (of[i] > 0)
 
 
 def test_a_first_device_too_small_for_a_layer_holds_what_must_be_there():
     model, places = spread(SMALL, [1, 1000])
-    assert [type(block) for block in model.blocks] == [Away] * SMALL.layers
+    assert [type(block) for block in model.blocks] == [RemoteBlock] * SMALL.layers
     assert places["embed.weight"] == places["head.weight"] == 0
 
 
@@ -46,7 +46,7 @@ def test_a_first_device_too_small_for_a_layer_holds_what_must_be_there():
 def test_a_folder_loads_over_two_devices(tmp_path, family):
     folder = str(write_checkpoint(tmp_path / family, family))
     one, two = (d2cache.load(folder, device) for device in ("cpu", "cpu,cpu"))
-    assert sum(isinstance(block, Away) for block in two.blocks) not in (0, len(two.blocks))
+    assert sum(isinstance(block, RemoteBlock) for block in two.blocks) not in (0, len(two.blocks))
     assert one.state_dict().keys() == two.state_dict().keys()
     for policy in ("none", "d2"):
         a, b = (run(m, random_prompt(9), policy, gen_length=16) for m in (one, two))
@@ -62,8 +62,8 @@ def test_devices_that_are_not_there_are_refused(devices):
 
 def test_graphs_leave_a_split_model_to_the_plain_loop():
     model, policy = small_model(), d2cache.make_policy("d2")
-    assert graphs.serve(model, policy)
-    assert not graphs.serve(split(model, [1, 1], ["cpu", "cpu"]), policy)
+    assert graphs.supports(model, policy)
+    assert not graphs.supports(split(model, [1, 1], ["cpu", "cpu"]), policy)
 
 
 @pytest.mark.gpu

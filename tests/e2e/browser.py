@@ -101,7 +101,7 @@ def open_tab(chrome, address):
     page.set_default_timeout(60_000)
     page.goto(address)
     page.wait_for_selector(".d2-stage")
-    page.wait_for_function("window.d2stage !== undefined")
+    page.wait_for_function("globalThis.D2Stage?.stage")
     yield page
     context.close()
     problems = [one for one in problems if not one.startswith(LEAVING)]

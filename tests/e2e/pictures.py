@@ -40,7 +40,7 @@ def main():
             page = context.new_page()
             page.set_default_timeout(120_000)
             page.goto(url)
-            page.wait_for_function("window.d2stage && window.d2stage.state().steps > 0")
+            page.wait_for_function("globalThis.D2Stage?.stage && D2Stage.stage.state().steps > 0")
             picture = whole_page(page, name) if name in SIZES else one_tab(page, name)
             save(picture, folder / f"{name}.png")
             context.close()
@@ -51,9 +51,9 @@ def whole_page(page, name: str) -> bytes:
     """The page after a run, at a step where much is known and much is masked."""
     page.click("#run")
     page.wait_for_function(
-        "!d2stage.state().run.startsWith('stored') && d2stage.state().status === 'done'"
+        "!D2Stage.stage.state().run.startsWith('stored') && D2Stage.stage.state().status === 'done'"
     )
-    page.evaluate("d2stage.goto(Math.round(d2stage.state().steps * 0.7))")
+    page.evaluate("D2Stage.stage.goto(Math.round(D2Stage.stage.state().steps * 0.7))")
     page.wait_for_timeout(800)
     if name == "phone":
         page.locator(".d2-stats").scroll_into_view_if_needed()
@@ -69,12 +69,15 @@ def one_tab(page, name: str) -> bytes:
     prompt = next(one for one in lessons.presets() if one["key"] == "prefix-stale")["query"]
     prompt = next(part for part in prompt.split("&") if part.startswith("prompt="))
     query = f"{prompt}&gen=32&block=16&truth=1&lane=none&lane=prefix&lane=d2"
-    page.evaluate("query => { d2stage.send(query); }", query)
-    page.wait_for_function("d2stage.state().lanes === 3 && d2stage.state().status === 'done'")
+    page.evaluate("query => { D2Stage.stage.send(query); }", query)
+    page.wait_for_function(
+        "D2Stage.stage.state().lanes === 3 && D2Stage.stage.state().status === 'done'"
+    )
     page.wait_for_function("document.querySelectorAll('.d2-lane').length === 3")
     see, step = {"compare": (1, 16), "truth": (2, 14), "attention": (2, 9)}[name]
     page.evaluate(
-        "([tab, lane, step]) => { d2stage.setLane(lane); d2stage.show(tab); d2stage.goto(step); }",
+        """([tab, lane, step]) => { const { stage } = D2Stage;
+        stage.setLane(lane); stage.show(tab); stage.goto(step); }""",
         [name, see, step],
     )
     if name == "attention":

@@ -23,15 +23,15 @@ from analysis.page import export
 
 STORY = "Tell a story about a brave fox named Max who finds a key in the forest."
 WATCH = """() => {
-  const sent = new Map(), receive = window.d2stage.receive;
+  const sent = new Map(), receive = D2Stage.stage.receive;
   window.paints = [];
-  window.d2stage.receive = (text) => {   // when did the server send the record with this number?
+  D2Stage.stage.receive = (text) => {   // when did the server send the record with this number?
     const {at, events} = JSON.parse(text);
     for (const e of events) if (e.k === 'rec') sent.set(e.run + e.seq, at);
     return receive(text);
   };
   document.querySelector('.stage-host').addEventListener('d2:paint', (e) => {
-    const state = window.d2stage.state(), at = sent.get(state.run + (state.painted - 1));
+    const state = D2Stage.stage.state(), at = sent.get(state.run + (state.painted - 1));
     const now = performance.now();
     window.paints.push({at: now, lag: performance.timeOrigin + now - at, ...state});
   });
@@ -49,7 +49,7 @@ FEED = """async ({P, G, steps, lanes}) => {
     return btoa(out);
   };
   const plane = (n, f) => b64(Uint8Array.from({length: n}, (_, i) => f(i)));
-  const send = (events) => window.d2stage.receive(JSON.stringify({at: 0, events}));
+  const send = (events) => D2Stage.stage.receive(JSON.stringify({at: 0, events}));
   const names = ['none', 'd2', 'prefix', 'dllm', 'elastic', 'sparse'];
   const prompt = Array.from({length: P}, () => WORDS[rand(WORDS.length)]), orders = [];
   for (let lane = 0; lane < lanes; lane++) {
@@ -140,7 +140,7 @@ def new_page(chrome, url: str):
     """A page of its own context on the app, with the stored run on its stage."""
     page = chrome.new_context(viewport={"width": 1400, "height": 950}).new_page()
     page.goto(url)
-    page.wait_for_function("window.d2stage && window.d2stage.state().steps > 0")
+    page.wait_for_function("globalThis.D2Stage?.stage && D2Stage.stage.state().steps > 0")
     return page
 
 
@@ -173,13 +173,13 @@ def board(chrome, url: str, prompt: int, answer: int, lanes=4, steps=512) -> dic
     """Scrubbing of a full board, tab by tab, and the memory of its renderer."""
     page = new_page(chrome, url)
     page.evaluate(FEED, {"P": prompt, "G": answer, "steps": steps, "lanes": lanes})
-    page.wait_for_function("d2stage.state().status === 'done'")
+    page.wait_for_function("D2Stage.stage.state().status === 'done'")
     size, found = f"{lanes} x {steps} x {prompt}+{answer}", {}
     for tab in ("compare", "stage", "cache", "token"):
-        page.evaluate("tab => { d2stage.setLane(1); d2stage.show(tab); }", tab)
+        page.evaluate("tab => { D2Stage.stage.setLane(1); D2Stage.stage.show(tab); }", tab)
         page.wait_for_timeout(600)
         for how, jump in (("steps", 1), ("jumps", 37)):
-            page.evaluate("d2stage.goto(0)")
+            page.evaluate("D2Stage.stage.goto(0)")
             page.wait_for_timeout(400)
             late = work(page, steps, jump)
             target = "<= 16.7" if jump == 1 else "-"  # a far jump is drawn over several frames
@@ -254,11 +254,12 @@ def one_run(page, prompt: str, masks: int, least: int = 25) -> dict:
     if page.get_by_label("stop at the end token").is_checked():
         page.get_by_label("stop at the end token").uncheck()
     page.evaluate(WATCH)
-    old = page.evaluate("d2stage.state().run")
+    old = page.evaluate("D2Stage.stage.state().run")
     page.evaluate("window.clicked = performance.now()")
     page.click("#run")
     page.wait_for_function(
-        "run => d2stage.state().run !== run && d2stage.state().status === 'done'", arg=old
+        "run => D2Stage.stage.state().run !== run && D2Stage.stage.state().status === 'done'",
+        arg=old,
     )
     paints = [p for p in page.evaluate("window.paints") if p["run"] != old and p["painted"] > 0]
     clicked = page.evaluate("window.clicked")
@@ -323,14 +324,14 @@ def payload(page) -> float:
     words = "Kate has a red hat. " * 42
     page.locator("#prompt textarea").fill(words + STORY)
     fill(page, "answer length", "256")
-    old = page.evaluate("d2stage.state().run")
+    old = page.evaluate("D2Stage.stage.state().run")
     browser.choose(page, "policy", "d2")
     page.click("#run")
-    page.wait_for_function("run => d2stage.state().run !== run", arg=old, timeout=60000)
+    page.wait_for_function("run => D2Stage.stage.state().run !== run", arg=old, timeout=60000)
     sizes.clear()
-    first = page.evaluate("d2stage.state().received")
-    page.wait_for_function("d2stage.state().status === 'done'", timeout=120000)
-    steps = page.evaluate("d2stage.state().received") - first
+    first = page.evaluate("D2Stage.stage.state().received")
+    page.wait_for_function("D2Stage.stage.state().status === 'done'", timeout=120000)
+    steps = page.evaluate("D2Stage.stage.state().received") - first
     return sum(sizes) / steps
 
 

@@ -28,10 +28,10 @@ def seen(chrome, address, request):
     page.set_default_timeout(60_000)
     asked = Asked(STORY, LANES, gen_length=24, truth=True)
     page.goto(f"{address}/?{asked.query()}")
-    page.wait_for_function("window.d2stage !== undefined")
+    page.wait_for_function("globalThis.D2Stage?.stage")
     ended(page, 2)
-    page.evaluate("d2stage.setLane(1); d2stage.goto(9)")
-    page.wait_for_function("d2stage.state().step === 9")
+    page.evaluate("D2Stage.stage.setLane(1); D2Stage.stage.goto(9)")
+    page.wait_for_function("D2Stage.stage.state().step === 9")
     yield page
     context.close()
     assert not problems, problems
@@ -143,27 +143,27 @@ def test_by_keyboard_alone(chrome, address):
         tab_to(page, ".d2-lane-pick")
         tab_to(page, ".d2-lane-pick")
         page.keyboard.press("Enter")
-        page.wait_for_function("d2stage.state().lane === 1")
+        page.wait_for_function("D2Stage.stage.state().lane === 1")
 
         tab_to(page, ".d2-range")
         page.keyboard.press("Home")
-        page.wait_for_function("d2stage.state().step === 0")
+        page.wait_for_function("D2Stage.stage.state().step === 0")
         for _ in range(3):
             page.keyboard.press("ArrowRight")
-        page.wait_for_function("d2stage.state().step === 3")
+        page.wait_for_function("D2Stage.stage.state().step === 3")
 
         tab_to(page, "[role=tab]")
         assert page.evaluate("document.activeElement.ariaSelected") == "true"
         page.keyboard.press("Home")
         for name in TABS:
-            page.wait_for_function("t => d2stage.state().tab === t", arg=name.lower())
+            page.wait_for_function("t => D2Stage.stage.state().tab === t", arg=name.lower())
             assert page.evaluate("document.activeElement.textContent") == name
             page.keyboard.press("ArrowRight")
-        page.wait_for_function("d2stage.state().tab === 'stage'")  # round
+        page.wait_for_function("D2Stage.stage.state().tab === 'stage'")  # round
         assert state(page)["step"] == 3, "the arrows were the tabs'"
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("d2stage.state().tab === 'cache'")
+        page.wait_for_function("D2Stage.stage.state().tab === 'cache'")
 
         tab_to(page, ".d2-export-button")
         page.keyboard.press("Enter")
@@ -182,7 +182,7 @@ def test_by_keyboard_alone(chrome, address):
         page.keyboard.press("ArrowDown")
         page.keyboard.press("End")
         page.keyboard.press("Enter")
-        page.wait_for_function("d2stage.state().selected !== null")
+        page.wait_for_function("D2Stage.stage.state().selected !== null")
         assert "answer position 24" in page.inner_text(".d2-panel-cache .d2-said-cell")
 
         page.keyboard.press("Escape")
@@ -220,13 +220,14 @@ def test_nothing_jumps_when_a_run_starts_and_goes_on(chrome, address, width):
         page.evaluate(
             """js => { window.boxes = []; const look = eval(js);
             document.querySelector('.stage-host').addEventListener('d2:paint', () => {
-              const {received, run} = window.d2stage.state();
+              const {received, run} = D2Stage.stage.state();
               window.boxes.push({received, run, ...look()}); }); }""",
             JUMPS,
         )
         page.click("#run")
         page.wait_for_function(
-            "d2stage.state().run !== 'stored-d2-word' && d2stage.state().status === 'done'"
+            """(() => { const { run, status } = D2Stage.stage.state();
+            return run !== 'stored-d2-word' && status === 'done'; })()"""
         )
         boxes = page.evaluate("window.boxes")
         live = [b for b in boxes if b["run"] != "stored-d2-word"]

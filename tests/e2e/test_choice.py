@@ -121,7 +121,7 @@ def test_a_run_with_another_model_is_a_new_run(tab):
     choose(tab, "small-dream")
     wait_said(tab, "small-dream is loaded")
     tab.click("#step")
-    tab.wait_for_function("run => d2stage.state().run !== run", arg=first)
+    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=first)
     wait_said(tab, "Paused")
     assert "model small-dream" in tab.inner_text("#stage")
     tab.click("#resume")
@@ -134,7 +134,7 @@ def test_a_model_that_is_not_offered_is_refused_whoever_asks(chrome, address, as
     context = chrome.new_context()
     page = context.new_page()
     page.goto(address)
-    page.wait_for_function("window.d2stage !== undefined")
+    page.wait_for_function("globalThis.D2Stage?.stage")
 
     def change(route):
         body = json.loads(route.request.post_data)

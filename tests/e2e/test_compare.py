@@ -23,7 +23,7 @@ def model():
 def done(tab, lanes: int = 1, old: str = ""):
     """Until a board other than the old one has that many finished lanes."""
     tab.wait_for_function(
-        """([lanes, old]) => { const s = d2stage.state();
+        """([lanes, old]) => { const s = D2Stage.stage.state();
         return s.board !== old && s.lanes === lanes && s.status !== 'running'; }""",
         arg=[lanes, old or "stored-d2-word"],
     )
@@ -67,10 +67,10 @@ def test_policies_side_by_side_under_one_scrubber(tab, model):
     asked = Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),)))
     assert [lane.policy for lane in asked.lanes] == ["none", "d2"] and asked.prompt == QUESTION
     last = state(tab)["steps"] - 1
-    tab.evaluate("d2stage.goto(3)")
-    tab.wait_for_function("d2stage.state().step === 3")
-    tab.evaluate("d2stage.setLane(1)")
-    tab.wait_for_function("d2stage.state().lane === 1 && d2stage.state().step === 3")
+    tab.evaluate("D2Stage.stage.goto(3)")
+    tab.wait_for_function("D2Stage.stage.state().step === 3")
+    tab.evaluate("D2Stage.stage.setLane(1)")
+    tab.wait_for_function("D2Stage.stage.state().lane === 1 && D2Stage.stage.state().step === 3")
     assert last > 3
 
 
@@ -82,7 +82,7 @@ def test_a_run_beside_joins_and_a_changed_prompt_does_not(tab):
     board = state(tab)["board"]
     browser.choose(tab, "policy", "d2")
     tab.click("#beside")
-    tab.wait_for_function("d2stage.state().lanes === 2")
+    tab.wait_for_function("D2Stage.stage.state().lanes === 2")
     wait_said(tab, "Done. none")
     assert state(tab)["board"] == board
     ask(tab, "Another question?")
@@ -98,13 +98,13 @@ def test_what_if_writes_a_token_and_goes_on_as_a_new_lane(tab, model):
     run, board = state(tab)["run"], state(tab)["board"]
     trace, _ = text_of(model, "d2")
     p, token = trace.prompt_length, int(model.tokenizer.encode("7", add_special_tokens=False)[0])
-    tab.evaluate("query => d2stage.send(query)", f"branch={run}~4,{p + 9}={token}")
-    tab.wait_for_function("d2stage.state().lanes === 2")
+    tab.evaluate("query => D2Stage.stage.send(query)", f"branch={run}~4,{p + 9}={token}")
+    tab.wait_for_function("D2Stage.stage.state().lanes === 2")
     wait_said(tab, "Done. d2")
     assert state(tab)["board"] == board
     other, _ = text_of(model, f"d2~4,{p + 9}={token}")
     assert (other.tokens[-1] != trace.tokens[-1]).any()
-    tab.evaluate("d2stage.setLane(1); d2stage.goto(4)")
+    tab.evaluate("D2Stage.stage.setLane(1); D2Stage.stage.goto(4)")
     tab.get_by_role("tab", name="Stage").click()
     shown = tab.locator(f"[data-p='{p + 9}']").first
     tab.wait_for_function(
@@ -124,7 +124,9 @@ def test_a_link_opens_just_what_it_says(chrome, address, model):
     )
     with open_tab(chrome, f"{address}/?{asked.query(tab='cache', at=5, see=2)}") as tab:
         done(tab, 2)
-        tab.wait_for_function("d2stage.state().step === 4 && d2stage.state().tab === 'cache'")
+        tab.wait_for_function(
+            "D2Stage.stage.state().step === 4 && D2Stage.stage.state().tab === 'cache'"
+        )
         assert state(tab)["lane"] == 1
         assert tab.locator("#prompt textarea").input_value() == QUESTION
         assert tab.locator("#policy input").input_value().startswith("none: ")
@@ -134,9 +136,11 @@ def test_a_link_opens_just_what_it_says(chrome, address, model):
         assert query["tab"] == ["cache"] and query["at"] == ["5"] and query["see"] == ["2"]
         assert Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),))) == asked
         tab.reload()
-        tab.wait_for_function("window.d2stage !== undefined")
+        tab.wait_for_function("globalThis.D2Stage?.stage")
         done(tab, 2)
-        tab.wait_for_function("d2stage.state().step === 4 && d2stage.state().lane === 1")
+        tab.wait_for_function(
+            "D2Stage.stage.state().step === 4 && D2Stage.stage.state().lane === 1"
+        )
 
 
 def test_a_link_sets_the_controls_and_run_repeats_it(chrome, address):
@@ -183,11 +187,17 @@ def test_a_stored_run_is_one_choice_or_one_link_away(chrome, address):
     names = [n for n in json.loads((browser.ROOT / "assets/traces/index.json").read_text())]
     names = [n["name"] if isinstance(n, dict) else n for n in names]
     with open_tab(chrome, f"{address}/?trace={names[2]}&tab=cache&at=3") as tab:
-        tab.wait_for_function("name => d2stage.state().board === `stored-${name}`", arg=names[2])
-        tab.wait_for_function("d2stage.state().tab === 'cache' && d2stage.state().step === 2")
+        tab.wait_for_function(
+            "name => D2Stage.stage.state().board === `stored-${name}`", arg=names[2]
+        )
+        tab.wait_for_function(
+            "D2Stage.stage.state().tab === 'cache' && D2Stage.stage.state().step === 2"
+        )
         tab.locator("#stored input").click()
         tab.locator("[data-testid=dropdown-option]").nth(1).click()
-        tab.wait_for_function("name => d2stage.state().board === `stored-${name}`", arg=names[1])
+        tab.wait_for_function(
+            "name => D2Stage.stage.state().board === `stored-${name}`", arg=names[1]
+        )
         tab.wait_for_function("name => location.search.includes(name)", arg=names[1])
         # the controls say what is on the stage
         assert tab.locator("#policy input").input_value().startswith("none: ")
@@ -198,8 +208,8 @@ def test_a_stored_run_is_one_choice_or_one_link_away(chrome, address):
 def test_who_asks_for_the_next_thing_before_the_last_is_there_gets_the_next(tab):
     prompts = [f"Sort {i} 7 2." for i in range(4)]
     tab.evaluate(
-        "all => all.forEach(p => d2stage.send(new URLSearchParams({prompt: p, lane: 'd2', gen: 32})"
-        ".toString()))",
+        """all => all.forEach(p => D2Stage.stage.send(
+          new URLSearchParams({prompt: p, lane: 'd2', gen: 32}).toString()))""",
         prompts,
     )
     tab.wait_for_function(
@@ -226,7 +236,7 @@ def test_a_story_goes_when_another_run_comes_and_comes_once(tab):
     open_compare(tab)
     tab.evaluate(
         """() => { window.boards = new Set(); document.querySelector('.stage-host')
-        .addEventListener('d2:paint', () => boards.add(d2stage.state().board)); }"""
+        .addEventListener('d2:paint', () => boards.add(D2Stage.stage.state().board)); }"""
     )
     preset = lessons.presets()[-1]
     tab.locator("#preset input").click()
@@ -247,7 +257,7 @@ def test_lanes_on_the_clock_of_milliseconds_finish_apart(tab):
     open_compare(tab)
     tab.click("#compare")
     done(tab, 2)
-    tab.evaluate("d2stage.setClock('ms')")
+    tab.evaluate("D2Stage.stage.setClock('ms')")
     tab.locator(".d2-range").focus()
     tab.keyboard.press("End")
     told = r"^([\d.]+) ms after the start: lane \d finished first, at ([\d.]+) ms\.$"

@@ -16,7 +16,7 @@ HOSTILE = "<img src=x onerror=window.hacked=1>"
 
 
 def state(tab) -> dict:
-    return tab.evaluate("d2stage.state()")
+    return tab.evaluate("D2Stage.stage.state()")
 
 
 def ask(tab, text: str = QUESTION):
@@ -27,8 +27,8 @@ def run_to_end(tab, text: str = QUESTION):
     before = state(tab)["run"]
     ask(tab, text)
     tab.click("#run")
-    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
-    tab.wait_for_function("d2stage.state().status !== 'running'")
+    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=before)
+    tab.wait_for_function("D2Stage.stage.state().status !== 'running'")
 
 
 def knobs_shown(tab) -> dict[str, list[str]]:
@@ -119,15 +119,15 @@ def test_the_loop_waits_while_paused_and_steps_one_at_a_time(tab):
     ask(tab)
     before = state(tab)["run"]
     tab.click("#step")
-    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
+    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=before)
     wait_said(tab, "Paused")
     for expected in (2, 3):
         tab.click("#step")
-        tab.wait_for_function("n => d2stage.state().received === n", arg=expected)
+        tab.wait_for_function("n => D2Stage.stage.state().received === n", arg=expected)
     tab.wait_for_timeout(400)
     assert state(tab)["received"] == 3 and state(tab)["status"] == "running"
     tab.click("#resume")
-    tab.wait_for_function("d2stage.state().status === 'done'")
+    tab.wait_for_function("D2Stage.stage.state().status === 'done'")
     assert state(tab)["gaps"] == 0
     wait_said(tab, "Done")
 
@@ -136,10 +136,10 @@ def test_stop_ends_a_paused_run_and_keeps_what_was_made(tab):
     ask(tab)
     for n in (1, 2):
         tab.click("#step")
-        tab.wait_for_function("n => d2stage.state().received === n", arg=n)
+        tab.wait_for_function("n => D2Stage.stage.state().received === n", arg=n)
     wait_said(tab, "Paused")
     tab.click("#stop")
-    tab.wait_for_function("d2stage.state().status === 'stopped'")
+    tab.wait_for_function("D2Stage.stage.state().status === 'stopped'")
     with tab.expect_download() as got:
         tab.get_by_role("button", name="Download trace").click()
     assert len(d2cache.Trace.load(got.value.path()).seconds) == 2
@@ -156,9 +156,9 @@ def test_a_downloaded_trace_is_the_run_and_loads_back(tab, model, tmp_path):
     assert np.array_equal(trace.tokens, live.tokens) and np.array_equal(trace.why, live.why)
     shown = answer_on_stage(tab)
     tab.click("#step")  # something else on the stage
-    tab.wait_for_function("d2stage.state().received === 1")
+    tab.wait_for_function("D2Stage.stage.state().received === 1")
     tab.locator("input[type=file]").set_input_files(path)
-    tab.wait_for_function("n => d2stage.state().received === n", arg=len(trace.seconds))
+    tab.wait_for_function("n => D2Stage.stage.state().received === n", arg=len(trace.seconds))
     assert answer_on_stage(tab) == shown
 
 
@@ -315,7 +315,7 @@ def test_what_is_masked_again_is_shown_so_live_and_replayed(tab, tmp_path):
         """Sentence and chips of each step."""
         told = []
         for s in range(state(tab)["steps"]):
-            tab.evaluate("s => d2stage.goto(s)", s)
+            tab.evaluate("s => D2Stage.stage.goto(s)", s)
             tab.wait_for_function(
                 "start => document.querySelector('.d2-sentence').innerText.startsWith(start)",
                 arg=f"Step {s + 1}:",
@@ -339,7 +339,7 @@ def test_what_is_masked_again_is_shown_so_live_and_replayed(tab, tmp_path):
     got.value.save_as(tmp_path / "wino.safetensors")
     run = state(tab)["run"]
     tab.locator("input[type=file]").set_input_files(tmp_path / "wino.safetensors")
-    tab.wait_for_function("run => d2stage.state().run !== run", arg=run)
+    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=run)
     assert story() == live
 
 
@@ -357,7 +357,7 @@ def test_pause_clicked_many_times_stays_paused_and_resume_goes_on(tab):
     ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
     before = state(tab)["run"]
     tab.click("#run")
-    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
+    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=before)
     for _ in range(5):
         tab.evaluate("document.querySelector('#pause')?.click()")
     wait_said(tab, "Paused|Done")
@@ -383,7 +383,7 @@ def test_stop_while_running_says_stopped(tab):
     ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
     before = state(tab)["run"]
     tab.click("#run")
-    tab.wait_for_function("run => d2stage.state().run !== run", arg=before)
+    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=before)
     tab.click("#stop")
     wait_said(tab, "Stopped|Done")
     assert state(tab)["status"] in ("stopped", "done")
@@ -392,7 +392,7 @@ def test_stop_while_running_says_stopped(tab):
 def test_a_new_run_replaces_a_running_one(tab):
     ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
     tab.click("#run")
-    tab.wait_for_function("d2stage.state().run !== 'stored'")
+    tab.wait_for_function("D2Stage.stage.state().run !== 'stored'")
     run_to_end(tab)
     assert "12" in answer_on_stage(tab)
     wait_said(tab, "Done")
@@ -418,19 +418,19 @@ def test_scrubbing_and_keys_move_the_clock_without_the_server(tab):
     tab.on("request", lambda r: requests.append(r.url))
     tab.locator(".d2-stage").focus()
     tab.keyboard.press("Home")
-    tab.wait_for_function("d2stage.state().step === 0")
+    tab.wait_for_function("D2Stage.stage.state().step === 0")
     for _ in range(3):
         tab.keyboard.press("ArrowRight")
-    tab.wait_for_function("d2stage.state().step === 3")
+    tab.wait_for_function("D2Stage.stage.state().step === 3")
     tab.locator(".d2-range").fill("7")
-    tab.wait_for_function("d2stage.state().step === 7")
+    tab.wait_for_function("D2Stage.stage.state().step === 7")
     tab.keyboard.press("End")
-    tab.wait_for_function("d2stage.state().step === d2stage.state().steps - 1")
+    tab.wait_for_function("D2Stage.stage.state().step === D2Stage.stage.state().steps - 1")
     assert [r for r in requests if "/queue/" in r or "/call" in r] == []
 
 
 def test_pointing_at_a_position_marks_it_everywhere(tab):
-    tab.evaluate("d2stage.goto(5)")
+    tab.evaluate("D2Stage.stage.goto(5)")
     chip = tab.locator(".d2-chips:not(.d2-prompt) .d2-chip").nth(3)
     chip.hover()
     tab.wait_for_selector(".d2-tip:not([hidden])")
@@ -450,7 +450,7 @@ def test_the_attention_map_of_one_step_is_made_on_request(tab):
     )
     size = tab.evaluate("document.querySelector('.d2-detail-canvas').width")
     assert size == tab.evaluate(
-        "d2stage.state().run && document.querySelectorAll('.d2-chip[data-p]').length"
+        "D2Stage.stage.state().run && document.querySelectorAll('.d2-chip[data-p]').length"
     )
 
 
@@ -484,14 +484,14 @@ def test_a_closed_tab_frees_its_run(chrome, address):
     first, second = chrome.new_context().new_page(), chrome.new_context().new_page()
     for page in (first, second):
         page.goto(address)
-        page.wait_for_function("window.d2stage !== undefined")
+        page.wait_for_function("globalThis.D2Stage?.stage")
     choose(first, "policy", "none")
     ask(first, "Tell a story about a brave fox named Max who finds a key in the forest.")
     first.get_by_text("Canvas", exact=True).click()
     first.get_by_label("number input for answer length").fill("256")
     first.get_by_label("stop at the end token").uncheck()
     first.click("#run")
-    first.wait_for_function("d2stage.state().status === 'running'")
+    first.wait_for_function("D2Stage.stage.state().status === 'running'")
     first.context.close()
     run_to_end(second)  # the queue holds one run at a time: it would wait for the first
     assert state(second)["status"] == "done"
@@ -505,7 +505,7 @@ def test_phone_width_and_dark_mode(chrome, address, width, dark):
     )
     page = context.new_page()
     page.goto(address)
-    page.wait_for_function("window.d2stage !== undefined")
+    page.wait_for_function("globalThis.D2Stage?.stage")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     colour = page.evaluate("getComputedStyle(document.querySelector('.d2-stage')).color")
     lightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3

@@ -52,7 +52,7 @@ def from_disk(chrome, pages, request):
 
 
 def state(page) -> dict:
-    return page.evaluate("d2stage.state()")
+    return page.evaluate("D2Stage.stage.state()")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_page_from_the_disk_plays_with_all_its_lanes(from_disk):
     assert state(from_disk)["lanes"] == 2 and state(from_disk)["status"] == "done"
     from_disk.locator(".d2-range").focus()
     from_disk.keyboard.press("Home")
-    from_disk.wait_for_function("d2stage.state().step === 0")
+    from_disk.wait_for_function("D2Stage.stage.state().step === 0")
     from_disk.keyboard.press("ArrowRight")
-    from_disk.wait_for_function("d2stage.state().step === 1")
+    from_disk.wait_for_function("D2Stage.stage.state().step === 1")
     assert from_disk.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert "Run for a live one" not in from_disk.locator("main").inner_text()
 
@@ -73,7 +73,7 @@ def test_a_page_from_the_disk_plays_with_all_its_lanes(from_disk):
 def test_the_static_page_shows_each_stored_run_and_its_address_says_which(from_disk):
     for name, one in stored.listed().items():
         from_disk.get_by_role("button", name=one["title"], exact=True).click()
-        from_disk.wait_for_function("name => d2stage.state().run === name", arg=name)
+        from_disk.wait_for_function("name => D2Stage.stage.state().run === name", arg=name)
         assert state(from_disk)["steps"] == len(stored.load(name).seconds)
         assert from_disk.locator(".file-words").inner_text() == one["words"]
         assert from_disk.url.endswith(f"#{name}")
@@ -94,7 +94,7 @@ def saved(page, what: str, path):
     "from_disk", [("lanes", 1200, "light"), ("lanes", 360, "dark")], indirect=True
 )
 def test_a_picture_of_the_view_is_no_blank_sheet(from_disk, tmp_path):
-    from_disk.evaluate("d2stage.show('stage')")
+    from_disk.evaluate("D2Stage.stage.show('stage')")
     from_disk.wait_for_timeout(300)
     assert saved(from_disk, "Picture (PNG)", tmp_path / "a.png").endswith(".png")
     with Image.open(tmp_path / "a.png") as image:
@@ -124,8 +124,8 @@ def test_the_animation_has_a_frame_a_step_and_holds_the_last(from_disk, tmp_path
 def test_an_animation_can_be_cancelled_and_the_page_goes_on_meanwhile(from_disk):
     from_disk.get_by_role("button", name="Export", exact=True).click()
     from_disk.get_by_role("button", name="Animation (WebP)").click()
-    from_disk.evaluate("d2stage.goto(3)")
-    from_disk.wait_for_function("d2stage.state().step === 3")
+    from_disk.evaluate("D2Stage.stage.goto(3)")
+    from_disk.wait_for_function("D2Stage.stage.state().step === 3")
     from_disk.get_by_role("button", name="cancel").click()
     from_disk.get_by_text("Cancelled.").wait_for()
     assert from_disk.get_by_role("button", name="Animation (WebP)").is_enabled()
@@ -220,8 +220,8 @@ def test_the_trace_taken_along_is_the_lane_in_hand(live, runs):
 
 
 def test_the_copied_cell_makes_the_run_again(live, runs):
-    live.evaluate("d2stage.setLane(1)")
-    live.wait_for_function("d2stage.state().lane === 1")
+    live.evaluate("D2Stage.stage.setLane(1)")
+    live.wait_for_function("D2Stage.stage.state().lane === 1")
     said, names = io.StringIO(), {}
     with contextlib.redirect_stdout(said):
         exec(compile(copied(live, "Notebook cell"), "cell", "exec"), names)
@@ -251,7 +251,7 @@ def test_the_animation_of_the_live_page_has_a_frame_a_step(live, runs, tmp_path)
 def test_a_copied_link_makes_the_same_board_and_view_in_another_tab(live, chrome, address, runs):
     show(live, "Cache")
     at(live, 9, 1)
-    live.evaluate("p => d2stage.select(p)", runs[0].prompt_length + 3)
+    live.evaluate("p => D2Stage.stage.select(p)", runs[0].prompt_length + 3)
     live.wait_for_timeout(500)  # the address follows within a third of a second
     link = copied(live, "Copy link")
     assert link == live.url and link.startswith(address)
@@ -263,4 +263,4 @@ def test_a_copied_link_makes_the_same_board_and_view_in_another_tab(live, chrome
         assert state(page)["board"] != state(live)["board"], "another run, not the same one"
         show(page, "Compare")
         soon(lambda: lane_texts(page), [text_at(run, 9) for run in runs])
-    live.evaluate("d2stage.select(null)")
+    live.evaluate("D2Stage.stage.select(null)")

@@ -89,7 +89,7 @@ def opened(chrome, address, lanes=LANES, gen: int = GEN, **more):
 
 def ended(tab, lanes: int):
     tab.wait_for_function(
-        """n => { const all = d2stage.page.board.lanes;
+        """n => { const all = D2Stage.stage.page.board.lanes;
         return all.length === n && all.every(run => run.status === 'done'
           && run.start.stored === false); }""",
         arg=lanes,
@@ -113,10 +113,11 @@ def show(tab, name: str):
 def at(tab, step: int, lane: int | None = None):
     """Goes to a lane and a step, as the scrubber does, and waits for the picture."""
     if lane is not None:
-        tab.evaluate("i => d2stage.setLane(i)", lane)
-    tab.evaluate("s => d2stage.goto(s)", step)
+        tab.evaluate("i => D2Stage.stage.setLane(i)", lane)
+    tab.evaluate("s => D2Stage.stage.goto(s)", step)
     tab.wait_for_function(
-        "([s, i]) => d2stage.state().step === s && (i === null || d2stage.state().lane === i)",
+        """([s, i]) => { const { step, lane } = D2Stage.stage.state();
+        return step === s && (i === null || lane === i); }""",
         arg=[step, lane],
     )
     frames(tab)
@@ -178,8 +179,8 @@ def lane_texts(tab) -> list[list[str | None]]:
 
 def saved_trace(tab, lane: int) -> Trace:
     """A lane's trace, taken along by the Export menu."""
-    tab.evaluate("i => d2stage.setLane(i)", lane)
-    tab.wait_for_function("i => d2stage.state().lane === i", arg=lane)
+    tab.evaluate("i => D2Stage.stage.setLane(i)", lane)
+    tab.wait_for_function("i => D2Stage.stage.state().lane === i", arg=lane)
     tab.get_by_role("button", name="Export", exact=True).click()
     with tab.expect_download() as got:
         tab.get_by_role("button", name="Trace (file)").click()
@@ -251,7 +252,7 @@ def test_cache_tells_each_cells_age_and_colours_it_by_its_reason(board, lane):
         [int(bit), *bytes.fromhex(colour)]
         for bit, colour in re.findall(
             r'bit: (\d+),[^}]*?colour: "#(\w{6})"',
-            (browser.ROOT / "assets/stage/words.js").read_text(),
+            (browser.ROOT / "assets/stage/reasons.js").read_text(),
         )
     ]
     apart = 0
@@ -316,13 +317,13 @@ def test_a_click_in_the_cache_chooses_the_position_everywhere(board):
     p = trace.prompt_length + 4
     box = tab.locator(".d2-panel-cache .d2-cells").bounding_box()
     tab.mouse.click(box["x"] + (p + 0.5) / length * box["width"], box["y"] + box["height"] / 3)
-    tab.wait_for_function("p => d2stage.state().selected === p", arg=p)
+    tab.wait_for_function("p => D2Stage.stage.state().selected === p", arg=p)
     tab.mouse.move(5, 5)
     show(tab, "Token")
     soon(lambda: tab.inner_text(".d2-life-token"), "answer position 5")
     show(tab, "Stage")
     soon(lambda: tab.locator(f".d2-chips .d2-picked[data-p='{p}']").count(), 1)
-    tab.evaluate("d2stage.select(null)")
+    tab.evaluate("D2Stage.stage.select(null)")
 
 
 # ------------------------------------------------------------------------------ Attention
@@ -476,7 +477,7 @@ def test_without_truth_the_invitation_makes_it(chrome, address):
         show(tab, "Truth")
         assert tab.locator(".d2-panel-truth .d2-numbers").is_hidden()
         tab.get_by_role("button", name="Run again with Truth").click()
-        tab.wait_for_function("b => d2stage.state().board !== b", arg=old)
+        tab.wait_for_function("b => D2Stage.stage.state().board !== b", arg=old)
         ended(tab, 1)
         _, looks = made("d2,current_k=2", truth=True, gen=24)
         flips = sum(len(look.flips) for look in looks)
@@ -510,11 +511,11 @@ def test_token_tells_the_life_of_a_position(board):
     frames(tab)
     field = tab.get_by_label("Position, counted from 1")
     field.fill(str(g + 1))
-    tab.evaluate("d2stage.page.schedule()")  # as each step of a run does
+    tab.evaluate("D2Stage.stage.page.schedule()")  # as each step of a run does
     frames(tab)
     assert field.input_value() == str(g + 1), "what is being typed was overwritten"
     field.press("Enter")
-    tab.wait_for_function("p => d2stage.state().selected === p", arg=p + g)
+    tab.wait_for_function("p => D2Stage.stage.state().selected === p", arg=p + g)
     sentence = tab.locator(".d2-panel-token .d2-sentence").first
     for step in (14, count - 1):
         at(tab, step)
@@ -556,14 +557,14 @@ def test_token_tells_the_life_of_a_position(board):
 
     for name, to in (("Position after", g + 1), ("Position before", g), ("Position before", g - 1)):
         tab.get_by_role("button", name=name).click()
-        tab.wait_for_function("p => d2stage.state().selected === p", arg=p + to)
+        tab.wait_for_function("p => D2Stage.stage.state().selected === p", arg=p + to)
         soon(lambda: tab.inner_text(".d2-life-token"), f"answer position {to + 1}")
 
     tab.get_by_role("button", name="Trace its keys").click()
     points = tab.locator(".d2-path >> nth=0 >> circle:not(.d2-path-written):not(.d2-path-now)")
     points.first.wait_for(state="attached")
     assert points.count() == count
-    tab.evaluate("d2stage.select(null)")
+    tab.evaluate("D2Stage.stage.select(null)")
 
 
 # ------------------------------------------------------------------------------ lanes
@@ -628,7 +629,7 @@ def test_digits_choose_a_lane_and_n_goes_to_the_next_difference(board):
     tab.locator(".d2-stage").focus()
     for lane in (2, 1):
         tab.keyboard.press(str(lane + 1))
-        tab.wait_for_function("i => d2stage.state().lane === i", arg=lane)
+        tab.wait_for_function("i => D2Stage.stage.state().lane === i", arg=lane)
         shown = tab.locator(".d2-panel-stage .d2-chips:not(.d2-prompt) .d2-chip:not(.d2-masked)")
         soon(shown.all_text_contents, [t for t in text_at(board.traces[lane], 0) if t])
     for lane in (1, 2):
@@ -637,10 +638,10 @@ def test_digits_choose_a_lane_and_n_goes_to_the_next_difference(board):
         one, two = ((t[1:] != t[:-1]) * (t[1:] + 1) for t in (first, other))  # what a step wrote
         changed = np.flatnonzero((one != two).any(1)).tolist()
         tab.keyboard.press("Home")
-        tab.wait_for_function("d2stage.state().step === 0")
+        tab.wait_for_function("D2Stage.stage.state().step === 0")
         for step in [s for s in changed if s > 0][:3]:
             tab.keyboard.press("n")
-            tab.wait_for_function("s => d2stage.state().step === s", arg=step)
+            tab.wait_for_function("s => D2Stage.stage.state().step === s", arg=step)
 
 
 @pytest.mark.parametrize("clock", ["milliseconds", "FLOPs"])
@@ -740,7 +741,7 @@ def test_what_if_runs_on_as_the_engine_does_with_that_edit(chrome, address):
         tab.set_viewport_size({"width": 1400, "height": 2400})
         ended(tab, 1)
         at(tab, step, 0)
-        tab.evaluate("p => d2stage.select(p)", p + g)
+        tab.evaluate("p => D2Stage.stage.select(p)", p + g)
         show(tab, "Token")
         panel, made_lanes = tab.locator("[data-point=whatif]"), [base]
         go = panel.get_by_role("button", name=f"Run on from step {step + 1}")
@@ -814,17 +815,17 @@ def test_figures_come_when_a_run_has_ended_and_can_be_kept(tab):
     tab.locator("#prompt textarea").fill(STORY)
     assert len(asked) == 1
     tab.click("#run")
-    tab.wait_for_function("d2stage.state().status === 'running'")
+    tab.wait_for_function("D2Stage.stage.state().status === 'running'")
     panel.get_by_text("The figures come when the run has ended").wait_for()
     asked_then, steps_then = len(asked), state(tab)["received"]
-    tab.wait_for_function("n => d2stage.state().received > n + 5", arg=steps_then)
+    tab.wait_for_function("n => D2Stage.stage.state().received > n + 5", arg=steps_then)
     if state(tab)["status"] == "running":
         assert len(asked) == asked_then == 1, "none is sent while the run goes on"
-    tab.wait_for_function("d2stage.state().status === 'done'")
+    tab.wait_for_function("D2Stage.stage.state().status === 'done'")
     wait_said(tab, "Done")
     panel.locator(".js-plotly-plot").nth(6).wait_for()
     assert len(asked) == 2
-    tab.evaluate("d2stage.goto(4)")
+    tab.evaluate("D2Stage.stage.goto(4)")
     frames(tab)
     assert len(asked) == 2 and panel.locator(".js-plotly-plot").count() == 7
 

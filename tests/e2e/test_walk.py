@@ -12,7 +12,7 @@ LESSONS = {one["key"]: one for one in lessons.lessons()}
 
 
 def state(tab) -> dict:
-    return json.loads(tab.evaluate("JSON.stringify(d2stage.state())"))
+    return json.loads(tab.evaluate("JSON.stringify(D2Stage.stage.state())"))
 
 
 def begin(tab, key: str) -> None:
@@ -25,7 +25,7 @@ def on_card(tab, lesson: dict, number: int) -> dict:
     card = lesson["cards"][number - 1]
     acts = dict(card["acts"])
     tab.wait_for_function(
-        "(want) => { const s = d2stage.state(); return s.status === 'done' && s.step >= 0"
+        "(want) => { const s = D2Stage.stage.state(); return s.status === 'done' && s.step >= 0"
         " && (!want.tab || s.tab === want.tab) && (!want.lane || s.lane === want.lane - 1)"
         " && (!want.clock || s.clock === want.clock)"
         " && (!want.step || s.step === Math.min(want.step, s.steps) - 1)"
@@ -58,7 +58,7 @@ def act(tab, card: dict) -> None:
         elif name == "lane":
             tab.click(f".d2-lane-pick >> nth={int(value) - 1}")
         elif name == "selected":
-            p = tab.evaluate("d2stage.page.model.P") + int(value) - 1
+            p = tab.evaluate("D2Stage.stage.page.run.P") + int(value) - 1
             tab.locator(f"[data-point=answer] [data-p='{p}']").click()
         elif name == "clock":
             tab.locator("[data-point=clock] button", has_text=re.compile(value, re.I)).click()
@@ -77,7 +77,8 @@ def run_with(tab, label: str, value: float) -> None:
     field.press("Tab")
     tab.click("#run")
     tab.wait_for_function(
-        "(was) => d2stage.state().run !== was && d2stage.state().status === 'done'", arg=before
+        "(was) => D2Stage.stage.state().run !== was && D2Stage.stage.state().status === 'done'",
+        arg=before,
     )
 
 
@@ -97,7 +98,7 @@ def test_a_lesson_can_be_walked_through_and_its_question_answered(tab, key):
     assert not tab.is_visible(".d2-coach") and tab.locator(".d2-ring").count() == 0
     assert "1 of 6 done" in tab.inner_text(".d2-lessons-open")
     tab.reload()
-    tab.wait_for_function("window.d2stage !== undefined")
+    tab.wait_for_function("globalThis.D2Stage?.stage")
     assert "1 of 6 done" in tab.inner_text(".d2-lessons-open")
 
 
@@ -125,7 +126,7 @@ def test_a_link_opens_a_card_and_a_hint_waits_to_be_asked(chrome, address):
     # two-stages runs what the page opens with, once more: the old run must not be taken for it
     for key, number in (("two-stages", 3), ("certainty", 6)):
         with open_tab(chrome, f"{address}/?lesson={key}&card={number}") as tab:
-            tab.wait_for_function("d2stage.page.board.lanes[0]?.start.stored === false")
+            tab.wait_for_function("D2Stage.stage.page.board.lanes[0]?.start.stored === false")
             card = on_card(tab, LESSONS[key], number)
             assert not tab.is_visible(".d2-coach-hint")
             if card["hint"]:

@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { pure } from "./load.mjs";
 
 const told = JSON.parse(readFileSync(process.argv[2], "utf8")).map(({ events, steps }) => {
-  const model = events.reduce(pure.applyEvent, pure.emptyModel());
-  return steps.map((s) => pure.PARTS.map(({ bit }) => Array.from(pure.agesAt(model, s, bit))));
+  const run = events.reduce(pure.applyEvent, pure.emptyRun());
+  return steps.map((s) => pure.PARTS.map(({ bit }) => Array.from(pure.agesAt(run, s, bit))));
 });
 console.log(JSON.stringify(told));

@@ -19,7 +19,7 @@ const start = (run, lane, more = {}) => ({
   policy: "none",
   ...more,
 });
-const rec = (run, s, w = [], more = {}) => ({
+const record = (run, s, w = [], more = {}) => ({
   k: "rec",
   run,
   seq: s,
@@ -36,18 +36,18 @@ const board = (...events) => events.reduce(pure.applyToBoard, pure.emptyBoard())
 // One run: what it writes in each step, and how long a step takes.
 const lane = (run, i, writes, ms = 10, more = {}) => [
   start(run, i, more),
-  ...writes.flatMap((w, s) => [rec(run, s, w, { ms }), totals(run, s, ms * (s + 1))]),
+  ...writes.flatMap((w, s) => [record(run, s, w, { ms }), totals(run, s, ms * (s + 1))]),
   end(run),
 ];
 const LEFT = [[[2, "a"]], [[3, "b"]], [[4, "c"]], [[5, "d"]]];
 const OTHER = [[[2, "a"]], [[4, "c"]], [[3, "x"]], [[5, "d"]]];
-const runs = (b) => plain(b.lanes.map((run) => run.run));
+const runs = (b) => plain(b.lanes.map((run) => run.key));
 
 test("events of lanes may come mixed; each goes to its run, and those of strangers nowhere", () => {
   const [a, b] = [lane("a", 0, LEFT), lane("b", 1, OTHER, 5)];
   const mixed = [a[0], b[0]];
   for (let i = 1; i < Math.max(a.length, b.length); i++)
-    mixed.push(...[a[i], b[i], rec("c", i)].filter(Boolean));
+    mixed.push(...[a[i], b[i], record("c", i)].filter(Boolean));
   const seen = board(...mixed),
     apart = board(...a, ...b);
   assert.deepEqual(runs(seen), ["a", "b"]);
@@ -121,7 +121,7 @@ test("on milliseconds and FLOPs a lane stands at the last step that it has finis
 });
 
 test("a record that was lost takes no time; totals still on their way are waited for", () => {
-  const b = board(start("a", 0), rec("a", 0), totals("a", 0, 7), rec("a", 2), rec("a", 3));
+  const b = board(start("a", 0), record("a", 0), totals("a", 0, 7), record("a", 2), record("a", 3));
   b.clock = "ms";
   assert.deepEqual(plain(pure.momentsOf(b.lanes[0], "ms")), [10, 10, 20, 30]);
   assert.deepEqual(plain(pure.momentsOf(b.lanes[0], "flops")), [7, 7]);
@@ -132,7 +132,7 @@ test("a record that was lost takes no time; totals still on their way are waited
 test("a reader who follows is with the runs that go on, at the end when none does", () => {
   const b = board(...lane("a", 0, LEFT), start("b", 1));
   assert.equal(pure.liveMoment(b), -1);
-  assert.equal(pure.liveMoment(pure.applyToBoard(b, rec("b", 0))), 0);
+  assert.equal(pure.liveMoment(pure.applyToBoard(b, record("b", 0))), 0);
   assert.equal(pure.liveMoment(pure.applyToBoard(b, end("b", "stopped"))), 3);
 });
 
@@ -217,14 +217,14 @@ test("where they part is known as soon as both have made the step, and no sooner
     return pure.firstDivergence(b, 1);
   };
   assert.equal(later(), null);
-  assert.equal(later(rec("b", 0, [[2, "a"]])), null);
-  assert.equal(later(rec("b", 1, [[4, "c"]])), 1);
-  assert.equal(later(start("b2", 1), rec("b2", 0, [[2, "z"]])), 0); // another run in its place
+  assert.equal(later(record("b", 0, [[2, "a"]])), null);
+  assert.equal(later(record("b", 1, [[4, "c"]])), 1);
+  assert.equal(later(start("b2", 1), record("b2", 0, [[2, "z"]])), 0); // another run in its place
   const masked = board(
     ...lane("a", 0, LEFT),
     start("b", 1),
-    rec("b", 0, [[2, "a"]]),
-    rec("b", 1, [[3, "b"]], { m: [2] }),
+    record("b", 0, [[2, "a"]]),
+    record("b", 1, [[3, "b"]], { m: [2] }),
   );
   assert.equal(pure.firstDivergence(masked, 1), 1);
 });
@@ -266,7 +266,7 @@ test("the race: who has written how much by this moment, who has finished when, 
     ...lane("a", 0, LEFT, 10),
     ...lane("b", 1, LEFT, 4),
     start("c", 2),
-    rec(
+    record(
       "c",
       0,
       [
@@ -296,7 +296,7 @@ test("the race: who has written how much by this moment, who has finished when, 
   );
   assert.match(pure.raceWords(b, at(40), 40), /: lane 2 finished first, at 16 ms\.$/);
   const stopped = pure.applyToBoard(
-    board(start("a", 0), rec("a", 0, [[2, "a"]])),
+    board(start("a", 0), record("a", 0, [[2, "a"]])),
     end("a", "stopped"),
   );
   assert.deepEqual(plain(pure.raceAt(stopped, 0)).over, false); // to stop is not to win
@@ -305,12 +305,12 @@ test("the race: who has written how much by this moment, who has finished when, 
 test("filled places are counted once however often they are written, and again after a mask", () => {
   const b = board(
     start("a", 0),
-    rec("a", 0, [
+    record("a", 0, [
       [2, "a"],
       [3, "b"],
     ]),
-    rec("a", 1, [[2, "z"]], { m: [3] }),
-    rec("a", 2, [
+    record("a", 1, [[2, "z"]], { m: [3] }),
+    record("a", 2, [
       [3, "c"],
       [0, "Q!"],
     ]),
@@ -325,17 +325,22 @@ test("filled places are counted once however often they are written, and again a
 
 test("parts unpack to layers x positions; layers are counted where the MLP was computed", () => {
   const a = b64([15, 3, 0, 3, 3, 6]),
-    b = board(start("a", 0, { layers: 2, by_layer: true }), rec("a", 0, [], { a }), rec("a", 1));
-  const [first, second] = b.lanes[0].recs;
+    b = board(
+      start("a", 0, { layers: 2, by_layer: true }),
+      record("a", 0, [], { a }),
+      record("a", 1),
+    );
+  const [first, second] = b.lanes[0].records;
   assert.deepEqual(Array.from(first.parts), [15, 15, 15, 0, 0, 0, 3, 3, 3, 3, 3, 3]);
   assert.deepEqual(Array.from(first.l), [1, 1, 1, 0, 0, 0]);
   assert.deepEqual([second.parts, second.l], [null, null]);
   const long = board(
     start("a", 0, { layers: 2 }),
-    ...Array.from({ length: 200 }, (_, s) => rec("a", s, [], { a: b64([s, 12]) })),
+    ...Array.from({ length: 200 }, (_, s) => record("a", s, [], { a: b64([s, 12]) })),
   );
   assert.ok(
-    long.lanes[0].recs.every((r) => r.parts[11] === r.s) && long.lanes[0].recs[0].parts[0] === 0,
+    long.lanes[0].records.every((r) => r.parts[11] === r.s) &&
+      long.lanes[0].records[0].parts[0] === 0,
   ); // kept or unpacked anew
 });
 
@@ -351,9 +356,9 @@ test("what an exact pass says joins the record of its step", () => {
     oracle: [4, 5],
     recall: 0.5,
   };
-  const b = board(start("a", 0), rec("a", 0), rec("a", 1), truth, { ...truth, s: 7 });
-  assert.equal(b.lanes[0].recs[0].truth, null);
-  const { kd, vd, flips, recall } = b.lanes[0].recs[1].truth;
+  const b = board(start("a", 0), record("a", 0), record("a", 1), truth, { ...truth, s: 7 });
+  assert.equal(b.lanes[0].records[0].truth, null);
+  const { kd, vd, flips, recall } = b.lanes[0].records[1].truth;
   assert.deepEqual(
     [pure.drift(kd[1]), pure.drift(kd[0]), vd, plain(flips), recall],
     [2, 0, null, [3], 0.5],

@@ -119,7 +119,7 @@ const boardOf = (steps, clock = "step", lanes = 1) => ({
   lane: 0,
   clock,
   lanes: Array.from({ length: lanes }, (_, i) => {
-    let run = pure.applyEvent(pure.emptyModel(), {
+    let run = pure.applyEvent(pure.emptyRun(), {
       k: "start",
       run: `r${i}`,
       T: 4,

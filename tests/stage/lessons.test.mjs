@@ -20,7 +20,7 @@ const start = (run, more = {}) => ({
   knobs: { policy: { current_k: 8, as_shipped: true }, decoder: { sigma: 10 } },
   ...more,
 });
-const rec = (run, s, w, m = []) => ({
+const record = (run, s, w, m = []) => ({
   k: "rec",
   run,
   seq: s,
@@ -49,10 +49,10 @@ const made = (run, tokens, more) =>
   [
     start(run, more),
     ...tokens.flatMap((text, s) => [
-      rec(run, s, [[P + s, text, 0.9, []]]),
+      record(run, s, [[P + s, text, 0.9, []]]),
       totals(run, s, 10 * (s + 1)),
     ]),
-  ].reduce(pure.applyEvent, pure.emptyModel());
+  ].reduce(pure.applyEvent, pure.emptyRun());
 
 function pageOf(lanes, lane, step, more = {}) {
   const board = { key: "b", lanes, clock: "step", lane };
@@ -60,7 +60,7 @@ function pageOf(lanes, lane, step, more = {}) {
     board,
     lane,
     step,
-    model: lanes[lane] ?? pure.emptyModel(),
+    run: lanes[lane] ?? pure.emptyRun(),
     stepOf: () => step,
     tab: "stage",
     selected: null,
@@ -119,7 +119,7 @@ test("the state counts from 1, as the screen does, and knows knobs and totals", 
 test("an empty page has a state too, and a pinned prompt token is no answer position", () => {
   const state = pure.lessonState({
     board: { lanes: [], clock: "step" },
-    model: pure.emptyModel(),
+    run: pure.emptyRun(),
     step: -1,
     lane: 0,
     selected: null,

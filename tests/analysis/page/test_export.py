@@ -96,7 +96,7 @@ def test_a_page_needs_nothing_from_elsewhere_and_says_so_to_the_browser(long_run
 def test_a_page_runs_the_very_scripts_of_the_live_page_in_their_order(long_runs):
     page = Parsed(export.page(export.lanes(long_runs[:1]), "same"))
     run = [text for attrs, text in page.all("script") if "type" not in attrs]
-    assert run == [bundle.scripts(), export.PLAYER_JS]
+    assert run == [bundle.scripts(), "D2Stage.play();"]
     sheets = sorted((ROOT / "assets/stage").glob("*.css"))
     assert all(sheet.read_text() in page.all("style")[0][1] for sheet in sheets) and sheets
 
@@ -111,7 +111,7 @@ def test_texts_that_would_end_the_script_stay_text(long_runs, monkeypatch):
     clean = Parsed(export.page(export.lanes(long_runs[:1]), "plain"))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in clean.tags]
     assert page.all("title")[0][1] == HOSTILE
-    options = next(t for a, t in page.all("script") if a.get("id") == "file-options")
+    options = next(t for a, t in page.all("script") if a.get("id") == bundle.DATA_TAG)
     assert json.loads(options) == {"glossary": {"key": HOSTILE}, "view": {}}
 
 

@@ -1,4 +1,4 @@
-"""Ranks, windows and lists on (B,T): what planning a step needs, without a sort."""
+"""Selections on (B,T) that planning a step needs: ranks, windows and lists, without a sort."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LONGEST = 1 << 13  # positions of a canvas; one program holds it
 
 
 @triton.jit
-def _first(
+def _select(
     score, eligible, out, length, k, p, FEW: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr
 ):
-    # each position against all: who comes before it by falling score, ties from the left
+    # each position against all: which come before it by falling score, ties from the left
     base = tl.program_id(1) * length
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mine = tl.load(score + base + at, at < length, 0.0)
@@ -44,12 +44,12 @@ def _first(
     tl.store(out + base + at, chosen, at < length)
 
 
-def _chosen(score: Tensor, eligible: Tensor, k: int, p: float, few: bool) -> Tensor:
+def _selected(score: Tensor, eligible: Tensor, k: int, p: float, few: bool) -> Tensor:
     score, eligible = score.contiguous(), eligible.expand(score.shape).contiguous()
     out = torch.empty_like(eligible)
     batch, length = score.shape
     block = 16 if length <= 2048 else 32
-    _first[(triton.cdiv(length, block), batch)](
+    _select[(triton.cdiv(length, block), batch)](
         score,
         eligible.view(torch.uint8),
         out.view(torch.uint8),
@@ -66,7 +66,7 @@ def _chosen(score: Tensor, eligible: Tensor, k: int, p: float, few: bool) -> Ten
 
 def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
     """`ops.top_k_mask`: (B,T) bool, the k highest eligible scores, ties to the left."""
-    return _chosen(score, eligible, k, 0.0, True)
+    return _selected(score, eligible, k, 0.0, True)
 
 
 def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
@@ -75,13 +75,13 @@ def nucleus(mass: Tensor, candidates: Tensor, p: float) -> Tensor:
         return torch.zeros_like(candidates)
     if p >= 1:
         return candidates
-    return _chosen(mass, candidates, 0, p, False)
+    return _selected(mass, candidates, 0, p, False)
 
 
 @triton.jit
-def _put(value, out, mask, count, LENGTH: tl.constexpr, COUNT: tl.constexpr):
-    # the values (they do not fall) where the mask is set, one after another; the first once more
-    # where there are too few, 0 where there is none
+def _compact(value, out, mask, count, LENGTH: tl.constexpr, COUNT: tl.constexpr):
+    # the values (they never fall) where the mask is set, packed together; filled up with the first
+    # of them, or with 0 where there is none
     rank, many = tl.cumsum(mask, 0) - 1, tl.sum(mask, 0)
     tl.store(out + rank, value.to(tl.int64), (mask > 0) & (rank < count))
     first = tl.min(tl.where(mask > 0, value, LENGTH), 0)
@@ -91,18 +91,18 @@ def _put(value, out, mask, count, LENGTH: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _count(mask, valid, count, COUNT: tl.constexpr):
+def _mark_valid(mask, valid, count, COUNT: tl.constexpr):
     slot = tl.arange(0, COUNT)
     tl.store(valid + slot, (slot < tl.sum(mask, 0)).to(tl.uint8), slot < count)
 
 
 @triton.jit
-def _list(mask, index, valid, length, count, BLOCK: tl.constexpr, COUNT: tl.constexpr):
+def _indices(mask, index, valid, length, count, BLOCK: tl.constexpr, COUNT: tl.constexpr):
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     wanted = tl.load(mask + row * length + at, at < length, 0).to(tl.int32)
-    _put(at, index + row * count, wanted, count, BLOCK, COUNT)
-    _count(wanted, valid + row * count, count, COUNT)
+    _compact(at, index + row * count, wanted, count, BLOCK, COUNT)
+    _mark_valid(wanted, valid + row * count, count, COUNT)
 
 
 def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     batch, length = mask.shape
     index = torch.empty(batch, count, dtype=torch.int64, device=mask.device)
     valid = torch.empty(batch, count, dtype=torch.bool, device=mask.device)
-    _list[(batch,)](
+    _indices[(batch,)](
         mask.view(torch.uint8),
         index,
         valid.view(torch.uint8),
@@ -125,7 +125,7 @@ def indices(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _rows(
+def _list_rows(
     wanted,
     source,
     start,
@@ -146,11 +146,11 @@ def _rows(
     begin = tl.load(start + row)
     wants = tl.load(wanted + row * length + at, at < length, 0).to(tl.int32)
     leads = tl.load(source + row * length + at, at < length, 0).to(tl.int32)
-    _put(at, index + row * rows, wants, rows, BLOCK, ROWS)
-    _put(tl.maximum(at - begin, 0), position + row * rows, wants, rows, BLOCK, ROWS)
-    _count(wants, valid + row * rows, rows, ROWS)
-    _put(tl.cumsum(wants, 0) - 1, head + row * heads, leads, heads, BLOCK, HEADS)
-    _put(at, place + row * heads, leads, heads, BLOCK, HEADS)
+    _compact(at, index + row * rows, wants, rows, BLOCK, ROWS)
+    _compact(tl.maximum(at - begin, 0), position + row * rows, wants, rows, BLOCK, ROWS)
+    _mark_valid(wants, valid + row * rows, rows, ROWS)
+    _compact(tl.cumsum(wants, 0) - 1, head + row * heads, leads, heads, BLOCK, HEADS)
+    _compact(at, place + row * heads, leads, heads, BLOCK, HEADS)
 
 
 def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: int) -> tuple:
@@ -159,7 +159,7 @@ def list_rows(wanted: Tensor, source: Tensor, start: Tensor, rows: int, heads: i
     index, position = torch.empty(2, batch, rows, dtype=torch.int64, device=wanted.device)
     head, place = torch.empty(2, batch, heads, dtype=torch.int64, device=wanted.device)
     valid = torch.empty(batch, rows, dtype=torch.bool, device=wanted.device)
-    _rows[(batch,)](
+    _list_rows[(batch,)](
         *(t.contiguous().view(torch.uint8) for t in (wanted, source)),
         start,
         index,
@@ -193,19 +193,19 @@ def _density(known, window, out, length, radius, BLOCK: tl.constexpr, LAGS: tl.c
     tl.store(out + base + at, total.to(tl.float32), at < length)
 
 
-WINDOWS: dict[tuple, Tensor] = {}  # never let go: graphs read them where they lie
+GAUSSIANS: dict[tuple, Tensor] = {}  # never freed: graphs read them at these addresses
 
 
-def _window(sigma: float, radius: int, device: torch.device) -> Tensor:
+def _gaussian(sigma: float, radius: int, device: torch.device) -> Tensor:
     key = sigma, radius, device
-    if key in WINDOWS:
-        return WINDOWS[key]
+    if key in GAUSSIANS:
+        return GAUSSIANS[key]
     lag = torch.arange(-radius, radius + 1, device=device, dtype=torch.float64)
     window = torch.exp(-((lag / sigma) ** 2) / 2)
     window = window / window.sum()
-    # what is made while a graph is captured belongs to that graph
+    # a tensor made while a graph is captured belongs to that graph
     if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        WINDOWS[key] = window
+        GAUSSIANS[key] = window
     return window
 
 
@@ -216,7 +216,7 @@ def certainty_density(known: Tensor, sigma: float) -> Tensor:
     batch, length = known.shape
     _density[(triton.cdiv(length, 32), batch)](
         known.view(torch.uint8),
-        _window(sigma, radius, known.device),
+        _gaussian(sigma, radius, known.device),
         out,
         length,
         radius,
@@ -228,7 +228,7 @@ def certainty_density(known: Tensor, sigma: float) -> Tensor:
 
 
 @triton.jit
-def _alike(
+def _minus_cosine(
     new,
     old,
     eligible,
@@ -265,7 +265,7 @@ def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
     """`ops.moved_most`: (B,T) bool, the k eligible rows of (B,Hkv,T,D) that moved most."""
     batch, heads, length, width = new.shape
     score = torch.empty(batch, length, dtype=torch.float32, device=new.device)
-    _alike[(triton.cdiv(length, 4), batch)](
+    _minus_cosine[(triton.cdiv(length, 4), batch)](
         new,
         old,
         eligible.contiguous().view(torch.uint8),
@@ -284,7 +284,7 @@ def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
 
 
 @triton.jit
-def _facts(
+def _canvas_masks(
     tokens,
     start,
     masked,
@@ -304,7 +304,7 @@ def _facts(
     blank = (tl.load(tokens + row * length + at, inside, 0) == mask_id) & (at >= prompt) & inside
     first = tl.min(tl.where(blank, at, length), 0)
     any_left = first < length
-    # of a row without masks the open block is that of position 0, as in the plain rule
+    # a row without masks has the block of position 0 as its current block, as in the plain rule
     first = tl.where(any_left, first, 0) - prompt
     here = at - prompt
     # rounded down, below 0 too
@@ -320,12 +320,12 @@ def _facts(
     tl.store(live + row, any_left.to(tl.uint8))
 
 
-def facts(tokens: Tensor, start: Tensor, prompt: int, size: int, mask_id: int) -> tuple:
+def canvas_masks(tokens: Tensor, start: Tensor, prompt: int, size: int, mask_id: int) -> tuple:
     """masked, known, block, eligible (B,T) and live (B,) of a `Canvas`, bool each."""
     batch, length = tokens.shape
     planes = torch.empty(4, batch, length, dtype=torch.bool, device=tokens.device)
     live = torch.empty(batch, dtype=torch.bool, device=tokens.device)
-    _facts[(batch,)](
+    _canvas_masks[(batch,)](
         tokens,
         start,
         *planes.view(torch.uint8),
@@ -341,7 +341,7 @@ def facts(tokens: Tensor, start: Tensor, prompt: int, size: int, mask_id: int) -
 
 
 @triton.jit
-def _masks(
+def _masks_of(
     tokens,
     ids,
     predict,
@@ -384,12 +384,12 @@ def _masks(
     tl.store(counts + 5, tl.load(stuck).to(tl.int64))
 
 
-def masks(tokens, ids, predict, refresh, live, stuck, shift: int) -> tuple[tuple, Tensor]:
-    """`generate.masks_of` as one kernel: wanted, source, fresh (B,T) bool, and counts (6,)."""
+def masks_of(tokens, ids, predict, refresh, live, stuck, shift: int) -> tuple[tuple, Tensor]:
+    """`work.masks_of` as one kernel: wanted, source, fresh (B,T) bool, and counts (6,)."""
     batch, length = tokens.shape
     planes = torch.empty(3, batch, length, dtype=torch.bool, device=tokens.device)
     counts = torch.empty(6, dtype=torch.int64, device=tokens.device)
-    _masks[(1,)](
+    _masks_of[(1,)](
         tokens,
         ids,
         *(t.contiguous().view(torch.uint8) for t in (predict, refresh, live)),
@@ -406,7 +406,9 @@ def masks(tokens, ids, predict, refresh, live, stuck, shift: int) -> tuple[tuple
 
 
 @triton.jit
-def _window_of(masked, block, at, size, out, length, k, SIZES: tl.constexpr, BLOCK: tl.constexpr):
+def _search_window(
+    masked, block, at, size, out, length, k, SIZES: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0)
     where = tl.arange(0, BLOCK)
     inside = where < length
@@ -427,11 +429,11 @@ def _window_of(masked, block, at, size, out, length, k, SIZES: tl.constexpr, BLO
 
 
 def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> Tensor:
-    """`ops.search_window`: (B,T) bool, masked positions where d2Cache looks for the next."""
+    """`ops.search_window`: (B,T) bool, masked positions where d2Cache searches for the next."""
     batch, length = masked.shape
     out = torch.empty_like(masked)
     sizes = isinstance(size, Tensor)
-    _window_of[(batch,)](
+    _search_window[(batch,)](
         masked.contiguous().view(torch.uint8),
         inside.contiguous().view(torch.uint8),
         at,

@@ -1,4 +1,4 @@
-"""The likeliest tokens of each distribution and its log-sum-exp, in one reading."""
+"""The likeliest tokens of each distribution and its log-sum-exp, in one pass over the logits."""
 
 from __future__ import annotations
 

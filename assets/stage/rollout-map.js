@@ -1,12 +1,13 @@
 /* The T x T map of one step in the tab Stage, fetched on request; it stays open from run to run. */
-import { decodePlane } from "./numbers.js";
 import { colourAt } from "./colours.js";
-import { wantsMap, mapNote } from "./says.js";
-import { table } from "./pixels.js";
+import { LAST_CODE, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
-import { evenShades, edgesOf } from "./pixels.js";
+import { decodePlane } from "./numbers.js";
+import { table } from "./pixels.js";
+import { evenShades } from "./pixels.js";
+import { mapNote, wantsMap } from "./sentences.js";
 
-function makeDetail(page) {
+function makeRolloutMap(page) {
   const button = h("button", "d2-text", {
     type: "button",
     "aria-expanded": "false",
@@ -35,7 +36,7 @@ function makeDetail(page) {
     asked = 0,
     timer = 0;
 
-  const key = () => `${page.model.run}|${page.step}`;
+  const key = () => `${page.run.key}|${page.step}`;
 
   function toggle() {
     open = !open;
@@ -44,7 +45,7 @@ function makeDetail(page) {
   }
 
   function show() {
-    button.hidden = !page.model.start?.rollout || page.offline;
+    button.hidden = !page.run.start?.rollout || page.offline;
     el.hidden = !open || button.hidden;
     button.setAttribute("aria-expanded", String(!el.hidden));
     button.textContent = el.hidden ? "show this step's attention map" : "hide the attention map";
@@ -53,19 +54,19 @@ function makeDetail(page) {
   function paint() {
     show();
     if (el.hidden) return;
-    const { model, live } = page,
+    const { run, live } = page,
       old = shown?.key !== key(),
       due = old && askedFor !== key();
     box.classList.toggle("d2-stale", old);
-    if (shown && (shown.dark !== page.dark || shown.noted !== model.run)) draw();
+    if (shown && (shown.dark !== page.dark || shown.noted !== run.key)) draw();
     clearTimeout(timer);
-    if (due && wantsMap(model, live)) timer = setTimeout(load, 250);
-    now.classList.toggle("d2-away", !due || wantsMap(model, live) || page.step < 0);
+    if (due && wantsMap(run, live)) timer = setTimeout(load, 250);
+    now.classList.toggle("d2-away", !due || wantsMap(run, live) || page.step < 0);
   }
 
   async function load() {
-    const { model, step: at } = page,
-      { run, T, P } = model;
+    const { run, step: at } = page,
+      { key: of, T, P } = run;
     if (at < 0) return;
     const mine = ++asked;
     askedFor = key();
@@ -73,12 +74,12 @@ function makeDetail(page) {
     let got = null,
       problem = "there is none for this step";
     try {
-      got = await page.ask("attention", { run, step: at, layer: "rollout" });
+      got = await page.ask(QUESTIONS.attention, { run: of, step: at, layer: "rollout" });
     } catch (error) {
       problem = String((error && error.message) || error);
     }
-    if (mine !== asked || run !== page.model.run) return; // the reader has moved on
-    shown = got && { ...got, key: `${run}|${at}`, run, at, T, P };
+    if (mine !== asked || of !== page.run.key) return; // the reader has moved on
+    shown = got && { ...got, key: `${of}|${at}`, of, at, T, P };
     if (got) draw();
     else {
       canvas.width = canvas.height; // blank
@@ -88,23 +89,24 @@ function makeDetail(page) {
   }
 
   function draw() {
-    const { n, map, prompt: pooled, run, at, T, P } = shown,
+    const { n, edges, map, prompt: pooled, of, at, T, P } = shown,
       { dark } = page;
-    const bytes = evenShades(decodePlane(map), edgesOf(n, T)),
-      lut = table((u) => colourAt("rollout", u / 255, dark)),
+    const bytes = evenShades(decodePlane(map), edges),
+      lut = table((u) => colourAt("rollout", u / LAST_CODE, dark)),
       image = new ImageData(n, n);
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < pixels.length; i++) pixels[i] = lut[bytes[i]];
     canvas.width = canvas.height = n;
     canvas.getContext("2d").putImageData(image, 0, 0);
-    box.style.setProperty("--d2-part", n !== T && pooled === P ? P / T : pooled / n); // a pooled map keeps the share
+    // a pooled map keeps the prompt's share
+    box.style.setProperty("--d2-part", n !== T && pooled === P ? P / T : pooled / n);
     box.style.setProperty("--d2-all", T);
-    note.textContent = mapNote(at, dark, run !== page.model.run);
+    note.textContent = mapNote(at, dark, of !== page.run.key);
     shown.dark = dark;
-    shown.noted = page.model.run;
+    shown.noted = page.run.key;
   }
 
   return { button, el, paint, destroy: () => clearTimeout(timer) };
 }
 
-export { makeDetail };
+export { makeRolloutMap };

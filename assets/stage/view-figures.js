@@ -1,7 +1,8 @@
 /* The Figures tab: the paper's figures on the run in view, drawn by Plotly, which is loaded when the
  * tab is first opened and never sent again. */
+import { POINTS, QUESTIONS, SIGMAS } from "./contract.js";
 import { h } from "./dom.js";
-import { worded as words } from "./glossary.js";
+import { worded } from "./glossary.js";
 import { download } from "./snapshot.js";
 
 // ---- pure
@@ -136,8 +137,8 @@ function slim(data, layout) {
 function figuresWait(page) {
   if (page.offline)
     return "These figures need the running app: this page is a file. The other tabs work here.";
-  if (!page.model.recs.length) return "Run something first: the figures are drawn from its steps.";
-  if (page.model.status === "running" && !page.model.paused)
+  if (!page.run.records.length) return "Run something first: the figures are drawn from its steps.";
+  if (page.run.status === "running" && !page.run.paused)
     return "The figures come when the run has ended, or is paused.";
   return null;
 }
@@ -175,7 +176,7 @@ function mountFigures(host, page) {
   });
   const sigmas = h("button", "d2-text", {
     type: "button",
-    textContent: "compare the decode order under σ = 0, 3, 10, 40",
+    textContent: `compare the decode order under σ = ${SIGMAS.join(", ")}`,
   });
   const orders = h(
     "section",
@@ -183,21 +184,20 @@ function mountFigures(host, page) {
     { hidden: true },
     h("h4", "d2-title", { textContent: "How much does the certainty prior steer?" }),
     h("p", "d2-more", {
-      textContent:
-        "Makes four short runs of this prompt that differ in σ alone, the width of the certainty prior; 0 turns it off.",
+      textContent: `Makes ${SIGMAS.length} short runs of this prompt that differ in σ alone, the width of the certainty prior; 0 turns it off.`,
     }),
     sigmas,
     more,
   );
   host.append(
-    h("div", "d2-figures-all", { "data-point": "figures-tab" }, said, again, list, orders),
+    h("div", "d2-figures-all", { "data-point": POINTS["figures-tab"] }, said, again, list, orders),
   );
   let asked = "",
     drawn = [],
     token = 0,
     busy = false;
 
-  const keyOf = () => `${page.model.run}|${page.model.recs.length}`;
+  const keyOf = () => `${page.run.key}|${page.run.records.length}`;
   const tell = (text, bad) => {
     said.textContent = text;
     said.hidden = !text;
@@ -235,7 +235,7 @@ function mountFigures(host, page) {
         },
       });
     const caption = h("p", "d2-more");
-    caption.append(...(words ? words(one.caption) : [one.caption]));
+    caption.append(...worded(one.caption));
     const tools = h(
       "div",
       "d2-figure-save",
@@ -291,15 +291,18 @@ function mountFigures(host, page) {
 
   async function load(name, where) {
     const mine = ++token,
-      run = page.model.run,
       key = keyOf();
     busy = true;
-    tell(name === "sigmas" ? "Making four short runs …" : "Drawing the figures of this run …");
+    tell(
+      name === QUESTIONS.sigmas
+        ? `Making ${SIGMAS.length} short runs …`
+        : "Drawing the figures of this run …",
+    );
     sigmas.disabled = again.disabled = true;
     try {
       const [Plotly, got] = await Promise.all([
         plotly(page.plotly ?? page.options?.plotly ?? "plotly.min.js"),
-        page.ask(name, { run }),
+        page.ask(name, { run: page.run.key }),
       ]);
       if (mine !== token || keyOf() !== key) return; // the reader has gone on to another run
       clear(where);
@@ -322,7 +325,7 @@ function mountFigures(host, page) {
   }
 
   sigmas.onclick = () => {
-    if (!busy) load("sigmas", more);
+    if (!busy) load(QUESTIONS.sigmas, more);
   };
   again.onclick = () => {
     again.hidden = true;
@@ -337,7 +340,7 @@ function mountFigures(host, page) {
     orders.hidden = Boolean(wait);
     if (wait) {
       if (!busy) tell(wait);
-      if (page.model.run !== asked.split("|")[0]) {
+      if (page.run.key !== asked.split("|")[0]) {
         token++;
         busy = false;
         sigmas.disabled = false;
@@ -347,10 +350,10 @@ function mountFigures(host, page) {
       return;
     }
     if (asked === key) return;
-    if (page.model.run !== asked.split("|")[0]) [list, more].forEach(clear);
+    if (page.run.key !== asked.split("|")[0]) [list, more].forEach(clear);
     asked = key;
     again.hidden = true;
-    load("figures", list);
+    load(QUESTIONS.figures, list);
   }
 
   const sizes = new ResizeObserver(() => page.schedule());
@@ -365,6 +368,6 @@ function mountFigures(host, page) {
   };
 }
 
-const tab = { key: "figures", title: "Figures", place: 70, mount: mountFigures };
+const tab = { key: "figures", title: "Figures", mount: mountFigures };
 
 export { broken, dressed, slim, figuresWait, tab };

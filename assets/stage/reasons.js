@@ -1,60 +1,61 @@
-/* Why a position was recomputed, in words that are true of the policy and decoder that run. */
+/* Why a position was recomputed, in words that are true of the policy and decoder of the run. */
+import { WHY } from "./contract.js";
 import { short } from "./numbers.js";
 
-// Why a position was recomputed, the most telling reason first: the order is the priority of the map.
+// The most telling reason first: the order is also which colour wins on the map.
 const REASONS = [
   {
     key: "written",
-    bit: 4,
-    label: "written a step ago",
+    bit: WHY.WRITTEN,
+    label: "written in the previous step",
     colour: "#e69f00",
-    why: "its token was written by the step before; the cached K,V still belong to a mask",
+    why: "its token was written in the previous step; the cached K,V still belong to a mask",
   },
   {
     key: "chosen",
-    bit: 2,
-    label: "picked by score",
+    bit: WHY.CHOSEN,
+    label: "chosen by the policy",
     colour: "#009e73",
-    why: "picked by a score that the policy gives each position",
+    why: "the policy chose this position",
   },
   {
     key: "rollout",
-    bit: 8,
+    bit: WHY.ROLLOUT,
     label: "attention rollout",
     colour: "#cc79a7",
-    why: "one of the positions where attention led most in the step before",
+    why: "one of the positions that attention led to most in the previous step",
   },
   {
     key: "gap",
-    bit: 16,
+    bit: WHY.GAP,
     label: "gap fill",
     colour: "#f0e442",
     why: "lies in a gap between recomputed positions",
   },
   {
     key: "shift",
-    bit: 32,
+    bit: WHY.SHIFT,
     label: "shift",
     colour: "#999933",
     why: "a neighbour that is needed where a model predicts one position to the right",
   },
   {
     key: "block",
-    bit: 64,
+    bit: WHY.BLOCK,
     label: "block",
     colour: "#0072b2",
     why: "inside the block that is being decoded",
   },
   {
     key: "window",
-    bit: 128,
+    bit: WHY.WINDOW,
     label: "window",
     colour: "#56b4e9",
     why: "inside the window around what is being decoded",
   },
   {
     key: "full",
-    bit: 1,
+    bit: WHY.FULL,
     label: "full pass",
     colour: "#a08468",
     why: "a pass over the whole canvas",
@@ -65,8 +66,8 @@ const REUSED = {
   label: "reused",
   why: "the cached K,V of an earlier step were used: no work",
 };
-// Where a policy or decoder means something of its own by a reason, or by what stands below; the
-// words must be true of the run on view. What is not named here gets the plain words.
+// Some policies and decoders give a reason a meaning of their own; the words must be true of the
+// run on view. What is not listed here gets the plain words.
 const POLICY_WORDS = {
   d2: {
     pads: true,
@@ -81,7 +82,9 @@ const POLICY_WORDS = {
   dllm: {
     kept: "layer outputs",
     reused: {
-      why: "the cached outputs of its layers were used; at most its values (V) were computed, to see how far they moved",
+      why:
+        "the cached outputs of its layers were used; at most its values (V) were computed, to " +
+        "see how far they moved",
     },
     full: {
       label: "refresh",
@@ -89,17 +92,20 @@ const POLICY_WORDS = {
     },
     chosen: {
       label: "values moved",
-      why: "among those whose values (V) moved most since the step before, in some layer; of equals the leftmost",
+      why:
+        "in some layer its values (V) are among those that moved most since the previous step; " +
+        "of equals, the leftmost",
     },
     more: (knobs) =>
       knobs.rho > 0
-        ? "Between refreshes each layer computes the values (V) of the whole answer, to find those that moved most."
+        ? "Between refreshes each layer computes the values (V) of the whole answer, to find " +
+          "those that moved most."
         : "",
   },
   elastic: {
     chosen: {
       label: "attention drifted",
-      why: "attention had drifted in some layer: from there on the layers recompute every position",
+      why: "attention had drifted in some layer: from there on, all layers recompute every position",
     },
     window: { label: "leftmost masks", why: "one of the masked positions furthest left" },
     more: () => "When attention drifts in a layer, the layers after it recompute every position.",
@@ -108,11 +114,14 @@ const POLICY_WORDS = {
   sparse: {
     even: true,
     reused: {
-      why: "the cached K,V of an earlier step were used, or left out of attention (evicted): no work",
+      why:
+        "the cached K,V of an earlier step were used, or left out of attention (evicted): no " +
+        "work",
     },
     more: (knobs) =>
       knobs.keep_ratio < 1
-        ? "While a block is filled, each layer leaves those that the block looks at least out of attention (evicted)."
+        ? "While a block is filled, each layer leaves the positions that the block attends to " +
+          "least out of attention (evicted)."
         : "",
   },
 };
@@ -136,7 +145,7 @@ const DECODER_WORDS = {
   pc: {
     order: (knobs) => `${knobs.position > 0 ? "early positions and " : ""}sure, rare words first`,
   },
-  random: { order: () => "in an order drawn by lot", scores: "its lots" },
+  random: { order: () => "in a random order", scores: "its random numbers" },
   slowfast: {
     order: () => "a few at first, and all sure guesses of a stretch once its end is settled",
     tests: true,
@@ -148,8 +157,10 @@ const DECODER_WORDS = {
   wino: {
     order: () => "many sure guesses at once; what a second look doubts is masked again",
     written: {
-      label: "changed a step ago",
-      why: "its token was written, or masked again, by the step before; the cached K,V still belong to the old one",
+      label: "changed in the previous step",
+      why:
+        "its token was written, or masked again, in the previous step; the cached K,V still " +
+        "belong to the old one",
     },
   },
 };
@@ -164,13 +175,13 @@ const reasonsOf = (start) =>
     ...policyWords(start)[r.key],
     ...decoderWords(start)[r.key],
   }));
-const labelIn = (model, key) => model.reasons.find((r) => r.key === key).label;
+const labelIn = (run, key) => run.reasons.find((r) => r.key === key).label;
 const reasonsIn = (byte) => REASONS.filter((r) => byte & r.bit).map((r) => r.key);
 const reasonOf = (byte) => (REASONS.find((r) => byte & r.bit) || { key: null }).key;
-// How many positions each reason claims in one step; one with several counts for its most telling one.
-function reasonCounts(rec) {
+// How many positions each reason has in one step; a position counts for its most telling reason.
+function reasonCounts(record) {
   const counts = {};
-  for (const byte of rec.y) if (byte) counts[reasonOf(byte)] = (counts[reasonOf(byte)] || 0) + 1;
+  for (const byte of record.y) if (byte) counts[reasonOf(byte)] = (counts[reasonOf(byte)] || 0) + 1;
   return counts;
 }
 

@@ -1,14 +1,13 @@
 /* What the views share: a map of cells that can be pointed at and walked by keys, lines over the
  * steps, words that explain themselves. */
-import { clamp } from "./numbers.js";
 import { colourAt, PAPER } from "./colours.js";
-import { table } from "./pixels.js";
-import { linePath, atStep } from "./lifelines.js";
 import { h } from "./dom.js";
-import { worded as _worded } from "./glossary.js";
+import { worded } from "./glossary.js";
+import { clamp } from "./numbers.js";
+import { table } from "./pixels.js";
+import { atStep, linePath } from "./token-life.js";
 
-const worded = (text) => (_worded ? _worded(text) : [document.createTextNode(text)]);
-const words = (cls, text) => h("p", cls, {}, ...worded(text));
+const paragraph = (cls, text) => h("p", cls, {}, ...worded(text));
 
 function svg(tag, props, ...kids) {
   const el = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -369,7 +368,7 @@ function asker(page) {
 const paper = (dark) => PAPER[dark ? "dark" : "light"];
 
 export {
-  words,
+  paragraph,
   svg,
   term,
   marker,
