@@ -93,7 +93,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     add("--decoder", default="confidence", help=f"one of {_names(Decoder)}")
     add("--gen-length", type=int, default=128, help="answer positions")
     add("--block-length", type=int, default=None, help="default: one block")
-    add("--seed", type=int, default=0, help="for temperature > 0")
+    add("--seed", type=int, default=0, help="used when sampling")
     add("--stop-at-eos", action="store_true", help="leave positions after the end of text masked")
     add("--eager", action="store_true", help="no CUDA graphs on a GPU")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:0,cuda:1")

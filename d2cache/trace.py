@@ -78,14 +78,17 @@ class Trace:
 
     @property
     def run(self) -> dict:
+        """The run's configuration as plain values (see `d2cache.canvas.Run`)."""
         return self.header["run"]
 
     @property
     def prompt_length(self) -> int:
+        """Positions before the answer, padding included."""
         return self.run["prompt_length"]
 
     @property
     def batch(self) -> int:
+        """The number of rows B."""
         return self.tokens.shape[1] if self.tokens.ndim == 3 else 1
 
     def row(self, b: int) -> Trace:
@@ -112,18 +115,19 @@ class Trace:
         return Trace(**cut, header=self.header | {"run": run, "start": [0]})
 
     def text_of(self, token: int) -> str:
+        """The text of a token id, or <id> if it does not occur in the run."""
         return self.header["texts"].get(str(token), f"<{token}>")
 
     @property
     def answer(self) -> np.ndarray:
         """(n,) int64: answer ids before the first end-of-text token, without masks."""
-        self._single("answer")
+        self._require_one_row("answer")
         return answer_ids(self.tokens[-1, self.prompt_length :], self.run["shape"])
 
     @property
     def recomputed_by_layer(self) -> np.ndarray:
         """(S,L,T) bool: rows that went through the whole of each layer."""
-        self._single("recomputed_by_layer")
+        self._require_one_row("recomputed_by_layer")
         if self.parts is not None:
             return (self.parts & Part.MLP) > 0
         steps, length = self.recomputed.shape
@@ -139,9 +143,9 @@ class Trace:
         return np.where(last < 0, -1, step - last)
 
     @property
-    def totals(self) -> dict:
+    def totals(self) -> dict[str, float]:
         """What the whole run cost; the keys are explained in `Totals`."""
-        self._single("totals")
+        self._require_one_row("totals")
         config = ModelConfig(**self.run["shape"])
         masked = (self.tokens[:-1, self.prompt_length :] == config.mask_id).sum(1)
         changed = (self.tokens[1:] != self.tokens[:-1]).sum(1)
@@ -150,7 +154,7 @@ class Trace:
         totals.add(rows, self.work, self.predicted, masked, changed, self.seconds)
         return totals.report(len(self.answer))
 
-    def _single(self, what: str) -> None:
+    def _require_one_row(self, what: str) -> None:
         if self.batch > 1:
             raise ValueError(f"{what} is defined for one row; take trace.row(b) of this batch")
 
@@ -159,7 +163,7 @@ class Trace:
 
         Raises ValueError for a batch, OSError or SafetensorError when the file cannot be written.
         """
-        self._single("save")
+        self._require_one_row("save")
         present = [n for n in ARRAYS if getattr(self, n) is not None]
         arrays = {n: np.ascontiguousarray(getattr(self, n)) for n in present}
         for name in ("tokens", "candidates"):  # token ids fit in 32 bits: half the file size

@@ -21,11 +21,11 @@ class D2Cache(CachePolicy, key="d2"):
     that holds the k-th mask); what the previous step wrote, once; and the smallest set of other
     rows that holds more than `rollout_p` of their attention-rollout mass (stage 2).
 
-    `as_shipped` reproduces the public code, bugs included: the confidence of the first pass is
-    kept for the whole run; the block that bounds the search shrinks as it fills; rollout rows
-    stop before p, not beyond it, but at least one is taken; density sees one answer length of
-    known positions on the left and repeats the last answer position on the right, in the decoder
-    too; a position that was not computed has confidence 1/V and token 0, and may be written.
+    `as_shipped` reproduces the public code, bugs included: confidence stays that of the first
+    pass; the block that bounds the search shrinks as it fills; rollout rows stop before p, not
+    beyond it, but at least one is taken; density sees one answer length of known positions on the
+    left and repeats the last answer position on the right, in the decoder too; a position that was
+    not computed has confidence 1/V and token 0, and may be written.
     """
 
     current_k: int = knob(32, 1, 1024, "masked positions recomputed per step")
