@@ -304,7 +304,7 @@ def test_a_shape_at_the_bounds_is_allowed(changes):
 
 def test_a_model_without_tokenizer_says_so():
     for call in (lambda m: m.encode("hello"), lambda m: m.decode([1, 2])):
-        with pytest.raises(ValueError, match=r"no tokenizer; put tokenizer\.json beside"):
+        with pytest.raises(ValueError, match=r"no tokenizer; put tokenizer\.json next to"):
             call(small_model())
 
 
