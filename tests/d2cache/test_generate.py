@@ -405,7 +405,7 @@ def test_a_bad_prompt_is_refused_at_the_call(prompt, says):
         ({"gen_length": 254}, "prompt of 3 tokens .* answer of 254 is 257; small has room for 256"),
         (
             {"seed": -1},
-            r"seed is -1; it must be a whole number from 0 to 2\*\*63 - 1, or one a row",
+            r"seed is -1; it must be a whole number from 0 to 2\*\*63 - 1, or one per row",
         ),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
