@@ -6,7 +6,6 @@ keep never leave the first device, so no policy, decoder or probe has to handle 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
 from itertools import accumulate
 from typing import Any
@@ -24,7 +23,7 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device)
 
 
-def _at_weights(piece: Callable) -> Callable:
+def _at_weights(piece: Any) -> Any:
     """A piece of a layer, computed on the device of its weights."""
 
     @wraps(piece)

@@ -14,9 +14,10 @@ import torch
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save_file
 
-from d2cache.canvas import CANDIDATES, Canvas, Part, Run, Step
+from d2cache.canvas import CANDIDATES, Canvas, Run, Step
 from d2cache.edits import MOST_EDITS, Edit
 from d2cache.model import ModelConfig
+from d2cache.rows import Part
 
 SCHEMA = "d2cache-trace/2"
 LARGEST = 1 << 26  # bytes of a trace file that is still opened
