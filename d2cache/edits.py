@@ -9,6 +9,11 @@ from dataclasses import asdict, dataclass, field
 from d2cache.model import ModelConfig
 
 MOST_EDITS = 256  # of one run
+# Words and marks of an edit's text, which links contain
+REFRESH, ALL, OWNERS = "refresh", "all", ("policy", "decoder")
+NEXT = ","  # between parts
+IS = "="  # between name and value
+DOT = "."  # between rows, or before a knob
 FORM = (
     "STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=VALUE...][,decoder.KNOB=VALUE...]"
 )
@@ -103,18 +108,18 @@ class Edit:
     @classmethod
     def parse(cls, text: str) -> Edit:
         """An edit from one line of text, see FORM; `str(edit)` is the inverse."""
-        first, *rest = str(text).split(",")
+        first, *rest = str(text).split(NEXT)
         step, tokens = _number("the step of an edit", first), dict[int, int]()
         refresh: str | list[int] = []
-        knobs: dict[str, dict[str, float]] = {"policy": {}, "decoder": {}}
+        knobs: dict[str, dict[str, float]] = {owner: {} for owner in OWNERS}
         for part in rest:
-            name, equals, value = part.partition("=")
-            kind, dot, knob = name.partition(".")
+            name, equals, value = part.partition(IS)
+            kind, dot, knob = name.partition(DOT)
             if not equals:
                 raise ValueError(f"the edit {text!r:.80} has a part {part!r:.40}; its form: {FORM}")
-            if name == "refresh":
-                rows = value.split(".")
-                refresh = value if value == "all" else [_number("a row", at) for at in rows]
+            if name == REFRESH:
+                rows = value.split(DOT)
+                refresh = "all" if value == ALL else [_number("a row", at) for at in rows]
             elif dot and kind in knobs:
                 knobs[kind][knob] = _value(knob, value)
             elif name[:1].isdigit():
@@ -124,13 +129,14 @@ class Edit:
         return cls(step, tokens, refresh, **knobs)
 
     def __str__(self) -> str:
-        parts = [str(self.step), *(f"{at}={token}" for at, token in self.tokens.items())]
+        parts = [str(self.step), *(f"{at}{IS}{token}" for at, token in self.tokens.items())]
         if self.refresh:
-            rows = self.refresh if self.refresh == "all" else ".".join(map(str, self.refresh))
-            parts.append(f"refresh={rows}")
-        for kind in ("policy", "decoder"):
-            parts += [f"{kind}.{k}={str(v).lower()}" for k, v in getattr(self, kind).items()]
-        return ",".join(parts)
+            rows = ALL if self.refresh == "all" else DOT.join(map(str, self.refresh))
+            parts.append(f"{REFRESH}{IS}{rows}")
+        for owner in OWNERS:
+            for knob, value in getattr(self, owner).items():
+                parts.append(f"{owner}{DOT}{knob}{IS}{str(value).lower()}")
+        return NEXT.join(parts)
 
 
 def _whole(what: str, value: object) -> None:
