@@ -22,10 +22,9 @@ class Why(IntFlag):
 
     FULL = 1  # a full pass
     CHOSEN = 2  # chosen by the policy: a masked position likely to be written soon
-    VERIFY = (
-        2  # chosen while the layers ran, by a test of the cache; shares the bit above, as eight
-    )
-    # bits have room for eight reasons
+    # chosen while the layers ran, by a test of the cache; eight bits have room for eight reasons,
+    # so it shares the bit above
+    VERIFY = 2
     WRITTEN = 4  # changed in the previous step: its K,V are still those of the old token
     ROLLOUT = 8  # attention rollout finds it influential
     GAP = 16  # fills a short gap between recomputed rows

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field
 from d2cache.model import ModelConfig
 
 MOST_EDITS = 256  # of one run
-# Words and marks of an edit's text; links hold them.
+# Words and marks of an edit's text, which links contain
 REFRESH, ALL, OWNERS = "refresh", "all", ("policy", "decoder")
-NEXT, IS = ",", "="  # between two parts; between a name and its value
-DOT = "."  # between two rows; between an owner and its knob
+NEXT = ","  # between parts
+IS = "="  # between name and value
+DOT = "."  # between rows, or before a knob
 FORM = (
     "STEP[,POSITION=TOKENID...][,refresh=all|P.P.P][,policy.KNOB=VALUE...][,decoder.KNOB=VALUE...]"
 )
@@ -110,7 +111,7 @@ class Edit:
         first, *rest = str(text).split(NEXT)
         step, tokens = _number("the step of an edit", first), dict[int, int]()
         refresh: str | list[int] = []
-        knobs: dict[str, dict[str, float]] = {kind: {} for kind in OWNERS}
+        knobs: dict[str, dict[str, float]] = {owner: {} for owner in OWNERS}
         for part in rest:
             name, equals, value = part.partition(IS)
             kind, dot, knob = name.partition(DOT)
@@ -132,9 +133,9 @@ class Edit:
         if self.refresh:
             rows = ALL if self.refresh == "all" else DOT.join(map(str, self.refresh))
             parts.append(f"{REFRESH}{IS}{rows}")
-        for kind in OWNERS:
-            for knob, value in getattr(self, kind).items():
-                parts.append(f"{kind}{DOT}{knob}{IS}{str(value).lower()}")
+        for owner in OWNERS:
+            for knob, value in getattr(self, owner).items():
+                parts.append(f"{owner}{DOT}{knob}{IS}{str(value).lower()}")
         return NEXT.join(parts)
 
 

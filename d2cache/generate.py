@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -21,10 +22,12 @@ from d2cache.policies import CachePolicy, make_policy
 from d2cache.registry import Registered
 from d2cache.work import Work
 
+Prompts = Tensor | ArrayLike | Sequence[Tensor]
+
 
 def generate(
     model: Model,
-    prompt_ids: Tensor | ArrayLike | Sequence[Tensor],
+    prompt_ids: Prompts,
     policy: str | CachePolicy = "d2",
     decoder: str | Decoder = "confidence",
     gen_length: int = 128,
@@ -136,8 +139,14 @@ def _set_seconds(step: Step, seconds: float) -> None:
     object.__setattr__(step, "seconds", seconds)
 
 
-def open_canvas(model, prompt_ids, gen_length, block_length=None, stop_at_eos=False) -> Canvas:
-    """A canvas of prompts and masks; ValueError says what is wrong with the input."""
+def open_canvas(
+    model: Model,
+    prompt_ids: Prompts,
+    gen_length: int,
+    block_length: int | None = None,
+    stop_at_eos: bool = False,
+) -> Canvas:
+    """A canvas of prompts and masks; ValueError for bad input."""
     c = model.config
     prompts = _as_prompts(prompt_ids, c.vocab)
     block_length = gen_length if block_length is None else block_length
@@ -166,8 +175,8 @@ def open_canvas(model, prompt_ids, gen_length, block_length=None, stop_at_eos=Fa
     )
 
 
-def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
-    """One tensor (P,) int64 on the CPU a row."""
+def _as_prompts(prompt_ids: Any, vocab: int) -> list[Tensor]:
+    """One tensor (P,) int64 on the CPU per row."""
     try:
         if not isinstance(prompt_ids, Tensor) and len(prompt_ids) and not _is_number(prompt_ids[0]):
             prompts = [torch.as_tensor(p) for p in prompt_ids]
@@ -180,33 +189,35 @@ def _as_prompts(prompt_ids, vocab: int) -> list[Tensor]:
         ) from error
     if not prompts:
         raise ValueError("the prompt is empty; it needs at least one token")
-    checked = []
-    for p in prompts:
-        if p.dim() != 1 or p.is_floating_point() or p.is_complex() or p.dtype == torch.bool:
-            raise ValueError(
-                f"prompt_ids has shape {tuple(p.shape)} and type {p.dtype}; "
-                "it must be integer token ids (P,) or (B,P)"
-            )
-        if not len(p):
-            raise ValueError("the prompt is empty; it needs at least one token")
-        p = p.to("cpu", torch.int64)  # some unsigned types have no minimum
-        if p.min() < 0 or p.max() >= vocab:
-            raise ValueError(
-                f"prompt_ids has values from {p.min()} to {p.max()}; "
-                f"the vocabulary has ids 0 to {vocab - 1}"
-            )
-        checked.append(p)
-    return checked
+    return [_checked_prompt(p, vocab) for p in prompts]
 
 
-def _is_number(value) -> bool:
+def _checked_prompt(prompt: Tensor, vocab: int) -> Tensor:
+    floats = prompt.is_floating_point() or prompt.is_complex()
+    if prompt.dim() != 1 or floats or prompt.dtype == torch.bool:
+        raise ValueError(
+            f"prompt_ids has shape {tuple(prompt.shape)} and type {prompt.dtype}; "
+            "it must be integer token ids (P,) or (B,P)"
+        )
+    if not len(prompt):
+        raise ValueError("the prompt is empty; it needs at least one token")
+    prompt = prompt.to("cpu", torch.int64)  # some unsigned types have no minimum
+    if prompt.min() < 0 or prompt.max() >= vocab:
+        raise ValueError(
+            f"prompt_ids has values from {prompt.min()} to {prompt.max()}; "
+            f"the vocabulary has ids 0 to {vocab - 1}"
+        )
+    return prompt
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, complex)) or getattr(value, "ndim", None) == 0
 
 
-def _row_seeds(seed, batch: int) -> tuple[int, ...]:
+def _row_seeds(seed: int | Sequence[int], batch: int) -> tuple[int, ...]:
     seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,) * batch
     if len(seeds) != batch or not all(type(s) is int and 0 <= s < 2**63 for s in seeds):
         raise ValueError(
-            f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or one a row"
+            f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or one per row"
         )
     return seeds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import wraps
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +16,18 @@ from torch import Tensor
 from d2cache.model import Block, Model, ModelConfig
 
 
-def _moved(value, device: torch.device):
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or each tensor of nested tuples, on a device."""
     if isinstance(value, tuple):
         return tuple(_moved(one, device) for one in value)
     return value.to(device)
 
 
-def _at_weights(piece):
+def _at_weights(piece: Any) -> Any:
     """A piece of a layer, computed on the device of its weights."""
 
     @wraps(piece)
-    def remote(self, x: Tensor, *rest):
+    def remote(self: Block, x: Tensor, *rest: Any) -> Any:
         device = self.out_proj.weight.device
         return _moved(piece(self, *_moved((x, *rest), device)), x.device)
 

@@ -1,4 +1,4 @@
-"""What the tests share: small random models, and a forward pass that uses nothing of the engine.
+"""What the tests share: small random models, and a forward pass independent of the engine.
 
 Weights are far larger than a fresh model's, norms included: with small ones a wrong rotation or
 a stale value moves no confidence far enough to be seen.
@@ -28,7 +28,7 @@ SMALL = ModelConfig(
     name="small",
 )
 
-# knobs under which a policy really caches; one not named here runs with its defaults
+# knobs under which a policy really caches; a policy not listed here runs with its defaults
 KNOBS = {
     "d2": [
         dict(current_k=4, rollout_p=0.15, sigma=3.0),
@@ -123,9 +123,9 @@ def confidences(steps) -> torch.Tensor:
 
 
 def assert_same_confidence(a: torch.Tensor, b: torch.Tensor, within: float):
-    """Equal up to `within`, with -inf at the same places."""
+    """Equal up to `within`, with -inf at the same positions."""
     assert a.shape == b.shape
-    assert torch.equal(torch.isneginf(a), torch.isneginf(b)), "-inf stands at other places"
+    assert torch.equal(torch.isneginf(a), torch.isneginf(b)), "-inf at different positions"
     seen = ~torch.isneginf(a)
     assert (a[seen] - b[seen]).abs().max() <= within
 
@@ -160,7 +160,7 @@ class Reference:
         return torch.cat((turned.real, turned.imag), dim=-1)
 
     def forward(self, tokens, rows, start: int = 0):
-        """tokens (T,), rows (R,) -> logits (R,V) and a head-averaged map (R,T) a layer."""
+        """tokens (T,), rows (R,) -> logits (R,V) and a head-averaged map (R,T) per layer."""
         c, w, d = self.config, self.weight, self.head_width
         x, maps = w["embed.weight"][tokens[rows]], []
         for i in range(c.layers):

@@ -1,4 +1,4 @@
-"""Edits by hand: what is asked for happens, exactly, and nothing else does."""
+"""Edits by hand: what is requested happens, exactly, and nothing else."""
 
 import json
 
@@ -38,7 +38,7 @@ def play(policy, *edits, model=None, decoder="confidence", **settings):
 
 
 def same(a, b):
-    """Two runs, or stretches of runs, that are the same to the bit."""
+    """Two runs, or stretches of runs, that are the same bit for bit."""
     assert len(a) == len(b)
     assert torch.equal(confidences(a), confidences(b))
     for one, other in zip(a, b, strict=True):
@@ -71,9 +71,7 @@ def test_an_edit_with_nothing_in_it_changes_nothing(policy):
 
 @both_families
 @every_policy
-def test_a_refresh_of_all_makes_the_next_step_exact_and_leaves_those_before_as_they_were(
-    policy, family
-):
+def test_a_refresh_of_all_makes_the_next_step_exact_and_changes_no_earlier_step(policy, family):
     model = small_model(22, **family)
     plain, edited = (play(policy, *e, model=model) for e in ((), (Edit(4, refresh="all"),)))
     same(plain[:5], edited[:5])
@@ -93,14 +91,14 @@ def test_a_refresh_of_all_makes_the_next_step_exact_and_leaves_those_before_as_t
 
 @both_families
 @every_policy
-def test_rows_asked_for_are_recomputed_and_written_ones_too(policy, family):
+def test_requested_rows_are_recomputed_and_written_rows_too(policy, family):
     """At a step whose plan leaves them out; layer-by-layer policies renew everything."""
     model, ask = small_model(22, **family), (0, 3, LENGTH - 1)
     edits = (Edit(4, {1: 7}, refresh=ask), Edit(4, {2: 8}, refresh=(4,)))
     before, step = play(policy, *edits, model=model)[4:6]  # no full pass by any policy's rule
     assert step.before.tokens[0, :5].tolist() == [int(PROMPT[0]), 7, 8, *PROMPT[3:5].tolist()]
     asked = [*ask, 4]
-    assert (step.why[0, asked] & int(Why.FULL)).all(), "asked for, and told so"
+    assert (step.why[0, asked] & int(Why.FULL)).all(), "requested, and reported so"
     assert step.recomputed[0, [*asked, 1, 2]].all()
     if policy[0] in BY_LAYER:
         assert_exact(model, step)
@@ -109,7 +107,7 @@ def test_rows_asked_for_are_recomputed_and_written_ones_too(policy, family):
         plain = play(policy, Edit(4, {1: 7, 2: 8}), model=model)[5]
         assert not plain.recomputed[0, asked].all(), "guard: they would have been left out"
         more = step.recomputed[0] & ~plain.recomputed[0]
-        assert set(more.nonzero().flatten().tolist()) <= set(asked), "and nothing besides"
+        assert set(more.nonzero().flatten().tolist()) <= set(asked), "and nothing else"
         assert (plain.why[0, [1, 2]] & int(Why.WRITTEN | Why.FULL)).all()
     assert before.changed[0, [1, 2]].all()
 
@@ -135,7 +133,7 @@ def test_keys_and_values_of_a_new_token_are_its_own(policy):
             for mine, own in ((made.kv.k, plain.k), (made.kv.v, plain.v)):
                 mine = mine[layers, 0].transpose(1, 2)
                 torch.testing.assert_close(mine[:, at], own[layers][:, at], atol=1e-9, rtol=0)
-        assert not made.whole, "asked of one plan alone"
+        assert not made.whole, "set for one plan only"
         if step.index == 8:
             return
     raise AssertionError("guard: the run ended early")
@@ -145,13 +143,13 @@ def test_keys_and_values_of_a_new_token_are_its_own(policy):
 @pytest.mark.parametrize("decoder", ["confidence", "wino", "klass"])
 def test_a_written_token_stays_and_what_is_masked_again_is_written_again(policy, decoder):
     steps = play(policy, Edit(3, {10: 7, 17: 8}), Edit(6, {10: MASK, 9: MASK}), decoder=decoder)
-    told = [step.after.tokens[0] for step in steps]
-    assert told[3][[10, 17]].tolist() == [7, 8]
+    canvases = [step.after.tokens[0] for step in steps]
+    assert canvases[3][[10, 17]].tolist() == [7, 8]
     assert steps[3].written[0, [10, 17]].all()
-    assert told[6][[9, 10]].tolist() == [MASK, MASK] and not steps[6].written[0, [9, 10]].any()
-    assert (told[-1] != MASK).all(), "the run goes on until all is written"
+    assert canvases[6][[9, 10]].tolist() == [MASK, MASK] and not steps[6].written[0, [9, 10]].any()
+    assert (canvases[-1] != MASK).all(), "the run goes on until all is written"
     if decoder == "confidence":
-        assert all(tokens[17] == 8 for tokens in told[3:])
+        assert all(tokens[17] == 8 for tokens in canvases[3:])
 
 
 @every_policy
@@ -185,19 +183,19 @@ def test_a_run_can_be_made_again_from_the_header_of_its_trace(policy, tmp_path):
     steps = play(policy, *edits)
     Trace.record(iter(steps)).save(tmp_path / "run.safetensors")
     trace = Trace.load(tmp_path / "run.safetensors")
-    told = trace.run
-    assert [e["step"] for e in told["edits"]] == [2, 7, 9], "in the order of their steps"
+    header = trace.run
+    assert [e["step"] for e in header["edits"]] == [2, 7, 9], "in the order of their steps"
     again = list(
         d2cache.generate(
             small_model(21),
-            trace.tokens[0, : told["prompt_length"]],
-            d2cache.make_policy(told["policy"], **told["policy_knobs"]),
-            d2cache.make_decoder(told["decoder"], **told["decoder_knobs"]),
-            gen_length=told["gen_length"],
-            block_length=told["block_length"],
-            seed=told["seeds"][0],
-            stop_at_eos=told["stop_at_eos"],
-            edits=[Edit.of_plain(e) for e in told["edits"]],
+            trace.tokens[0, : header["prompt_length"]],
+            d2cache.make_policy(header["policy"], **header["policy_knobs"]),
+            d2cache.make_decoder(header["decoder"], **header["decoder_knobs"]),
+            gen_length=header["gen_length"],
+            block_length=header["block_length"],
+            seed=header["seeds"][0],
+            stop_at_eos=header["stop_at_eos"],
+            edits=[Edit.of_plain(e) for e in header["edits"]],
         )
     )
     same(steps, again)
@@ -226,8 +224,8 @@ TURNS = [
 
 
 @pytest.mark.parametrize(("name", "knob", "old", "new"), TURNS)
-def test_a_knob_of_the_policy_turns_from_the_next_step_on(name, knob, old, new):
-    """What the steps before were is kept; at the turn both runs see one canvas and one cache."""
+def test_a_knob_of_the_policy_changes_from_the_next_step_on(name, knob, old, new):
+    """Earlier steps are the same; at the change both runs see one canvas and one cache."""
     fixed = {"kp": 50, "kr": 50} if name == "dllm" else {}
     fixed |= {"warmup": 1, "before": 0, "after": 0} if name == "window" else {}
     model = small_model(24, **FAMILIES[1])
@@ -243,7 +241,7 @@ def test_a_knob_of_the_policy_turns_from_the_next_step_on(name, knob, old, new):
     assert differ or not torch.equal(*plans)
 
 
-def test_the_share_of_the_sparse_cache_takes_hold_at_the_next_block():
+def test_the_share_of_the_sparse_cache_takes_effect_at_the_next_block():
     """Within a block what was kept stays kept, all of it."""
     for old, new in ((0.8, 0.2), (0.2, 0.8)):
         edit = Edit(2, policy={"keep_ratio": new})
@@ -255,7 +253,7 @@ def test_the_share_of_the_sparse_cache_takes_hold_at_the_next_block():
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_knob_of_the_decoder_turns_from_the_next_step_on(decoder):
+def test_a_knob_of_the_decoder_changes_from_the_next_step_on(decoder):
     plain = play("none", decoder=decoder, block_length=GEN)
     made = d2cache.make_decoder(decoder)
     edits = Edit(0, decoder={"tokens_per_step": 3}), Edit(1, decoder={"temperature": 1.5})
@@ -266,7 +264,7 @@ def test_a_knob_of_the_decoder_turns_from_the_next_step_on(decoder):
     assert (made.tokens_per_step, made.temperature) == (1, 0.0), "the object comes back as it was"
 
 
-def test_a_run_left_early_gives_its_objects_back_as_they_were():
+def test_a_run_left_early_restores_its_objects():
     made = d2cache.make_policy("d2", current_k=4)
     edits = [Edit(0, policy={"current_k": 5}), Edit(1, policy={"current_k": 6})]
     steps = d2cache.generate(small_model(0), [1, 2], made, gen_length=8, edits=edits)
@@ -276,7 +274,7 @@ def test_a_run_left_early_gives_its_objects_back_as_they_were():
     assert made.current_k == 4 and not made.running and not made.whole
 
 
-def test_the_density_shown_is_of_the_width_in_force():
+def test_the_density_is_of_the_width_in_force():
     edit = Edit(3, policy={"sigma": 1.0})
     trace = Trace.record(
         iter(play(("d2", {"sigma": 20.0}), edit, decoder=("confidence", {"sigma": 0.0})))
@@ -288,7 +286,7 @@ def test_the_density_shown_is_of_the_width_in_force():
     assert not np.allclose(trace.density[4], plain.density[4])
 
 
-def test_a_trace_tells_what_a_hand_wrote():
+def test_a_trace_records_what_was_written_by_hand():
     p = len(PROMPT)
     policy = ("d2", dict(current_k=2, rollout_p=0.0))
     plain = play(policy, block_length=GEN)
@@ -305,7 +303,7 @@ def test_a_trace_tells_what_a_hand_wrote():
     assert trace.step_of_token[[known - p, far - p]].tolist() == [4, 4]
     assert np.isneginf(trace.confidence[4, far - p])
     assert not trace.candidates[far - p].any() and not trace.candidate_confidence[far - p].any()
-    assert not trace.candidates[known - p].any(), "those of its first writing are gone"
+    assert not trace.candidates[known - p].any(), "those of the first write are gone"
     again = Trace.record(iter(play(policy, Edit(4, {known: MASK}), block_length=GEN)))
     assert again.step_of_token[known - p] > 4 and again.candidates[known - p].any()
     accepted = int(plain[4].accepted[0].nonzero()[0])
@@ -333,14 +331,14 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_json_and_edit_are_one(text):
+def test_text_json_and_edit_are_equivalent(text):
     edit = TEXTS[text]
     assert str(edit) == text and Edit.parse(text) == edit
     plain = edit.plain()
     assert Edit.of_plain(json.loads(json.dumps(plain))) == edit and plain == edit.plain()
 
 
-def test_an_edit_does_not_change_behind_its_back():
+def test_an_edit_does_not_change_with_its_arguments():
     tokens, rows = {3: 4}, [9, 2, 2]
     edit = Edit(1, tokens, rows)
     tokens[5] = 6
@@ -377,7 +375,7 @@ def test_an_edit_does_not_change_behind_its_back():
         ("٣", "step of an edit"),
     ],
 )
-def test_a_text_that_is_no_edit_is_refused_in_one_line(text, says):
+def test_a_text_that_is_not_an_edit_is_refused_in_one_line(text, says):
     with pytest.raises(ValueError) as error:
         Edit.parse(text)
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -428,7 +426,7 @@ def test_what_no_run_can_do_is_refused(given, says):
         {"step": 1, "policy": []},
     ],
 )
-def test_json_that_is_no_edit_is_refused(plain):
+def test_json_that_is_not_an_edit_is_refused(plain):
     with pytest.raises(ValueError) as error:
         Edit.of_plain(plain)
     assert "\n" not in str(error.value)
@@ -457,6 +455,6 @@ def test_what_does_not_suit_a_run_is_refused_at_the_call(edits, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_edits_are_of_one_row():
+def test_edits_are_for_one_row():
     with pytest.raises(ValueError, match="edits are for one row, this batch has 2"):
         d2cache.generate(small_model(0), [[1, 2], [3, 4]], gen_length=4, edits=[Edit(0)])

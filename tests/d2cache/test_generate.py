@@ -94,8 +94,8 @@ def same_trace(mine, own):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
-def test_rows_of_a_batch_that_end_early_do_not_disturb_the_others(policy):
-    """A threshold writes rows at different speeds: done rows stay in the batch."""
+def test_rows_of_a_batch_that_end_early_do_not_affect_the_others(policy):
+    """A threshold writes rows at different speeds: finished rows stay in the batch."""
     model, prompts = small_model(8), [random_prompt(5, s) for s in range(4)]
     decoder = ("threshold", {"threshold": 0.3, "sigma": 3.0})
     together = run(model, prompts, policy, decoder, gen_length=10)
@@ -106,14 +106,14 @@ def test_rows_of_a_batch_that_end_early_do_not_disturb_the_others(policy):
         lengths.add(len(alone))
         assert torch.equal(together[-1].after.tokens[b], alone[-1].after.tokens[0])
         for step in together[len(alone) :]:
-            assert not step.recomputed[b].any(), "a row that has ended is computed no more"
+            assert not step.recomputed[b].any(), "a finished row is not computed again"
         for rows in (trace.recomputed, trace.why, trace.predicted):
             assert rows[: len(alone), b].any() and not rows[len(alone) :, b].any()
     assert len(lengths) > 1, "guard: the rows must end at different steps"
 
 
 def end_of(steps, b=0):
-    """Answer of a row, and how many positions stand before its first end-of-text token."""
+    """Answer of a row, and how many positions come before its first end-of-text token."""
     answer = steps[-1].after.tokens[b, steps[-1].after.prompt_length :].tolist()
     ends = [i for i, token in enumerate(answer) if token == steps[-1].after.eos_id]
     return answer, ends[0] if ends else None
@@ -127,7 +127,7 @@ def test_a_run_stops_when_all_before_its_first_end_is_written_and_not_later(poli
     full = run(model, prompt, policy, **settings)
     short = run(model, prompt, policy, stop_at_eos=True, **settings)
     for a, b in zip(full, short, strict=False):
-        assert torch.equal(a.after.tokens, b.after.tokens), "stopping changes no step before"
+        assert torch.equal(a.after.tokens, b.after.tokens), "stopping changes no earlier step"
 
     def finished(step):
         answer = step.after.tokens[0, 6:].tolist()
@@ -161,7 +161,7 @@ def test_blocks_are_written_one_after_the_other(policy, decoder):
         low = masked[0] // 5 * 5
         written = (step.accepted[0].nonzero().flatten() - 5).tolist()
         assert written and set(written) <= set(masked)
-        assert all(low <= w < low + 5 for w in written), "only the open block is written"
+        assert all(low <= w < low + 5 for w in written), "only the current block is written"
         if not (policy[1].get("as_shipped")):
             computed = step.plan.predict[0].nonzero().flatten() - 5
             assert any(low <= c < low + 5 for c in computed.tolist()), "and part of it is computed"
@@ -173,7 +173,7 @@ FAMILIES = [{}, dict(shift=1, kv_heads=2, qkv_bias=True)]
 
 @pytest.mark.parametrize("changes", FAMILIES, ids=["llada", "dream"])
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
-def test_exactly_the_rows_that_the_step_tells_of_change(policy, changes):
+def test_exactly_the_rows_that_the_step_reports_change(policy, changes):
     model = small_model(11, **changes)
     prompts = [random_prompt(n, n) for n in LENGTHS]
     made = d2cache.make_policy(policy[0], **policy[1])
@@ -199,11 +199,11 @@ def test_exactly_the_rows_that_the_step_tells_of_change(policy, changes):
                 (made.kv.k, made.kv.v), (Part.KEY, Part.VALUE), old, strict=True
             ):
                 changed = (store != before).any(-1).any(2).transpose(0, 1)  # (B,L,T)
-                told = (parts & part) > 0
-                assert not (changed & ~told).any(), "a row that the step does not tell of changed"
+                reported = (parts & part) > 0
+                assert not (changed & ~reported).any(), "a change is not reported"
                 # what dllm tests and elastic renews may turn out not to have moved at all
                 if policy[0] not in ("dllm", "elastic"):
-                    assert torch.equal(changed, told), "a row that it tells of was left stale"
+                    assert torch.equal(changed, reported), "a row that it reports was left stale"
         old = made.kv.k.clone(), made.kv.v.clone()
 
 
@@ -215,14 +215,14 @@ def test_planned_rows_are_overwritten_before_anything_reads_them(policy):
     clean = run(model, prompts, policy, gen_length=12)
     made = d2cache.make_policy(policy[0], **policy[1])
     plan = made.plan
-    layers = slice(0, 1 if policy[1].get("first_layer") else None)  # there its plan speaks of one
+    layers = slice(0, 1 if policy[1].get("first_layer") else None)  # its plan covers that one
 
     def poisoned(canvas):
         planned = plan(canvas)
         sure = planned.why > 0
         for store in (made.kv.k, made.kv.v):
             store[layers, sure[:, None].expand(-1, 2, -1)] = 1e3
-        made.kv.ids[sure] = -1  # layer 0 keeps what it has while a token stays
+        made.kv.ids[sure] = -1  # layer 0 keeps its K,V while a token stays
         return planned
 
     made.plan = poisoned
@@ -232,7 +232,7 @@ def test_planned_rows_are_overwritten_before_anything_reads_them(policy):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
 def test_layer_0_keeps_the_keys_and_values_of_a_token_that_stays(policy):
-    """Exactly: as if every row were new to it at every step; and it does less work."""
+    """With the same result as if every row were new in every step, for less work."""
     model, prompt = small_model(11), random_prompt(6)
     kept = run(model, prompt, policy, gen_length=12, block_length=6)
     made = d2cache.make_policy(policy[0], **policy[1])
@@ -240,7 +240,7 @@ def test_layer_0_keeps_the_keys_and_values_of_a_token_that_stays(policy):
 
     def forgetful(canvas):
         if policy[0] == "dllm":
-            return plan(canvas)  # its V-verify asks what moved
+            return plan(canvas)  # its V-verify tests what moved
         made.kv.ids.fill_(-1)
         return plan(canvas)
 
@@ -254,8 +254,8 @@ def test_layer_0_keeps_the_keys_and_values_of_a_token_that_stays(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=ids)
-def test_all_that_a_run_keeps_is_made_on_the_device_of_the_model(policy):
-    """The device "meta" has shapes and no numbers, and computes with no other device."""
+def test_everything_a_run_keeps_is_on_the_device_of_the_model(policy):
+    """The device "meta" has shapes but no numbers, and cannot be mixed with other devices."""
     model = small_model(kv_heads=2).to("meta")
     canvas = open_canvas(model, [[1, 2, 3], [4, 5, 6]], 6, 3)
     made = d2cache.make_policy(policy[0], **policy[1])
@@ -277,20 +277,20 @@ def test_a_policy_object_can_be_used_again(policy):
 
 
 class Tired(Confidence):
-    """Writes three steps, and then no more."""
+    """Writes in three steps, then nothing."""
 
     def accept(self, canvas, candidates):
         return super().accept(canvas, candidates) & (canvas.step < 3)
 
 
-def test_a_step_that_writes_nothing_is_named_when_the_next_one_begins():
+def test_a_step_that_writes_nothing_is_reported_when_the_next_begins():
     steps = d2cache.generate(small_model(0), [1, 2], "none", Tired(), gen_length=8)
     assert [next(steps).index for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(RuntimeError, match="^step 3 wrote nothing: the decoder must accept at"):
         next(steps)
 
 
-def test_the_loop_hands_out_a_step_before_it_makes_the_next():
+def test_the_loop_yields_a_step_before_it_computes_the_next():
     model, made = small_model(0), d2cache.make_policy("none")
     calls = []
     made.plan = lambda canvas: calls.append(canvas.step) or CachePolicy.plan(made, canvas)
@@ -341,7 +341,7 @@ def test_rows_are_the_refreshed_and_the_sources_of_predictions(shift):
         [torch.tensor([1, 2, 3])],
     ],
 )
-def test_a_prompt_may_come_as_any_whole_numbers(prompt):
+def test_a_prompt_may_be_integers_of_any_kind(prompt):
     canvas = open_canvas(small_model(), prompt, 4)
     assert canvas.tokens.tolist() == [[1, 2, 3, 59, 59, 59, 59]]
 
@@ -405,7 +405,7 @@ def test_a_bad_prompt_is_refused_at_the_call(prompt, says):
         ({"gen_length": 254}, "prompt of 3 tokens .* answer of 254 is 257; small has room for 256"),
         (
             {"seed": -1},
-            r"seed is -1; it must be a whole number from 0 to 2\*\*63 - 1, or one a row",
+            r"seed is -1; it must be a whole number from 0 to 2\*\*63 - 1, or one per row",
         ),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
@@ -422,7 +422,7 @@ def test_a_bad_setting_is_refused_at_the_call(settings, says):
     assert "\n" not in str(error.value)
 
 
-def test_without_the_package_of_graphs_the_plain_work_serves_a_gpu(monkeypatch):
+def test_without_the_graphs_package_a_gpu_runs_the_plain_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "d2cache.graphs", None)  # importing it fails
     monkeypatch.delattr(d2cache, "graphs", raising=False)
     on_gpu = SimpleNamespace(device=torch.device("cuda"))

@@ -105,7 +105,7 @@ def test_weights_in_8_bits(traced, policy):
 
 
 def test_what_runs_by_graphs(traced):
-    """The policies that need no host run by graphs; the others say why not, and run plainly."""
+    """Policies that need no host run by graphs; the others run eagerly, and the reason is kept."""
     for policy, knobs in POLICIES:
         both(small_model(), PROMPTS[0], (policy, knobs), ("confidence", {}), gen_length=16)
     assert not {name for name, _ in UNCAPTURABLE} - {"elastic"}
@@ -132,7 +132,7 @@ def test_two_runs_at_once_do_not_share_an_arena(traced):
 
 
 def test_a_step_keeps_what_it_saw(traced):
-    """Later steps overwrite the buffers of graphs, never a step that was handed out."""
+    """Later steps overwrite the buffers of graphs, never a step that was yielded."""
     model, kept = small_model(), []
     for step in d2cache.generate(model, PROMPTS[0], "d2", gen_length=16, eager=False):
         kept.append((step, step.tokens.clone(), step.logits.clone(), step.why.clone()))
@@ -161,7 +161,7 @@ def test_buckets(count):
     assert bucket(count, 100) <= 100
 
 
-def test_questions_about_the_step_choose_the_graph():
+def test_tests_of_the_step_choose_the_graph():
     arena = type("Owner", (), {"step": 6, "guard": Arena.guard, "guards": []})()
     arena.guards = []
     number = TracedStep(arena, lambda step: step)
@@ -224,13 +224,13 @@ def test_weights_that_the_kernel_of_all_layers_can_read():
     block = small_model(dtype=torch.float32).blocks[0]
     assert stored_by_rows(block)
     weight = block.down_proj.weight
-    weight.data = weight.data.t().contiguous().t()  # as a CPU's products like them
+    weight.data = weight.data.t().contiguous().t()  # the layout for fast products on a CPU
     assert not stored_by_rows(block)
 
 
 def near_a_full_pass(model, policy, prompts) -> None:
     """Each step of a policy that recomputes every row has the logits of a plain full pass over the
-    canvas that it saw; and graphs were replayed."""
+    canvas before it; and graphs were replayed."""
     ARENAS.clear()
     UNCAPTURABLE.clear()
     for seed in (1, 2):
@@ -252,7 +252,8 @@ def narrow_model(kind=None, **sizes):
     model = small_model(dtype=torch.bfloat16, vocab=64, mask_id=63, **sizes)
     for name, weight in model.named_parameters():
         if "proj.weight" in name:
-            weight.data *= 0.25  # or the layers magnify what 8 bits round to a third of the logits
+            # or the layers magnify the rounding to 8 bits to a third of the logits
+            weight.data *= 0.25
     model = model.to("cuda")
     if kind:
         to_fp8(model)
@@ -271,7 +272,7 @@ def test_kernels_captured_on_a_gpu(kind, qkv_bias):
 @pytest.mark.parametrize("prompts", [1, 2])
 @pytest.mark.parametrize("kind", ["none", "d2", "peeking"])
 def test_chained_on_a_gpu(monkeypatch, kind, prompts):
-    """What lies between two products in one kernel, all layers where attention can wait."""
+    """Everything between two attentions in one kernel; all layers where attention can wait."""
     from d2cache import kernels
     from d2cache.kernels.chain import chip_of
 
@@ -289,7 +290,7 @@ def test_chained_on_a_gpu(monkeypatch, kind, prompts):
 
     @dataclass
     class Peeking(CachePolicy, key="peeking"):
-        """Looks at the queries before it hands them on."""
+        """Uses the queries before it passes them on."""
 
         def attend(self, i, block, q, k, v, rows):
             return block.attend(q.clone(), k, v, rows.keys)

@@ -1,4 +1,4 @@
-"""Each kernel against the plain function it stands in for.
+"""Each kernel against the plain function it replaces.
 
 Runs on a GPU, and without one through Triton's interpreter: TRITON_INTERPRET=1.
 """
@@ -28,7 +28,7 @@ NEAR = 1e-5 if INTERPRETED else 1e-2  # relative error
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Memory that nothing has written yet reads as NaN, or as the largest whole number."""
+    """Memory that was never written reads as NaN, or as the largest integer."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -257,7 +257,7 @@ SIZES = {  # heads of 128 and 64, shared keys, biases, sizes that do not divide 
 
 
 def drawn(size: str, layers=3):
-    """A model of random weights, gains among them."""
+    """A model of random weights, gains included."""
     config = ModelConfig(
         layers=layers, vocab=64, rope_theta=1e4, norm_eps=1e-5, mask_id=63, eos_id=62, **SIZES[size]
     )
@@ -269,7 +269,7 @@ def drawn(size: str, layers=3):
 
 
 def cache_of(config, batch, length):
-    """Keys and values that the layers find."""
+    """Keys and values already in the cache."""
     shape = config.layers, batch, config.kv_heads, length, config.head_width
     return rand(*shape), rand(*shape)
 
@@ -289,7 +289,7 @@ def write(keys, index, new):
 def needs_the_chip(device):
     from d2cache.kernels.chain import MOST_ROWS, multiprocessors_of
 
-    if multiprocessors_of(device) < MOST_ROWS:  # a kernel that does not compile is no reason
+    if multiprocessors_of(device) < MOST_ROWS:  # a kernel that does not compile is not a reason
         pytest.skip("needs a chip of compute capability 9.0 with 128 multiprocessors")
 
 

@@ -191,7 +191,7 @@ def test_each_row_of_a_padded_batch_is_the_plain_forward_over_its_own_cache(chan
                 torch.testing.assert_close(step.rollout[b], mass.sum(0), rtol=0, atol=1e-10)
 
 
-def test_a_shifted_model_predicts_from_the_row_before():
+def test_a_shifted_model_predicts_from_the_previous_row():
     model = small_model(3, shift=1)
     prompt = random_prompt(5)
     for step in run(model, prompt, gen_length=8):
@@ -223,7 +223,7 @@ def test_attention_sees_both_directions():
 
 
 def test_flops_count_every_matrix_product():
-    """Against a count made layer by layer: two operations a multiply-add."""
+    """Against a count made layer by layer: two operations per multiply-add."""
     c = replace(SMALL, layers=2, width=8, heads=2, kv_heads=1, mlp=12, vocab=60)
     rows, length, predicted = 5, 11, 3
     one = 2 * rows * 8 * (8 + 4 + 4) + 2 * rows * 8 * 8  # q, k, v; out
@@ -304,19 +304,19 @@ def test_a_shape_at_the_bounds_is_allowed(changes):
 
 def test_a_model_without_tokenizer_says_so():
     for call in (lambda m: m.encode("hello"), lambda m: m.decode([1, 2])):
-        with pytest.raises(ValueError, match=r"no tokenizer; put tokenizer\.json beside"):
+        with pytest.raises(ValueError, match=r"no tokenizer; put tokenizer\.json next to"):
             call(small_model())
 
 
 def test_large_weights_make_confidences_that_differ():
-    """Guard of the other tests: an even model would hide every fault."""
+    """Guard of the other tests: a model with flat outputs would hide every error."""
     seen = confidences(run(small_model(1), random_prompt(7, 1), gen_length=14))
     seen = seen[~torch.isneginf(seen)]
     assert seen.std() > 0.05 and seen.min() < 0.3 < seen.max() < 0.999
 
 
 @pytest.mark.parametrize("ids", [[3, 1024], [-2, 3]])
-def test_ids_that_the_vocabulary_lacks_are_not_decoded(ids):
+def test_ids_outside_the_vocabulary_are_not_decoded(ids):
     says = rf"^ids go from {min(ids)} to {max(ids)}; the vocabulary has ids 0 to 1023$"
     with pytest.raises(ValueError, match=says):
         d2cache.load("tiny", device="cpu").decode(ids)
@@ -359,7 +359,7 @@ def test_weights_laid_out_for_a_cpu_give_the_same_logits(changes):
 
 @needs_onednn
 def test_a_part_made_alone_has_the_bits_it_has_among_all():
-    """What a cache compares with what it kept must not differ by how it was made."""
+    """A cache compares values with kept values; how they were computed must not matter."""
     layer = Linear(256, 768)
     layer.lay_out()
     with torch.inference_mode():

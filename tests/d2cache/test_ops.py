@@ -165,7 +165,7 @@ def test_attention_map_is_softmax_attention_with_its_mean_over_heads():
         torch.testing.assert_close(mean[b], total, rtol=0, atol=1e-12)
 
 
-def test_attention_map_with_keys_of_its_own_for_each_query():
+def test_attention_map_with_different_keys_for_each_query():
     rng = torch.Generator().manual_seed(1)
     q, k, v = torch.randn(3, 2, 2, 5, 4, generator=rng, dtype=torch.float64)
     keys = random_mask((2, 5, 5), 2, 0.6) | torch.eye(5, dtype=torch.bool)
@@ -186,7 +186,7 @@ def test_attention_map_is_made_in_float32_when_the_model_is_coarser():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rollout_is_the_dense_product_with_repeats_counted_once(seed):
-    """Ragged rows: each batch row recomputes another number of positions and repeats its first."""
+    """Ragged rows: each batch row recomputes another count of positions, repeating its first."""
     length, layers, counts = 12, 4, [5, 1, 8]
     rng = torch.Generator().manual_seed(seed)
     index = torch.zeros(3, 8, dtype=torch.int64)
@@ -225,8 +225,8 @@ def test_greedy_choice_is_the_likeliest_token_and_its_probability():
 
 
 @pytest.mark.parametrize("top_p", [0.2, 0.5, 0.8, 0.95])
-def test_top_p_keeps_the_smallest_set_with_that_mass_and_shares_it_anew(top_p):
-    """An even grid of uniforms meets every kept token as often as its new probability says."""
+def test_top_p_keeps_the_smallest_set_with_that_mass_and_renormalizes_it(top_p):
+    """An even grid of uniforms picks every kept token as often as its new probability."""
     logits = 2 * torch.randn(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole, n = logits.softmax(-1), 4000
     order = sorted(range(8), key=lambda i: -whole[i])
@@ -315,7 +315,7 @@ def test_rows_that_did_not_move_tie_to_the_left():
     assert picked[0].nonzero().flatten().tolist() == list(range(7))
 
 
-def test_what_moved_most_is_told_apart_in_bfloat16():
+def test_the_row_that_moved_most_is_distinguished_in_bfloat16():
     """The values are exact; the cosine of all but one row rounds to the same number."""
     old = torch.ones(1, 1, 6, 8, dtype=torch.bfloat16)
     new = old.clone()
@@ -324,8 +324,8 @@ def test_what_moved_most_is_told_apart_in_bfloat16():
     assert picked[0].nonzero().flatten().tolist() == [1, 2]
 
 
-def test_every_rule_stays_on_the_device_of_what_it_is_given():
-    """The device "meta" has shapes and no numbers, and computes with no other device."""
+def test_every_rule_stays_on_the_device_of_its_input():
+    """The device "meta" has shapes but no numbers, and cannot be mixed with other devices."""
     mask = torch.ones(2, 9, dtype=torch.bool, device="meta")
     mass, rows = mask.double(), mask[:, :3].long()
     made = [
@@ -354,7 +354,7 @@ def test_indices_rise_and_short_rows_repeat_their_first():
 
 
 @pytest.mark.parametrize("widths", [(1.0, 7.5, 40.0), (3.0, 3.0, 3.0)])
-def test_density_with_a_width_of_its_own_in_each_row(widths):
+def test_density_with_a_different_width_in_each_row(widths):
     known = torch.rand(3, 60, generator=torch.Generator().manual_seed(2)) < 0.4
     got = ops.certainty_density(known, torch.tensor(widths)[:, None])
     for b, sigma in enumerate(widths):

@@ -31,8 +31,8 @@ def off(out, wanted) -> float:
     return float((out.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def widened(narrow: Fp8Linear) -> torch.Tensor:
-    return narrow.weight.double() * narrow.scale
+def widened(layer: Fp8Linear) -> torch.Tensor:
+    return layer.weight.double() * layer.scale
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -68,7 +68,7 @@ def test_rows_of_zeros_and_near_zero_stay_finite():
     assert torch.allclose(back[3], x[3])
 
 
-def test_a_huge_row_spoils_no_other():
+def test_a_huge_row_affects_no_other():
     x = rand(8, 64)
     plain, scales = ops.quantize_rows(x)
     x[3] *= 1e6
@@ -139,13 +139,13 @@ def test_rows_of_any_shape(shape, monkeypatch):
     assert torch.equal(y.reshape(-1, 48), alone), "a row's result does not depend on its mates"
 
 
-def narrowed(model):
+def quantized(model):
     model = copy.deepcopy(model)
     to_fp8(model)
     return model
 
 
-def test_products_are_narrowed_and_nothing_else():
+def test_linear_layers_are_quantized_and_nothing_else():
     model = small_model(vocab=64, mask_id=63, qkv_bias=True)
     short = copy.deepcopy(model)
     names = to_fp8(short)
@@ -166,7 +166,7 @@ def test_products_are_narrowed_and_nothing_else():
 
 
 def test_sizes_that_do_not_fit_stay_as_they_are():
-    short = narrowed(small_model())  # a vocabulary of 60
+    short = quantized(small_model())  # a vocabulary of 60
     assert not isinstance(short.head, Fp8Linear)
     assert all(isinstance(getattr(b, name), Fp8Linear) for b in short.blocks for name in PRODUCTS)
     none = small_model(width=24, heads=2, kv_heads=2, mlp=40)
@@ -181,7 +181,7 @@ def test_sizes_that_do_not_fit_stay_as_they_are():
 def test_every_policy_runs_as_with_those_weights_in_float64(policy, kv_heads):
     """Parts of q, k and v included: all that is computed is computed with the rounded weights."""
     model = small_model(kv_heads=kv_heads, qkv_bias=True)
-    short = narrowed(model)
+    short = quantized(model)
     for name, one in short.named_modules():
         if isinstance(one, Fp8Linear):
             model.get_submodule(name).weight.data.copy_(widened(one))
@@ -245,11 +245,11 @@ def test_other_weights_are_refused_before_anything_is_read(kind, monkeypatch):
 
 def test_a_model_in_8_bits_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="weights of small are fp8; load it without them to save"):
-        weights.save(narrowed(small_model()), tmp_path / "x", torch.float32)
+        weights.save(quantized(small_model()), tmp_path / "x", torch.float32)
     assert not (tmp_path / "x").exists()
 
 
-def test_the_model_in_the_box_still_answers(tmp_path):
+def test_the_bundled_model_still_answers(tmp_path):
     model = d2cache.load("tiny", "cpu", weights="fp8")
     ids = model.encode(
         "Tom has 5 apples. He buys 3 bags of 4 apples. How many apples does Tom have?"

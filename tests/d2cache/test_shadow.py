@@ -1,4 +1,4 @@
-"""WINO's second look: the shadow block against one long sequence with a written-out mask."""
+"""WINO's shadow block against one long sequence with an explicit mask."""
 
 from dataclasses import dataclass, field
 
@@ -48,7 +48,7 @@ class Whole(Reference):
 
 
 def second_look(model, canvas: Canvas, b: int) -> dict[int, float]:
-    """Probability of each written token of row b's open block, from canvas and shadow in one."""
+    """Probability of each written token of row b's current block, from canvas and shadow in one."""
     start, first, shift = int(canvas.start[b]), canvas.prompt_length, model.config.shift
     tokens = canvas.tokens[b, start:]  # without padding
     first, length = first - start, len(tokens)
@@ -61,7 +61,7 @@ def second_look(model, canvas: Canvas, b: int) -> dict[int, float]:
     sees[:length, :length] = True  # the canvas sees the canvas
     sees[length:] = True  # the shadow sees everything
     for i, j in enumerate(block):
-        sees[length + i, j] = False  # but the token that it is about
+        sees[length + i, j] = False  # except the token that it predicts
     shadow = torch.full((len(block),), canvas.mask_id)
     position = torch.tensor([*range(length), *(j - shift for j in block)])
     logits = Whole(model, 1).logits(torch.cat((tokens, shadow)), position, sees)[length:]
@@ -106,14 +106,14 @@ def test_the_shadow_is_one_forward_pass_over_canvas_and_masks(shape, gen_length)
                 torch.testing.assert_close(share[b], known, rtol=0, atol=1e-10)
                 compared += [(j - 6) // 5 for j in want]
     last = (gen_length - 1) // 5
-    assert gen_length % 5 == 1 or compared.count(last) > 3, "guard: the last block is looked at"
+    assert gen_length % 5 == 1 or compared.count(last) > 3, "guard: the last block is compared"
     assert len(compared) > 40 and ended_early
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["llada", "dream"])
-def test_what_is_thought_of_a_token_does_not_depend_on_it(shape):
-    """In one layer nothing else knows of it: over all tokens that may stand there, the
-    probabilities are one distribution."""
+def test_the_probability_of_a_token_does_not_depend_on_it(shape):
+    """In one layer nothing else sees it: over all tokens that may be there, the probabilities are
+    one distribution."""
     model = small_model(3, layers=1, **shape)
     tokens = torch.full((SMALL.mask_id, 11), SMALL.mask_id)
     tokens[:, :8] = random_prompt(8, 1)
@@ -132,12 +132,12 @@ def test_what_is_thought_of_a_token_does_not_depend_on_it(shape):
         assert abs(float(share[:, j].sum()) - 1) < 1e-10 and share[:, j].max() > 0.1
         other = 12 - j
         spread = share[:, other].max() / share[:, other].min()
-        assert spread > 1.5, "guard: what is thought of the other written token depends on it"
+        assert spread > 1.5, "guard: the other written token's probability depends on it"
 
 
 @dataclass
 class Looks(Confidence):
-    """Takes the second look and changes nothing."""
+    """Asks for the shadow pass and changes nothing."""
 
     def revise(self, canvas, accepted, shadow):
         self.share = shadow.probability()
@@ -145,7 +145,7 @@ class Looks(Confidence):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: "-".join(f"{x}" for x in p))
 @pytest.mark.parametrize("shape", SHAPES, ids=["llada", "dream"])
-def test_looking_changes_nothing_on_the_canvas(policy, shape):
+def test_the_shadow_pass_changes_nothing_on_the_canvas(policy, shape):
     """No row of the canvas sees the shadow, at this step or, through a cache, at a later one."""
     model, prompts = small_model(2, **shape), [random_prompt(n, n) for n in LENGTHS]
     settings = dict(gen_length=8, block_length=3)
@@ -167,8 +167,8 @@ def test_looking_changes_nothing_on_the_canvas(policy, shape):
         assert one.shadow == 0 and other.shadow == 3
 
 
-def test_the_second_look_is_made_on_the_device_of_the_model():
-    """The device "meta" has shapes and no numbers, and computes with no other device."""
+def test_the_shadow_pass_is_on_the_device_of_the_model():
+    """The device "meta" has shapes but no numbers, and cannot be mixed with other devices."""
     model = small_model(shift=1).to("meta")
     canvas = open_canvas(model, [[1, 2, 3], [4, 5, 6]], 7, 4)
     shadow = Shadow(model, KV(model, 2, 10), canvas)

@@ -19,7 +19,7 @@ def split(model, shares, devices):
     return other.requires_grad_(False).eval()
 
 
-def test_layers_go_to_the_devices_in_order_as_they_have_room():
+def test_layers_fill_the_devices_in_order():
     config = d2cache.model.CONFIGS["llada-8b"]
     for shares in ([1], [1, 1], [3, 1], [1, 2, 1], [10, 1]):
         model, places = spread(config, shares)
@@ -36,7 +36,7 @@ def test_layers_go_to_the_devices_in_order_as_they_have_room():
             assert isinstance(block, RemoteBlock) == (of[i] > 0)
 
 
-def test_a_first_device_too_small_for_a_layer_holds_what_must_be_there():
+def test_a_first_device_too_small_for_a_layer_still_has_the_rest():
     model, places = spread(SMALL, [1, 1000])
     assert [type(block) for block in model.blocks] == [RemoteBlock] * SMALL.layers
     assert places["embed.weight"] == places["head.weight"] == 0
@@ -54,7 +54,7 @@ def test_a_folder_loads_over_two_devices(tmp_path, family):
 
 
 @pytest.mark.parametrize("devices", ["cpu,tpu", "cpu,", ",", "cuda:99", "cpu,cuda:99"])
-def test_devices_that_are_not_there_are_refused(devices):
+def test_missing_devices_are_refused(devices):
     with pytest.raises(ValueError, match="device") as refused:
         pick_devices(devices)
     assert "\n" not in str(refused.value)
