@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
 
 from d2cache.decoders import Decoder, make_decoder
 from d2cache.generate import generate
@@ -42,36 +46,39 @@ def exam(
     rng = random.Random(f"shots {family} {seed}")
     solved = [[tasks.draw(family, rng, held_out=False) for _ in range(shots)] for _ in problems]
     prompts = [model.encode(tasks.few_shot(s, p)) for s, p in zip(solved, problems, strict=True)]
-    order = sorted(range(count), key=lambda i: len(prompts[i]))  # so that batches need less padding
-    failures, steps, begin = [], 0, time.perf_counter()
-    for at in range(0, count, batch):
-        part = order[at : at + batch]
-        for step in generate(
-            model,
-            [prompts[i] for i in part],
-            make_policy(policy),
-            decoder,
-            gen_length=tasks.ANSWER_LENGTH[family],
-            stop_at_eos=True,
-            block_length=block_length,
-        ):
-            steps += int(step.before.live.sum())  # answers that have ended take no more steps
-            last = step
-        answers = last.after.tokens[:, last.after.prompt_length :].cpu()
-        for i, ids in zip(part, answers, strict=True):
-            text = model.decode(ids).strip()
-            if not tasks.correct(problems[i], text):
-                failures.append((problems[i], text))
+    settings = {"gen_length": tasks.ANSWER_LENGTH[family], "block_length": block_length}
+    failures, total, begin = [], 0, time.perf_counter()
+    for i, text, steps in _answers(model, prompts, policy, decoder, batch, settings):
+        total += steps
+        if not tasks.correct(problems[i], text):
+            failures.append((problems[i], text))
     return {
         "family": family,
         "policy": policy,
         "decoder": decoder.key,
         "problems": count,
         "accuracy": 1 - len(failures) / count,
-        "steps": steps / count,
+        "steps": total / count,
         "seconds": time.perf_counter() - begin,
         "failures": failures,
     }
+
+
+def _answers(
+    model: Model, prompts: list[Tensor], policy: str, decoder: Decoder, batch: int, settings: dict
+) -> Iterator[tuple[int, str, int]]:
+    """Index, text and number of steps of each answer; the shortest prompts first."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding in a batch
+    for at in range(0, len(prompts), batch):
+        part = order[at : at + batch]
+        chosen = [prompts[i] for i in part]
+        run = generate(model, chosen, make_policy(policy), decoder, stop_at_eos=True, **settings)
+        steps = torch.zeros(len(part), dtype=torch.long, device=model.device)
+        for step in run:
+            steps += step.before.live  # answers that have ended take no more steps
+        answers = step.after.tokens[:, step.after.prompt_length :].cpu()
+        for i, ids, count in zip(part, answers, steps.tolist(), strict=True):
+            yield i, model.decode(ids).strip(), count
 
 
 def exam_table(model: Model, policies: list[str], count: int, seed: int, batch: int = 128) -> str:

@@ -58,11 +58,11 @@ def test_every_figure_is_whole_plain_json_and_opens_as_plotly(drawn):
 
 
 def test_steps_and_positions_count_from_one_as_on_the_page(drawn, story):
-    told = table(drawn["order"])
-    assert told["step"].min() == told["position"].min() == 1
-    at = told["position"].to_numpy() - 1
-    assert np.array_equal(story.step_of_token[at] + 1, told["step"])
-    assert list(values(drawn["order"]["figure"]["data"][0]["y"])) == list(told["position"])
+    data = table(drawn["order"])
+    assert data["step"].min() == data["position"].min() == 1
+    at = data["position"].to_numpy() - 1
+    assert np.array_equal(story.step_of_token[at] + 1, data["step"])
+    assert list(values(drawn["order"]["figure"]["data"][0]["y"])) == list(data["position"])
     assert table(drawn["work"])["step"].tolist() == list(range(1, len(story.seconds) + 1))
 
 
@@ -123,13 +123,13 @@ def test_sigmas_are_one_figure_with_a_panel_each(model):
         for sigma in (0.0, 3.0)
     }
     one = report.sigma_figure(traces)
-    figure, told = go.Figure(one["figure"]), table(one)
+    figure, data = go.Figure(one["figure"]), table(one)
     assert [note.text for note in figure.layout.annotations] == ["σ = 0 (no prior)", "σ = 3"]
     for drawn, (sigma, trace) in zip(one["figure"]["data"], traces.items(), strict=True):
         frame = metrics.tokens(trace)
         assert list(values(drawn["x"])) == list(frame["position"] + 1)
         assert list(values(drawn["y"])) == list(frame["step"] + 1)
-        assert (told["sigma"] == sigma).sum() == len(frame)
+        assert (data["sigma"] == sigma).sum() == len(frame)
         assert f"{frame['distance'].mean():.1f} at σ = {sigma:g}" in one["caption"]
 
 

@@ -16,14 +16,14 @@ def test_a_checkpoint_is_written_and_its_loading_measured(tmp_path, capsys):
     folder = tmp_path / "made"
     arguments = [str(folder), "--shape", "tiny", "--device", "cpu", "--json"]
     assert loading.main(arguments) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     count = models.parameters(CONFIGS["tiny"])
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    assert told["stored_bytes"] == stored and 2 * count < stored < 2.02 * count  # bfloat16
+    assert found["stored_bytes"] == stored and 2 * count < stored < 2.02 * count  # bfloat16
     for way in ("dropped", "kept"):
-        assert told[way]["bytes"] == 4 * count  # float32 on a CPU
+        assert found[way]["bytes"] == 4 * count  # float32 on a CPU
         # the model itself, and what libraries take
-        assert 4 * count <= told[way]["peak_bytes"] < 4 * count + 300e6
+        assert 4 * count <= found[way]["peak_bytes"] < 4 * count + 300e6
     assert loading.main(arguments) == 2
     assert "is not empty" in capsys.readouterr().err
     (folder / "config.json").unlink()

@@ -66,13 +66,13 @@ def test_truth_is_what_a_plain_recomputation_says(policy, family):
         assert look.step == step.index
         np.testing.assert_allclose(look.k_drift, plain_drift(k, true_k), atol=1e-6)
         np.testing.assert_allclose(look.v_drift, plain_drift(v, true_v), atol=1e-6)
-        told, flips = {}, []
+        wanted, flips = {}, []
         for q, j in enumerate(step.rows.target[0].tolist()):
             own, exact = step.logits[0, q].softmax(-1), logits[j].softmax(-1)
-            told[j - P] = float(torch.xlogy(exact, exact).sum() - torch.xlogy(exact, own).sum())
+            wanted[j - P] = float(torch.xlogy(exact, exact).sum() - torch.xlogy(exact, own).sum())
             flips += [j] if own.argmax() != exact.argmax() else []
-        assert set(np.flatnonzero(~np.isnan(look.kl))) == set(told)
-        np.testing.assert_allclose([look.kl[g] for g in told], list(told.values()), atol=1e-6)
+        assert set(np.flatnonzero(~np.isnan(look.kl))) == set(wanted)
+        np.testing.assert_allclose([look.kl[g] for g in wanted], list(wanted.values()), atol=1e-6)
         assert list(look.flips) == flips
         rows = set(step.recomputed[0].nonzero().flatten().tolist())
         if before is None or len(rows) in (0, LENGTH):
@@ -246,12 +246,12 @@ def test_premature_confidence_is_told_of_every_prediction():
     steps = run(model, PROMPT, ("d2", dict(current_k=5)), gen_length=GEN, block_length=6)
     frame = metrics.premature(Trace.record(iter(steps)))
     assert list(frame) == ["step", "position", "confidence", "written", "ahead", "tail"]
-    told = {(row.step, row.position): row for row in frame.itertuples()}
+    lines = {(row.step, row.position): row for row in frame.itertuples()}
     for step in steps:
         seen = np.flatnonzero(np.isfinite(step.confidence[0, P:].numpy()))
-        assert [g for s, g in told if s == step.index] == seen.tolist()
+        assert [g for s, g in lines if s == step.index] == seen.tolist()
         for g in seen:
-            row = told[step.index, g]
+            row = lines[step.index, g]
             assert row.confidence == pytest.approx(float(step.confidence[0, P + g]))
             assert row.written == bool(step.accepted[0, P + g])
             assert row.ahead == int(step.before.masked[0, P : P + g].sum())
