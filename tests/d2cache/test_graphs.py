@@ -274,9 +274,9 @@ def test_kernels_captured_on_a_gpu(kind, qkv_bias):
 def test_chained_on_a_gpu(monkeypatch, kind, prompts):
     """Everything between two attentions in one kernel; all layers where attention can wait."""
     from d2cache import kernels
-    from d2cache.kernels.chain import chip_of
+    from d2cache.kernels.chain import multiprocessors_of
 
-    if not chip_of(torch.device("cuda", 0)):
+    if not multiprocessors_of(torch.device("cuda", 0)):
         pytest.skip("needs a chip of compute capability 9.0")
     links = set()
     chain = kernels.chain
