@@ -10,6 +10,13 @@ from d2cache import ModelConfig, Part, Trace, Why
 PARTS = {"key": Part.KEY, "value": Part.VALUE, "attention": Part.ATTENTION, "mlp": Part.MLP}
 
 
+def gflops(trace: Trace) -> np.ndarray:
+    """Billions of floating-point operations of each step, (S,), see `ModelConfig.flops`."""
+    keys, values, attention, mlp, scores = trace.work.T
+    config = ModelConfig(**trace.run["shape"])
+    return config.flops(keys, values, attention, mlp, scores, trace.predicted) / 1e9
+
+
 def steps(trace: Trace) -> pd.DataFrame:
     """One line per denoising step.
 
@@ -32,7 +39,7 @@ def steps(trace: Trace) -> pd.DataFrame:
             "written": (changed & ~masked).sum(1),
             "masked_again": (changed & masked).sum(1),
             "predicted": trace.predicted,
-            "gflops": config.flops(*trace.work.T, trace.predicted) / 1e9,
+            "gflops": gflops(trace),
         }
     )
     for reason in Why:  # without aliases

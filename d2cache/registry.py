@@ -21,8 +21,8 @@ class Knob:
 
     name: str
     default: Any
-    low: float | None
-    high: float | None
+    low: Any  # a number; None for a switch
+    high: Any
     help: str
 
     @property

@@ -1,4 +1,4 @@
-"""Live runs: the models that a host offers, and each visitor's board of lanes. No page in here."""
+"""Live runs: each visitor's board of lanes, and the loop that advances it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import d2cache
 from analysis import probes
@@ -24,27 +25,41 @@ KEPT_BOARDS = 64  # visitors whose last runs are kept
 
 @dataclass
 class Run:
-    """One lane: the suspended loop, what it recorded, and what the stage was told of it."""
+    """The run of one lane: the suspended loop, what it recorded, what the stage has received."""
 
     key: str  # what the stage calls it
-    lane: Lane | None = None  # none of a loaded trace
+    lane: Lane | None = None  # None for a loaded trace, whose model may not be here either
     name: str = ""
-    model: d2cache.Model | None = None  # likewise
+    model: d2cache.Model | None = None
     steps: Iterator[d2cache.Step] | None = None  # the engine's generator; None when it has ended
-    recorder: Recorder | None = None
+    recorder: Recorder = field(default_factory=Recorder)
     events: LiveEvents | None = None
     truth: probes.Truth | None = None
-    looks: list = field(default_factory=list)  # what truth saw, step by step
+    looks: list[probes.Look] = field(default_factory=list)  # what truth saw, step by step
     branch: dict | None = None  # where a what-if leaves which lane
     trace: d2cache.Trace | None = None
     error: str = ""
 
     def snapshot(self) -> d2cache.Trace | None:
-        """What there is of the run, also while it is being made."""
+        """The run so far, None before its first step."""
         with ENGINE:  # no step is added meanwhile
-            if self.trace is None and self.recorder and self.recorder.run:
+            if self.trace is None and self.recorder.run:
                 return self.recorder.trace()
             return self.trace
+
+    @property
+    def finished(self) -> d2cache.Trace:
+        """The trace of a run that has ended; ValueError while it has not."""
+        if self.trace is None:
+            raise ValueError("this run has not ended yet")
+        return self.trace
+
+    @property
+    def maker(self) -> d2cache.Model:
+        """The model that makes the run; ValueError for a loaded trace."""
+        if self.model is None:
+            raise ValueError("this run was loaded, not made here: press Run to make one")
+        return self.model
 
 
 @dataclass
@@ -56,7 +71,19 @@ class Board:
     runs: list[Run] = field(default_factory=list)
     paused: bool = False
     stopped: bool = False
-    driver: threading.Lock = field(default_factory=threading.Lock)  # one hand on the loops
+    driver: threading.Lock = field(default_factory=threading.Lock)  # one thread advances it
+
+    @property
+    def wanted(self) -> Asked:
+        """What was asked for; ValueError where traces were loaded."""
+        if self.asked is None:
+            raise ValueError("these runs were loaded, not made here: press Run to make some")
+        return self.asked
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """The lanes that were made here."""
+        return tuple(run.lane for run in self.runs if run.lane is not None)
 
     @property
     def running(self) -> bool:
@@ -72,10 +99,12 @@ class Board:
             self.driver.release()
 
     def start(self, lane: Lane, model: d2cache.Model, branch: dict | None = None) -> Run:
-        """A further lane, ready for its first step; ValueError says what is wrong with it."""
-        asked = self.asked
+        """Another lane, ready for its first step; ValueError says what is wrong with it."""
+        asked = self.wanted
         if len(self.runs) >= MOST_LANES:
-            raise ValueError(f"There are {MOST_LANES} lanes, no more fit: press Run to start anew.")
+            raise ValueError(
+                f"There are {MOST_LANES} lanes, which is the limit: press Run to start again."
+            )
         policy = lane.make_policy()
         steps = d2cache.generate(
             model,
@@ -88,32 +117,24 @@ class Board:
             stop_at_eos=not asked.full,
             edits=lane.edits,
         )
-        run = Run(secrets.token_hex(8), lane, lane.policy, model, steps, Recorder(), branch=branch)
+        run = Run(secrets.token_hex(8), lane, lane.policy, model, steps, branch=branch)
         if asked.truth:
             run.truth = probes.Truth(model, policy)
         self.runs.append(run)
-        for one, name in zip(self.runs, name_lanes(tuple(r.lane for r in self.runs)), strict=True):
-            one.name = name
+        for made, name in zip(self.runs, name_lanes(self.lanes), strict=True):
+            made.name = name
         return run
 
     def step(self, run: Run) -> list[dict]:
         """The events of the lane's next step; [] when it was the last."""
         with ENGINE:
-            step = next(run.steps, None)
+            step = next(run.steps, None) if run.steps else None
             if step is None:
                 return []
             run.recorder.add(step)
             events = []
             if run.events is None:
-                run.events = LiveEvents(
-                    run.key,
-                    step,
-                    board=self.key,
-                    lane=self.runs.index(run),
-                    name=run.name,
-                    branch=run.branch,
-                    truth=run.truth is not None,
-                )
+                run.events = LiveEvents(run.key, step, **self.place(run))
                 events.append(run.events.start())
             events += run.events.step(step)
             if run.truth is not None:
@@ -121,48 +142,52 @@ class Board:
                 events.append(run.events.truth(run.looks[-1]))
         return events
 
+    def place(self, run: Run) -> dict:
+        """Where a run is on the board, as its start event says."""
+        return {
+            "board": self.key,
+            "lane": self.runs.index(run),
+            "name": run.name,
+            "branch": run.branch,
+            "truth": run.truth is not None,
+        }
+
     def finish(self, run: Run, error: str = "") -> list[dict]:
-        """The end of a lane, of itself, by a stop or by a fault; what was made is kept."""
+        """The end of a lane: by itself, by a stop or by a fault; what was made is kept."""
         events = []
-        run.error = error
-        if run.recorder.run:
-            run.trace = run.snapshot()
+        run.error, run.trace = error, run.snapshot()
+        if run.trace and run.events:
             events.append(run.events.end(*(("failed", error) if error else ending(run.trace))))
-        run.steps = run.recorder = run.events = run.truth = None  # frees the cache
+        run.steps = run.events = run.truth = None  # frees the cache
+        run.recorder = Recorder()
         return events
 
     def query(self, **view) -> str:
         """The link that makes this board again; "" for loaded traces."""
         if self.asked is None:
             return ""
-        return replace(self.asked, lanes=tuple(run.lane for run in self.runs)).query(**view)
+        return replace(self.asked, lanes=self.lanes).query(**view)
 
     def events(self) -> list[dict]:
-        """Every event of all its lanes as far as they have come, for an export."""
-        told = []
-        for number, run in enumerate(self.runs):
+        """Every event of all its lanes so far, for an export."""
+        events = []
+        for run in self.runs:
             trace = run.snapshot()
             if trace is not None:
-                told += trace_events(
-                    trace,
-                    run.key,
-                    stored=True,
-                    board=self.key,
-                    lane=number,
-                    name=run.name,
-                    branch=run.branch,
-                    looks=run.looks,
-                )
-        return told
+                place = self.place(run)
+                del place["truth"]  # there are looks, or there are none
+                events += trace_events(trace, run.key, stored=True, looks=run.looks, **place)
+        return events
 
 
 class Boards:
     """The last board of each visitor, by session; a closed tab takes its own with it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # reentrant: an abandoned stream may be closed by the garbage collector at any moment
-        self.lock, self.boards = threading.RLock(), OrderedDict()
-        self.stored: list[Board] = []  # bundled ones, everybody's
+        self.lock = threading.RLock()
+        self.boards: OrderedDict[str, Board] = OrderedDict()
+        self.stored: list[Board] = []  # of the runs that come with the page, for everybody
 
     def put(self, session: str, board: Board) -> Board:
         with self.lock:
@@ -201,20 +226,20 @@ def loaded_board(trace: d2cache.Trace, key: str) -> Board:
 
 def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
     """The events of a board's lanes, in portions for one message each, until all lanes end, the
-    board is paused, or each lane that runs made `most` steps.
+    board is paused, or each running lane has made `most` steps.
 
-    Lanes take turns, a step each, or one runs after the other, as the board was asked.
+    Lanes take turns of one step, or one runs after the other, as the board's visitor chose.
     """
     with board.driver:
         board.paused = False
-        waiting, sent = [], 0.0
-        turn = 0
+        waiting: list[dict] = []
+        sent, turn = 0.0, 0
         while board.running and not board.stopped:
             if board.paused or turn == most:
                 board.paused = True
                 break
             left = [run for run in board.runs if run.steps is not None]
-            for run in left if board.asked.turns or most else left[:1]:
+            for run in left if board.wanted.turns or most else left[:1]:
                 waiting += _guarded(board, run)
                 if time.perf_counter() - sent >= MESSAGE_SECONDS:
                     yield waiting
@@ -233,16 +258,16 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
 
 def _guarded(board: Board, run: Run) -> list[dict]:
     """The lane's next events, its end included; a fault ends this lane alone."""
-    steps = run.steps
     try:
-        return (steps and board.step(run)) or board.finish(run)
+        return board.step(run) or board.finish(run)
     except Exception as error:
         LOG.exception("run %s failed", run.key)
         return board.finish(run, (str(error).strip() or type(error).__name__).splitlines()[0])
 
 
-def edit_said(edit: d2cache.Edit, model: d2cache.Model, asked: Asked) -> str:
-    """An edit in a reader's words: tokens as text, positions counted from 1 in prompt or answer."""
+def describe_edit(edit: d2cache.Edit, model: d2cache.Model, asked: Asked) -> str:
+    """An edit in plain words: tokens as text, positions counted from 1 in prompt or answer."""
+    tokenizer: Any = model.tokenizer
     prompt_length = len(model.encode(asked.prompt))
 
     def place(at: int) -> str:
@@ -250,27 +275,29 @@ def edit_said(edit: d2cache.Edit, model: d2cache.Model, asked: Asked) -> str:
             return f"prompt position {at + 1}"
         return f"answer position {at - prompt_length + 1}"
 
-    said = []
+    parts = []
     for at, token in edit.tokens.items():
         masked = token == model.config.mask_id
-        text = "masked again" if masked else repr(model.tokenizer.decode([token]))
-        said.append(f"{place(at)} {text}" if masked else f"{text} at {place(at)}")
+        text = "masked again" if masked else repr(tokenizer.decode([token]))
+        parts.append(f"{place(at)} {text}" if masked else f"{text} at {place(at)}")
     if edit.refresh == "all":
-        said.append("all refreshed")
+        parts.append("all refreshed")
+    elif len(edit.refresh) == 1:
+        parts.append(f"{place(int(edit.refresh[0]))} refreshed")
     elif edit.refresh:
-        count = len(edit.refresh)
-        said.append(f"{place(edit.refresh[0])} refreshed" if count == 1 else f"{count} refreshed")
-    said += [f"{knob} {value}" for knob, value in (edit.policy | edit.decoder).items()]
-    return ", ".join(said) or "unchanged"
+        parts.append(f"{len(edit.refresh)} refreshed")
+    changed = {**edit.policy, **edit.decoder}
+    parts += [f"{knob} {value}" for knob, value in changed.items()]
+    return ", ".join(parts) or "unchanged"
 
 
 def summary(run: Run, first: Run) -> dict:
-    """What a finished lane gave and cost (see `d2cache.trace.Totals`), and agreement: the share of
-    answer positions that hold the same token as those of the first lane."""
-    trace = run.trace
-    answer, other = (t.tokens[-1, t.prompt_length :] for t in (trace, first.trace))
+    """What a finished lane wrote and cost (see `d2cache.trace.Totals`), and agreement: the share of
+    answer positions that hold the same token as in the first lane."""
+    trace = run.finished
+    answer, other = (t.tokens[-1][t.prompt_length :] for t in (trace, first.finished))
     return {
-        "text": run.model.decode(answer).strip(),
+        "text": run.maker.decode(answer).strip(),
         "lane": str(run.lane),
         "model": trace.run["model"],
         "device": trace.run["device"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,37 @@ def message(events: list[dict]) -> str:
 def link(board: str, query: str) -> dict:
     """The event with the link that makes a board again (`analysis.page.query`); "": none does."""
     return {"k": "link", "board": board, "query": query}
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """What one step of one row did, in numpy. T positions, G of them of the answer, L layers."""
+
+    index: int
+    before: np.ndarray  # (T,) int64, the canvas
+    after: np.ndarray
+    candidates: dict[int, tuple]  # answer position -> ids and their probabilities, where known
+    confidence: np.ndarray  # (G,), -inf where nothing was predicted
+    density: np.ndarray  # (G,)
+    rollout: np.ndarray | None  # (T,)
+    why: np.ndarray  # (T,) uint8 of `Why`
+    rows: int  # recomputed
+    parts: np.ndarray | None  # (L,T) uint8 of `Part`, where the layers differ
+    work: np.ndarray  # (5,), see `Totals.add`
+    predicted: int
+    seconds: float
+
+
+def coded(done: StepDone) -> dict[str, str | None]:
+    """The planes of a step: confidence c, density d, rollout r, reasons y."""
+    seen = np.isfinite(done.confidence)
+    confidence = planes.CONFIDENCE.codes(np.where(seen, done.confidence, 0))
+    return {
+        "c": plane(np.where(seen, confidence, 0)),
+        "d": plane(planes.DENSITY.codes(done.density)),
+        "r": None if done.rollout is None else plane(planes.ROLLOUT.codes(done.rollout)),
+        "y": plane(done.why),
+    }
 
 
 class Events:
@@ -101,68 +134,39 @@ class Events:
             **self.place,
         }
 
-    def step(
-        self,
-        index: int,
-        before: np.ndarray,
-        after: np.ndarray,
-        candidates: dict,
-        confidence: np.ndarray,
-        density: np.ndarray,
-        rollout: np.ndarray | None,
-        why: np.ndarray,
-        rows: int,
-        parts: np.ndarray | None,
-        work: np.ndarray,
-        predicted: int,
-        seconds: float,
-    ) -> list[dict]:
-        """rec and totals of one step. before, after (T,) ids; candidates: answer position ->
-        (ids, their probabilities), where known; rows: how many were recomputed; parts (L,T):
-        in which layers, where these differ; work, predicted, seconds as `Totals.add` takes them."""
+    def step(self, done: StepDone) -> list[dict]:
+        """rec and totals of one step."""
         p, mask_id = self.run["prompt_length"], self.run["shape"]["mask_id"]
-        changed, masked, seen = after != before, after == mask_id, np.isfinite(confidence)
-        evicted = 0
-        if parts is not None:
-            rows = ((parts & Part.MLP) > 0).sum() / self.layers
-            evicted = ((parts & Part.EVICTED) > 0).sum() / self.layers
-        was_masked = int((before[p:] == mask_id).sum())
-        self.totals.add(rows, work, predicted, was_masked, int(changed.sum()), seconds)
-        totals = self.totals.report(len(answer_ids(after[p:], self.run["shape"])))
-        coded = {
-            "c": np.where(seen, planes.CONFIDENCE.codes(np.where(seen, confidence, 0)), 0),
-            "d": planes.DENSITY.codes(density),
-            "r": None if rollout is None else planes.ROLLOUT.codes(rollout),
-            "y": why,
-        }
-        writes, by_hand = [], self.edited(index)
-        for at in np.flatnonzero(changed & ~masked):
-            top, g = (), at - p
-            if at not in by_hand:
-                top = zip(*candidates.get(int(g), ((), ())), strict=True)
-            top = [[self.text(int(token)), _short(share)] for token, share in top if share > 0]
-            sure = _short(confidence[g]) if at not in by_hand and seen[g] else None
-            writes.append([int(at), self.text(int(after[at])), sure, top])
+        changed, masked = done.after != done.before, done.after == mask_id
+        rows, evicted = float(done.rows), 0.0
+        if done.parts is not None:
+            rows = ((done.parts & Part.MLP) > 0).sum() / self.layers
+            evicted = ((done.parts & Part.EVICTED) > 0).sum() / self.layers
         record = {
             "k": "rec",
             "run": self.key,
             "seq": self.seq,
-            "s": index,
-            "ms": round(1e3 * seconds, 2),
+            "s": done.index,
+            "ms": round(1e3 * done.seconds, 2),
             "rows": _short(rows),
             "out": _short(evicted),
-            "w": writes,
+            "w": self.writes(done, np.flatnonzero(changed & ~masked)),
             "m": np.flatnonzero(changed & masked).tolist(),
-            **{name: plane(values) for name, values in coded.items()},
-            "a": planes.run_lengths(parts),
+            **coded(done),
+            "a": planes.run_lengths(done.parts),
         }
         self.seq += 1
+        was_masked = int((done.before[p:] == mask_id).sum())
+        self.totals.add(
+            rows, done.work, done.predicted, was_masked, int(changed.sum()), done.seconds
+        )
+        totals = self.totals.report(len(answer_ids(done.after[p:], self.run["shape"])))
         return [
             record,
             {
                 "k": "totals",
                 "run": self.key,
-                "s": index,
+                "s": done.index,
                 "tokens": totals["answer_tokens"],
                 "seconds": round(totals["seconds"], 4),
                 "tps": _short(totals["tokens_per_second"]),
@@ -171,6 +175,19 @@ class Events:
                 "flops_none": totals["flops_none"],
             },
         ]
+
+    def writes(self, done: StepDone, positions: np.ndarray) -> list[list]:
+        """What a step wrote: position, text, confidence, and candidates with their probabilities;
+        without the last two where an edit wrote."""
+        p, by_hand, out = self.run["prompt_length"], self.edited(done.index), []
+        for at in positions:
+            g, top, sure = int(at) - p, [], None
+            if at not in by_hand:
+                known = zip(*done.candidates.get(g, ((), ())), strict=True)
+                top = [[self.text(int(i)), _short(share)] for i, share in known if share > 0]
+                sure = _short(done.confidence[g]) if np.isfinite(done.confidence[g]) else None
+            out.append([int(at), self.text(int(done.after[at])), sure, top])
+        return out
 
     def edited(self, step: int) -> set[int]:
         """Positions that an edit changed after this step."""
@@ -209,32 +226,34 @@ def trace_events(
     looks: of `probes.Truth`, for the steps that have one. place: board, lane, name, branch of
     `Events`."""
     p, by_layer = trace.prompt_length, trace.parts is not None
-    looks = {look.step: look for look in looks or ()}
-    events = Events(key, trace.run, by_layer, trace.text_of, truth=bool(looks), **place)
+    looked = {look.step: look for look in looks or ()}
+    events = Events(key, trace.run, by_layer, trace.text_of, truth=bool(looked), **place)
     has_rollout = not np.isnan(trace.rollout).all()
     out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
     for s in range(len(trace.seconds)):
-        candidates = {
-            int(g): (trace.candidates[g], trace.candidate_confidence[g])
-            for g in np.flatnonzero(trace.step_of_token == s)
-        }
-        out += events.step(
-            s,
-            trace.tokens[s],
-            trace.tokens[s + 1],
-            candidates,
-            trace.confidence[s],
-            trace.density[s],
-            trace.rollout[s] if has_rollout else None,
-            trace.why[s],
-            int(trace.recomputed[s].sum()),
-            trace.parts[s] if by_layer else None,
-            trace.work[s],
-            int(trace.predicted[s]),
-            float(trace.seconds[s]),
-        )
-        out += [events.truth(looks[s])] if s in looks else []
+        out += events.step(step_of(trace, s, has_rollout))
+        out += [events.truth(looked[s])] if s in looked else []
     return [*out, events.end(*ending(trace))]
+
+
+def step_of(trace: Trace, s: int, has_rollout: bool) -> StepDone:
+    """A step of a finished run of one row."""
+    written = np.flatnonzero(trace.step_of_token == s)
+    return StepDone(
+        index=s,
+        before=trace.tokens[s],
+        after=trace.tokens[s + 1],
+        candidates={int(g): (trace.candidates[g], trace.candidate_confidence[g]) for g in written},
+        confidence=trace.confidence[s],
+        density=trace.density[s],
+        rollout=trace.rollout[s] if has_rollout else None,
+        why=trace.why[s],
+        rows=int(trace.recomputed[s].sum()),
+        parts=None if trace.parts is None else trace.parts[s],
+        work=trace.work[s],
+        predicted=int(trace.predicted[s]),
+        seconds=float(trace.seconds[s]),
+    )
 
 
 def ending(trace: Trace) -> tuple[str, str]:
@@ -263,7 +282,7 @@ class LiveEvents:
 
     def text(self, token: int) -> str:
         if token not in self.texts:
-            tokenizer = self.run.tokenizer
+            tokenizer: Any = self.run.tokenizer
             self.texts[token] = tokenizer.decode([token]) if tokenizer else f"<{token}>"
         return self.texts[token]
 
@@ -273,26 +292,26 @@ class LiveEvents:
 
     def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
-        target = step.rows.target[0].cpu().numpy()
-        top, share = step.likeliest
-        top, share = top[0].cpu().numpy(), share[0].float().cpu().numpy()
-        # none for what is written without having been computed
-        candidates = {int(t) - p: (top[q], share[q]) for q, t in enumerate(target)}
-        return self.events.step(
-            step.index,
-            step.before.tokens[0].cpu().numpy(),
-            step.tokens[0].cpu().numpy(),
-            candidates,
-            step.confidence[0, p:].float().cpu().numpy(),
-            density_of(step)[0, p:].cpu().numpy(),
-            None if step.rollout is None else step.rollout[0].float().cpu().numpy(),
-            step.why[0].cpu().numpy(),
-            int(step.recomputed[0].sum()),
-            None if step.parts is None else step.parts[0].cpu().numpy(),
-            step.work[0].cpu().numpy(),
-            int(step.predicted[0]),
-            step.seconds,
+        ids, shares = step.likeliest
+        top, share = ids[0].cpu().numpy(), shares[0].float().cpu().numpy()
+        target = step.rows.target[0].tolist()
+        done = StepDone(
+            index=step.index,
+            before=step.before.tokens[0].cpu().numpy(),
+            after=step.tokens[0].cpu().numpy(),
+            # none for what is written without having been computed
+            candidates={t - p: (top[q], share[q]) for q, t in enumerate(target)},
+            confidence=step.confidence[0, p:].float().cpu().numpy(),
+            density=density_of(step)[0, p:].cpu().numpy(),
+            rollout=None if step.rollout is None else step.rollout[0].float().cpu().numpy(),
+            why=step.why[0].cpu().numpy(),
+            rows=int(step.recomputed[0].sum()),
+            parts=None if step.parts is None else step.parts[0].cpu().numpy(),
+            work=step.work[0].cpu().numpy(),
+            predicted=int(step.predicted[0]),
+            seconds=step.seconds,
         )
+        return self.events.step(done)
 
     def truth(self, look: Look) -> dict:
         return self.events.truth(look)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from analysis.page import bundle, stored
 from analysis.page.events import message, trace_events
 from analysis.page.lessons import glossary
-from analysis.page.query import MOST_LANES
+from analysis.page.query import MOST_LANES, name_runs
 from d2cache import Trace
 
 # What is around the stage.
@@ -99,26 +99,11 @@ def lanes(traces: Sequence[Trace]) -> list[list[dict]]:
     """The events of finished runs, side by side on one board; ValueError for too many."""
     if not 1 <= len(traces) <= MOST_LANES:
         raise ValueError(f"{len(traces)} runs; a board holds 1 to {MOST_LANES}: name fewer")
+    names = name_runs([trace.run for trace in traces])
     return [
         trace_events(trace, f"lane-{i}", board="file", lane=i, name=name)
-        for i, (trace, name) in enumerate(zip(traces, names(traces), strict=True))
+        for i, (trace, name) in enumerate(zip(traces, names, strict=True))
     ]
-
-
-def names(traces: Sequence[Trace]) -> list[str]:
-    """A short label of each run: its policy, then whatever else tells it from the others."""
-    settings = []
-    for run in (trace.run for trace in traces):
-        settings.append({"policy": run["policy"], "decoder": run["decoder"]})
-        for kind in ("policy_knobs", "decoder_knobs"):  # both may have a sigma
-            settings[-1] |= {(kind, knob): f"{knob} {value}" for knob, value in run[kind].items()}
-    keys = list(dict.fromkeys(key for one in settings for key in one))
-    telling = [k for k in keys if k == "policy" or len({one.get(k) for one in settings}) > 1]
-    for count in range(1, len(telling) + 1):
-        out = [", ".join(one[k] for k in telling[:count] if k in one) for one in settings]
-        if len(set(out)) == len(out):
-            return out
-    return [f"{one} {i}" for i, one in enumerate(out, 1)]  # nothing that stands in them tells
 
 
 def bundled_page() -> str:

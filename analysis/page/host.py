@@ -57,8 +57,8 @@ class Host:
 
     def save(self, run: Run) -> str:
         """The path of a file with the trace of a finished run."""
-        policy = "".join(c for c in run.trace.run["policy"] if c.isalnum())[:20]
+        policy = "".join(c for c in run.finished.run["policy"] if c.isalnum())[:20]
         path = Path(self.files.name) / f"d2cache-{policy}-{run.key[:6]}.safetensors"
         if not path.exists():
-            run.trace.save(path)
+            run.finished.save(path)
         return str(path)

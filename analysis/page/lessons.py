@@ -53,7 +53,7 @@ from urllib.parse import quote
 
 import d2cache
 from analysis.page.query import CLOCKS, TABS, Asked, Link
-from d2cache.registry import describe
+from d2cache.registry import Registered, describe
 
 FOLDER = Path(__file__).parents[2] / "assets" / "lessons"
 POINTS = (  # the stage marks these places as `data-point`
@@ -146,7 +146,7 @@ class _Reader:
 
     def sections(self) -> list[tuple[int, str, list[tuple[int, str]]]]:
         """What stands under each `## heading`: (line, heading, [(line, text)])."""
-        found = []
+        found: list[tuple[int, str, list[tuple[int, str]]]] = []
         for number, text in enumerate(self.lines, 1):
             if text.startswith("## "):
                 found.append((number, text[3:].strip(), []))
@@ -161,8 +161,8 @@ class _Reader:
         head = [(n, t.strip()) for n, t in enumerate(self.lines[: sections[0][0] - 1], 1)]
         head = [(n, t) for n, t in head if t]
         title = [t[2:].strip() for _, t in head if t.startswith("# ")]
-        minutes = [re.fullmatch(r"minutes: *(\d+)", t) for _, t in head]
-        minutes = [int(m[1]) for m in minutes if m]
+        timed = [re.fullmatch(r"minutes: *(\d+)", t) for _, t in head]
+        minutes = [int(m[1]) for m in timed if m]
         summary = [t for _, t in self.given(head) if not t.startswith(("# ", "minutes:"))]
         if len(title) != 1 or len(minutes) != 1 or len(summary) != 1:
             self.fail(1, "a lesson begins with '# Title', 'minutes: 3' and one line of summary")
@@ -406,5 +406,8 @@ def _compare(text: str) -> list:
 
 
 def _entries(kind: str) -> list[dict]:
-    bases = {"policy": d2cache.CachePolicy, "decoder": d2cache.Decoder}
+    bases: dict[str, type[Registered]] = {
+        "policy": d2cache.CachePolicy,
+        "decoder": d2cache.Decoder,
+    }
     return describe(bases[kind].registry) if kind in bases else []

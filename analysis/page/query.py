@@ -14,7 +14,9 @@ EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaul
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from d2cache import CachePolicy, Decoder, Edit, make_decoder, make_policy
@@ -74,6 +76,16 @@ class Lane:
             tuple(map(Edit.of_plain, run.get("edits", ()))),
         )
 
+    def run(self) -> dict:
+        """The lane as a trace's run configuration has it; `of` is the inverse."""
+        return {
+            "policy": self.policy,
+            "policy_knobs": self.knobs,
+            "decoder": self.decoder,
+            "decoder_knobs": self.decoder_knobs,
+            "edits": [edit.plain() for edit in self.edits],
+        }
+
     @staticmethod
     def parse(text: str) -> Lane:
         plan, *edits = text.split(EDIT_MARK)
@@ -119,12 +131,10 @@ def number(text: str, kind: type = float):
 
 
 def _text(base: type[Registered], name: str, settings: dict) -> str:
-    """The other way round; what stands at its default is left out."""
-    given = [
-        f"{one.name}={settings[one.name] * 1:.12g}"
-        for one in knobs(base.registry[name])
-        if settings[one.name] != one.default
-    ]
+    """A policy or decoder with its knobs, the inverse of `_named`; defaults are left out."""
+    known = knobs(base.registry[name]) if name in base.registry else ()
+    defaults = {knob.name: knob.default for knob in known}
+    given = [f"{k}={v * 1:.12g}" for k, v in settings.items() if v != defaults.get(k)]
     return KNOB_MARK.join([name, *given])
 
 
@@ -215,17 +225,20 @@ class Link:
         """Raises ValueError, one sentence, for a query that says what this page cannot do."""
         if not isinstance(query, str) or len(query) > LONGEST_QUERY:
             raise ValueError(f"the link is longer than {LONGEST_QUERY} characters")
-        settings, lanes, more = {}, [], {"view": {}}
+        settings: dict[str, Any] = {}
+        lanes: list[Lane] = []
+        view: dict[str, str] = {}
+        trace, branch = None, None
         for name, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True):
             if name == LANE:
                 lanes.append(Lane.parse(value))
             elif name in VIEW:
-                more["view"][name] = value
+                view[name] = value
             elif name == TRACE:
-                more["trace"] = value
+                trace = value
             elif name == BRANCH:
                 key, _, edit = value.partition(EDIT_MARK)
-                more["branch"] = key, Edit.parse(edit)
+                branch = key, Edit.parse(edit)
             elif name in TEXTS:
                 settings[name] = value
             elif name in WHOLE:
@@ -238,22 +251,33 @@ class Link:
                 raise ValueError(f"the link asks for {name[:40]!r}, which this page does not know")
         if lanes:
             settings["lanes"] = tuple(lanes)
-        return Link(settings, **more)
+        return Link(settings, trace, branch, view)
 
     def over(self, asked: Asked) -> Asked:
         """What was asked for before, with what this link names in its place."""
         return replace(asked, **self.settings)
 
 
-def name_lanes(lanes: tuple[Lane, ...]) -> list[str]:
-    """A short label for each: the policy, and what tells it from the others."""
+def name_lanes(lanes: Sequence[Lane]) -> list[str]:
+    """A short label for each lane, see `name_runs`."""
+    return name_runs([lane.run() for lane in lanes])
+
+
+def name_runs(runs: Sequence[dict]) -> list[str]:
+    """A short label for each run: its policy, and what distinguishes it from the others.
+
+    runs: configurations as a trace's header has them; their policies need not be registered here.
+    """
     labels = []
-    for lane in lanes:
-        others = [o for o in lanes if o is not lane]
-        label = lane.policy
-        if any(o.policy == lane.policy for o in others):
-            label = _text(CachePolicy, lane.policy, lane.knobs)
-        if any(o.decoder != lane.decoder or o.decoder_knobs != lane.decoder_knobs for o in others):
-            label += " + " + _text(Decoder, lane.decoder, lane.decoder_knobs)
-        labels.append(label.replace(KNOB_MARK, " ") + (" what if" if lane.edits else ""))
+    for run in runs:
+        others = [other for other in runs if other is not run]
+        label = run["policy"]
+        if any(other["policy"] == run["policy"] for other in others):
+            label = _text(CachePolicy, run["policy"], run["policy_knobs"])
+        decoder = run["decoder"], run["decoder_knobs"]
+        if any((other["decoder"], other["decoder_knobs"]) != decoder for other in others):
+            label += " + " + _text(Decoder, *decoder)
+        labels.append(label.replace(KNOB_MARK, " ") + (" what if" if run.get("edits") else ""))
+    if len(set(labels)) < len(labels):  # some are alike in everything
+        return [f"{label} {i}" for i, label in enumerate(labels, 1)]
     return labels

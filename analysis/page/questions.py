@@ -7,6 +7,7 @@ import base64
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,13 +123,14 @@ class Questions:
     def token(self, run: str, text: str = "", mask: bool = False) -> dict:
         """The one token that a text is, as the run's model sees it; or its mask."""
         _, _, model = self._run(run)
+        tokenizer: Any = model.tokenizer
         if mask:
             return {"id": model.config.mask_id, "text": "[MASK]"}
-        ids = model.tokenizer.encode(str(text), add_special_tokens=False)
+        ids = tokenizer.encode(str(text), add_special_tokens=False)
         if len(ids) != 1:
-            parts = " + ".join(repr(model.tokenizer.decode([i])) for i in ids[:6])
+            parts = " + ".join(repr(tokenizer.decode([i])) for i in ids[:6])
             raise ValueError(f"{str(text)[:40]!r} is {len(ids)} tokens ({parts}); give one token")
-        return {"id": int(ids[0]), "text": model.tokenizer.decode(ids)}
+        return {"id": int(ids[0]), "text": tokenizer.decode(ids)}
 
     def _run(self, key: str) -> tuple[Run, Trace, d2cache.Model]:
         """A run, what there is of it, and a model like the one that made it."""
@@ -149,7 +151,7 @@ class Questions:
 
 def title(board: Board) -> str:
     """What a board is called: its prompt, or the text of a loaded trace's."""
-    return (board.asked.prompt if board.asked else export.prompt_of(board.runs[0].trace))[:120]
+    return (board.asked.prompt if board.asked else export.prompt_of(board.runs[0].finished))[:120]
 
 
 def _in_turn(steps):

@@ -28,7 +28,7 @@ from typing import Any
 
 import d2cache
 from analysis.page import stored
-from analysis.page.boards import Board, advance, edit_said, loaded_board
+from analysis.page.boards import Board, advance, describe_edit, loaded_board
 from analysis.page.controls import asked_of, values_of
 from analysis.page.events import link, message
 from analysis.page.host import Host
@@ -118,7 +118,8 @@ class Session:
     def step(self, controls: Controls) -> Iterator[Changes]:
         """The next step of a paused run, or the first one of a new run if settings have changed."""
         board, asked = self.board, asked_of(controls)
-        if board and board.running and asked == replace(board.asked, lanes=board.asked.lanes[:1]):
+        waiting = board.asked if board and board.running else None
+        if board and waiting and asked == replace(waiting, lanes=waiting.lanes[:1]):
             yield from self._show(board, most=1)
         else:
             yield from self._begin(asked, most=1)
@@ -172,7 +173,7 @@ class Session:
         """What the page shows of a board that is not advancing."""
         if board.running:
             return _buttons(board) | {"said": ("Paused. Step, or Resume.", "info")}
-        done = _buttons(board) | {"said": verdict(board, self.problems.get(board.asked.prompt))}
+        done = _buttons(board) | {"said": verdict(board, self.problems.get(board.wanted.prompt))}
         return done | ({"download": self.host.save(board.runs[0])} if board.runs[0].trace else {})
 
     # -------------------------------------------------------------------------- loaded runs
@@ -221,7 +222,7 @@ class Session:
         try:
             opened, preset = Link.parse(query), None
             if opened.trace is not None:
-                run = self.host.stored_board(opened.trace).runs[0].trace.run
+                run = self.host.stored_board(opened.trace).runs[0].finished.run
                 prompt = stored.listed()[opened.trace]["prompt"]
                 asked = Asked.of(run, prompt, self.host.models.first)
             elif opened.settings and opened.branch is None:
@@ -257,7 +258,7 @@ class Session:
         if parent.lane is None or parent.model is None or self.board is not board:
             raise ValueError("this run was loaded, not made here: press Run, then ask what if")
         lane = replace(parent.lane, edits=(*parent.lane.edits, edit))
-        text = edit_said(edit, parent.model, board.asked)
+        text = describe_edit(edit, parent.model, board.wanted)
         branch = {"lane": board.runs.index(parent), "step": edit.step, "says": text}
         board.start(lane, parent.model, branch)
         text = f"Lane {len(board.runs)} continues from step {edit.step + 1}: see Compare."
@@ -271,7 +272,7 @@ class Session:
 
     def choose_policy(self, policy: str, block_length: int) -> Iterator[Changes]:
         """A cache that is made for blocks gets blocks."""
-        if not block_length and d2cache.CachePolicy.registry[policy].for_blocks:
+        if not block_length and d2cache.make_policy(policy).for_blocks:
             yield {
                 "block_length": USUAL_BLOCK,
                 "said": (

@@ -30,9 +30,10 @@ def verdict(board: Board, problem: tasks.Problem | None) -> Said:
 def judged(run: Run, problem: tasks.Problem) -> Said:
     """Whether the answer of a finished run is right."""
     story = problem.family == "stories"
-    if run.model.config.name != "tiny":  # other models phrase their answers differently
+    if run.maker.config.name != "tiny":  # other models phrase their answers differently
         return "Done." if story else f"Done. Expected: {problem.answer}", "info"
-    text = run.model.decode(run.trace.tokens[-1, run.trace.prompt_length :]).strip()
+    trace = run.finished
+    text = run.maker.decode(trace.tokens[-1][trace.prompt_length :]).strip()
     if tasks.correct(problem, text):
         return f"Done, and the {'story is well formed' if story else 'answer is right'}.", "right"
     if story:

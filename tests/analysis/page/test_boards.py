@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import d2cache
-from analysis.page.boards import Board, Boards, advance, edit_said
+from analysis.page.boards import Board, Boards, advance, describe_edit
 from analysis.page.query import MOST_LANES, Asked, Lane
 from d2cache.teaching import tasks
 
@@ -187,8 +187,8 @@ def test_an_edit_is_told_in_words(model):
     edit = d2cache.Edit(
         3, {p + 4: seven, p: model.config.mask_id, 2: seven}, (p + 1,), {"current_k": 8}
     )
-    assert edit_said(edit, model, asked) == (
+    assert describe_edit(edit, model, asked) == (
         "'7' at answer position 5, answer position 1 masked again, '7' at prompt position 3, "
         "answer position 2 refreshed, current_k 8"
     )
-    assert edit_said(d2cache.Edit(3, refresh="all"), model, asked) == "all refreshed"
+    assert describe_edit(d2cache.Edit(3, refresh="all"), model, asked) == "all refreshed"

@@ -14,6 +14,7 @@ from analysis import bench
 from analysis import export as command
 from analysis.page import bundle, export, notebook, stored
 from analysis.page.events import message, trace_events
+from analysis.page.query import name_runs
 from analysis.tools.stored_runs import STORIES, answer_is_right
 from d2cache.teaching import tasks
 
@@ -145,10 +146,12 @@ def test_lanes_share_a_board_and_are_told_apart_by_their_names(model):
     assert {start["board"] for start in starts} == {"file"} and len({s["run"] for s in starts}) == 4
     assert [start["lane"] for start in starts] == [0, 1, 2, 3]
     names = [start["name"] for start in starts]
-    assert names == export.names(traces) and len(set(names)) == 4
-    assert "none" in names[0] and "margin" in names[3] and "sigma 0.0" in names[2]
-    assert export.names(traces[:2]) == ["none", "d2"]
-    assert export.names(traces[1:2] * 2) == ["d2 1", "d2 2"]
+    assert names == name_runs([trace.run for trace in traces]) and len(set(names)) == 4
+    assert "none" in names[0] and "margin" in names[3] and "sigma=0" in names[2]
+    assert name_runs([trace.run for trace in traces[:2]]) == ["none", "d2"]
+    assert name_runs([traces[1].run, dict(traces[1].run)]) == ["d2 1", "d2 2"]
+    own = traces[1].run | {"policy": "mine", "policy_knobs": {"keep": 3}}  # not registered here
+    assert name_runs([own, own | {"policy_knobs": {"keep": 4}}]) == ["mine keep=3", "mine keep=4"]
     for wrong in ([], traces[:1] * 7):
         with pytest.raises(ValueError, match="a board holds 1 to 6"):
             export.lanes(wrong)
