@@ -103,7 +103,7 @@ class Board:
         asked = self.wanted
         if len(self.runs) >= MOST_LANES:
             raise ValueError(
-                f"There are {MOST_LANES} lanes, which is the limit: press Run to start again."
+                f"There are {MOST_LANES} lanes and no more fit: press Run to start again."
             )
         policy = lane.make_policy()
         steps = d2cache.generate(

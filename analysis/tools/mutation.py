@@ -33,8 +33,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {
     "core": (
-        ["d2cache/ops.py", "d2cache/model.py", "d2cache/generate.py", "d2cache/shadow.py"],
-        ["ops", "model", "models", "generate", "shadow"],
+        [
+            f"d2cache/{name}.py"
+            for name in ("ops", "model", "rows", "work", "generate", "edit_runner", "shadow")
+        ],
+        ["ops", "model", "models", "generate", "edits", "shadow"],
     ),
     "decoders": (["d2cache/decoders/*"], ["decoders", "registry", "model"]),
     "policies": (
