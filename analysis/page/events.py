@@ -1,4 +1,4 @@
-"""Steps and traces -> the compact events that the page's stage draws. One format for both."""
+"""Steps and traces -> the compact events that the stage draws, in one format."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is
 
 
 def message(events: list[dict]) -> str:
-    """What the stage receives: one line of JSON, with the moment it was made (ms, Unix time)."""
+    """What the stage receives: one line of JSON, with its time of sending (ms, Unix time)."""
     stamp = round(1e3 * time.time(), 1)
     return json.dumps({"at": stamp, "events": events}, separators=(",", ":"), allow_nan=False)
 
 
 def link(board: str, query: str) -> dict:
-    """The event with the link that makes a board again (`analysis.page.query`); "": none does."""
+    """The event with a board's link (`analysis.page.query`), "" for a board without one."""
     return {"k": "link", "board": board, "query": query}
 
 
@@ -66,10 +66,9 @@ class Events:
     """The events of one run, step by step: start, then rec and totals for each step (and truth,
     where a `probes.Truth` looked at it), then end.
 
-    Where the run stands: board, a text that the runs shown side by side share (default: the run's
-    own key, a board of its own); lane, its place there from 0; name, a short label (default: the
-    policy); branch, {lane, step, says} of the run that this one left, or None; truth, whether
-    truth events will come.
+    The run's place: board, a text that runs shown side by side share (default: the run's own key);
+    lane, its number there from 0; name, a short label (default: the policy); branch, {lane, step,
+    says} of the run that it branches off, or None; truth, whether truth events will follow.
 
     A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, likewise),
     w (what was written: position, text, confidence, candidates; without those two where an edit
@@ -190,12 +189,12 @@ class Events:
         return out
 
     def edited(self, step: int) -> set[int]:
-        """Positions that an edit changed after this step."""
+        """Positions that an edit changes after this step."""
         edits = (e for e in self.run.get("edits", ()) if e["step"] == step)
         return {int(at) for e in edits for at in e["tokens"]}
 
     def truth(self, look: Look) -> dict:
-        """What an exact pass says of one step; comes after that step's rec."""
+        """What an exact pass found for one step; follows that step's rec."""
         return {
             "k": "truth",
             "run": self.key,
@@ -213,7 +212,7 @@ class Events:
 
 
 def _short(value) -> float:
-    """Four significant digits: shorter than a float's full text, finer than a screen shows."""
+    """Four significant digits: shorter than the full number, finer than a screen shows."""
     return float(f"{float(value):.4g}")
 
 
@@ -221,7 +220,7 @@ def trace_events(
     trace: Trace, key: str, stored: bool = False, looks: Iterable[Look] | None = None, **place
 ) -> list[dict]:
     """Every event of a finished run of one row. A trace keeps the candidates of the last write
-    of a position; an earlier one, masked again later, comes without.
+    of a position; an earlier write, later masked again, comes without candidates.
 
     looks: of `probes.Truth`, for the steps that have one. place: board, lane, name, branch of
     `Events`."""

@@ -1,4 +1,4 @@
-"""A run to take along: one HTML file that plays it with the stage of the page."""
+"""One HTML file that plays runs offline, with the stage of the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.page.lessons import glossary
 from analysis.page.query import MOST_LANES, name_runs
 from d2cache import Trace
 
-# What is around the stage.
+# The look of what surrounds the stage.
 STYLE = bundle.STAGE.parent / "page" / "export.css"
 START = f"{bundle.GLOBAL}.play();"  # see assets/stage/player.js
 
@@ -23,17 +23,17 @@ START = f"{bundle.GLOBAL}.play();"  # see assets/stage/player.js
 
 
 def page(events: Sequence, title: str, view: dict | None = None) -> str:
-    """One HTML file that plays runs with the stage of the page, from a disk, without a network.
+    """One HTML file that plays runs with the stage of the page, without a network.
 
-    events: of all runs, in one list, or in several lists or messages (`stage.message`); runs of
-    one board are its lanes, see `lanes`. A run that has not ended is shown as far as it came.
-    view: what is shown at first, of {"at": step, "tab": key, "see": lane}, step and lane from 0.
+    events: of all runs, in one list, or in several lists or messages (`events.message`); runs of
+    one board are its lanes, see `lanes`. A run that has not ended is shown up to its last step.
+    view: what is shown first, any of {"at": step, "tab": key, "see": lane}, step and lane from 0.
     """
     return _document(title, [("run", title, "", _lines(events))], view)
 
 
 def _lines(events: Sequence) -> str:
-    """A message a run, one a line; a newline within a text is escaped by JSON."""
+    """One line with a message for each run; JSON escapes a newline within a text."""
     runs: dict[str, list[dict]] = {}
     for one in events:
         many = json.loads(one)["events"] if isinstance(one, str) else one
@@ -42,7 +42,7 @@ def _lines(events: Sequence) -> str:
                 runs.setdefault(event["run"], []).append(event)
     lines = []
     for key, told in runs.items():
-        # the words about a live page, and the waiting for more, do not hold in a file
+        # a file is no stored run of the live page, and nothing more will come
         told = [event | {"stored": False} if event["k"] == "start" else event for event in told]
         if not any(event["k"] == "end" for event in told):
             note = "It was exported before it ended."
@@ -52,9 +52,9 @@ def _lines(events: Sequence) -> str:
 
 
 def _document(title: str, stories: list[tuple], view=None) -> str:
-    """stories: (name, title, words, messages one a line); several are offered as buttons."""
+    """stories: (name, title, text, one message per line); several are offered as buttons."""
     code = [bundle.scripts(), START]
-    # nothing from elsewhere, nothing to elsewhere, and no script but these
+    # nothing is loaded, nothing is sent, and no script runs but these
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in code)
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "

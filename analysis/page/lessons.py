@@ -1,7 +1,7 @@
-"""Lessons, glossary and presets: plain text files that a teacher writes -> what the page plays.
+"""Lessons, glossary and presets: text files written by teachers -> what the page plays.
 
 A lesson is one file of assets/lessons; files are played in the order of their names, and
-`2-what-stays.md` is called `what-stays` in a link. It looks so:
+`2-what-stays.md` is called `what-stays` in a link. An example:
 
     # Why a cache breaks here
     minutes: 3
@@ -25,24 +25,23 @@ A lesson is one file of assets/lessons; files are played in the order of their n
 
 A line that begins with @ tells the page what to do when the card is opened:
 
-    @run QUERY    what to run: a link's query, as the page's address shows it, added to that of the
-                  lines `with:` and `prompt:` above the cards; what is not named has its usual value
-    @tab NAME     open a tab        @lane N     look at a lane, from 1
-    @step N       go to a step, from 1; once the run has come so far
-    @clock NAME   step, ms or flops: what the lanes race by
-    @point NAME   put a ring around something: a name of POINTS, or #id
-    @do TEXT      what the reader has to do        @hint TEXT    help, shown when asked for
-    @until TEST   how the page knows that it is done
+    @run QUERY    what to run: a query as in the page's address, added to the lines `with:` and
+                  `prompt:` above the cards; settings that are not named have their defaults
+    @tab NAME     open a tab        @lane N     show a lane, from 1
+    @step N       go to a step, from 1, once the run has reached it
+    @clock NAME   step, ms or flops: the clock of the race
+    @point NAME   ring a part of the page: one of POINTS, or #id
+    @do TEXT      what the reader should do        @hint TEXT    help, shown on request
+    @until TEST   when it is done
 
 TEST: comparisons such as `step = 12`, `policy = d2`, `hit_rate >= 80%`, `policy.current_k < 16`,
-joined by `and` and `or` (`and` binds closer); the names are those of NUMBERS and WORDS, and
-`policy.KNOB`, `decoder.KNOB`. The last card of a lesson is a question: it has @do, @until and
-@hint.
+joined by `and` and `or` (`and` binds closer). Names: those of NUMBERS and WORDS, `policy.KNOB` and
+`decoder.KNOB`. The last card of a lesson is a question: it has @do, @until and @hint.
 
-glossary.md has the terms as headings, `## full pass, whole pass` for one with other names (a plural
-s needs none), and under each its text. presets.md has a comparison under each heading, with
-`key: NAME`, a story, a @run, and `with:` and `prompt:` as a lesson has. `prompt: @port` takes the
-text under `## port` in prompts.md. ValueError names file and line, and what is allowed.
+In glossary.md each heading is a term, with any synonyms: `## full pass, whole pass` (a plural s is
+understood); its text follows. In presets.md each heading is a guided comparison, with `key: NAME`,
+a story, a @run, and `with:` and `prompt:` as in a lesson. `prompt: @port` takes the text under
+`## port` in prompts.md. Mistakes raise ValueError with file, line and what is allowed.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ from analysis.page.query import CLOCKS, TABS, Asked, Link
 from d2cache.registry import Registered, describe
 
 FOLDER = Path(__file__).parents[2] / "assets" / "lessons"
-POINTS = (  # the stage marks these places as `data-point`
+POINTS = (  # parts of the stage, marked there with `data-point`
     "stats",
     "scrubber",
     "sentence",
@@ -72,7 +71,7 @@ POINTS = (  # the stage marks these places as `data-point`
     *(f"{tab}-tab" for tab in TABS),
     "whatif",
 )
-NUMBERS = {  # of the run on view, at the step on view
+NUMBERS = {  # of the current run at the current step
     "step": "the step on view, from 1",
     "steps": "steps made",
     "lane": "the lane on view, from 1",
@@ -84,7 +83,7 @@ NUMBERS = {  # of the run on view, at the step on view
     "flops": "work so far, no cache = 1",
     "agreement": "share of the written answer tokens that are lane 1's too",
 }
-WORDS = {  # and what each can be
+WORDS = {  # each with its possible values
     "tab": TABS,
     "clock": CLOCKS,
     "status": ("empty", "running", "paused", "done", "stopped", "failed"),
@@ -93,7 +92,7 @@ WORDS = {  # and what each can be
 }
 DIRECTIVES = ("run", "tab", "step", "lane", "clock", "point", "do", "until", "hint")
 ACTS = ("run", "tab", "lane", "step", "clock", "point")  # what a card does, in this order
-OPERATORS = ("!=", "<=", ">=", "=", "<", ">")  # of a comparison; the longer first, to be read so
+OPERATORS = ("!=", "<=", ">=", "=", "<", ">")  # of a comparison; longer ones first, for the parser
 
 
 def lessons(folder: Path = FOLDER) -> list[dict]:
@@ -110,7 +109,7 @@ def lessons(folder: Path = FOLDER) -> list[dict]:
 
 
 def glossary(path: Path = FOLDER / "glossary.md") -> dict[str, str]:
-    """Term, or another name of it -> its text, as plain words; in the order of the file."""
+    """Term or synonym -> its text, plain, in the order of the file."""
     return _named_texts(path)
 
 
@@ -120,21 +119,23 @@ def _named_texts(path: Path) -> dict[str, str]:
     for line, names, lines in _Reader(path).sections():
         text = " ".join(words for _, words in lines if words).strip()
         if not text:
-            raise ValueError(f"{path.name} line {line}: {names!r} has no text; write it below")
+            raise ValueError(
+                f"{path.name} line {line}: {names!r} has no text; write it on the lines below"
+            )
         for name in (n.strip() for n in names.split(",")):
             if not name or name.lower() in out:
-                raise ValueError(f"{path.name} line {line}: {name!r} is there twice, or empty")
+                raise ValueError(f"{path.name} line {line}: {name!r} is defined twice, or empty")
             out[name.lower()] = text
     return out
 
 
 def presets(path: Path = FOLDER / "presets.md") -> list[dict]:
-    """Comparisons that tell a story: {key, title, story, query}; story in plain words."""
+    """Guided comparisons: {key, title, story, query}, the story as plain text."""
     return [_Reader(path).preset(*section) for section in _Reader(path).sections()]
 
 
 class _Reader:
-    """One file; its errors name it and a line."""
+    """Reads one file; errors name it and a line."""
 
     def __init__(self, path: Path, terms: dict[str, str] | None = None):
         self.path, self.terms = path, terms
@@ -145,7 +146,7 @@ class _Reader:
         raise ValueError(f"{self.path.name} line {line}: {words}")
 
     def sections(self) -> list[tuple[int, str, list[tuple[int, str]]]]:
-        """What stands under each `## heading`: (line, heading, [(line, text)])."""
+        """The text under each `## heading`: (line, heading, [(line, text)])."""
         found: list[tuple[int, str, list[tuple[int, str]]]] = []
         for number, text in enumerate(self.lines, 1):
             if text.startswith("## "):
@@ -153,7 +154,7 @@ class _Reader:
             elif found:
                 found[-1][2].append((number, text.rstrip()))
         if not found:
-            self.fail(1, "there is no heading; begin each part with a line such as '## Title'")
+            self.fail(1, "there is no heading; start each part with a line such as '## Title'")
         return found
 
     def lesson(self) -> dict:
@@ -165,7 +166,7 @@ class _Reader:
         minutes = [int(m[1]) for m in timed if m]
         summary = [t for _, t in self.given(head) if not t.startswith(("# ", "minutes:"))]
         if len(title) != 1 or len(minutes) != 1 or len(summary) != 1:
-            self.fail(1, "a lesson begins with '# Title', 'minutes: 3' and one line of summary")
+            self.fail(1, "a lesson starts with '# Title', 'minutes: 3' and one line of summary")
         cards = [self.card(*section) for section in sections]
         asks = cards[-1]
         if not (asks["do"] and asks["until"] and asks["hint"]):
@@ -188,7 +189,7 @@ class _Reader:
             if name not in DIRECTIVES:
                 self.fail(number, f"@{name} is unknown; allowed are @{', @'.join(DIRECTIVES)}")
             if name in given:
-                self.fail(number, f"@{name} stands twice on this card; once is allowed")
+                self.fail(number, f"@{name} is twice on this card; once is allowed")
             given[name] = self.value(number, name, value.strip())
         if ("until" in given) != ("do" in given):
             self.fail(
@@ -212,9 +213,9 @@ class _Reader:
         return {"key": keys[0], "title": title, "story": story, "query": query}
 
     def value(self, line: int, name: str, text: str):
-        """What a directive says, checked."""
+        """The value of a directive, checked."""
         if not text:
-            self.fail(line, f"@{name} says nothing; write it behind the name")
+            self.fail(line, f"@{name} has no value; write it after the name")
         if name in ("do", "hint"):
             return self.inline(line, text)
         try:
@@ -235,7 +236,7 @@ class _Reader:
         return text
 
     def given(self, lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Keep what `with:` and `prompt:` say, for every @run; -> the other lines."""
+        """Keeps `with:` and `prompt:` for every @run; returns the other lines."""
         said = {"with:": "", "prompt:": ""}
         rest = []
         for number, text in lines:
@@ -258,12 +259,12 @@ class _Reader:
         return known[name]
 
     def query(self, text: str) -> str:
-        """The whole query of a @run: nothing is left as a visitor has set it."""
+        """The full query of a @run, which leaves nothing as the visitor has set it."""
         link = Link.parse("&".join(filter(None, (self.base, text))))
         if link.trace is not None:
             return text
         if not link.settings.get("lanes") or link.branch:
-            raise ValueError("@run names no lane; give at least one, as in lane=d2")
+            raise ValueError("@run has no lane; give at least one, such as lane=d2")
         return Asked(**{"prompt": "", **link.settings}).query(**link.view)
 
     def blocks(self, lines: list[tuple[int, str]]) -> list[dict]:
@@ -316,7 +317,8 @@ class _Reader:
                 if text.startswith(("**", "`", "[["), at) or re.match(r"\*\S", text[at:]):
                     shown = text[at : at + 24]
                     self.fail(
-                        line, f"{shown!r} is not closed; write \\ before a sign meant as such"
+                        line,
+                        f"{shown!r} is not closed; write \\ before a sign that is meant literally",
                     )
                 if text[at] == "\\" and at + 1 < len(text) and text[at + 1] in "*`[]\\":
                     at += 1
@@ -327,7 +329,8 @@ class _Reader:
     def term(self, line: int, name: str, words: str) -> dict:
         if self.terms is not None and find_term(self.terms, name) is None:
             self.fail(
-                line, f"[[{name}]] is no term of glossary.md; add it there, or write it plain"
+                line,
+                f"[[{name}]] is not in glossary.md; add it there, or write it without brackets",
             )
         return {"term": name.lower(), "text": words}
 
@@ -338,7 +341,7 @@ class _Reader:
 
 
 def find_term(terms: dict, name: str) -> str | None:
-    """The glossary's own name for a term, also of its plural."""
+    """The glossary's own name for a term or its plural."""
     name = name.lower()
     return next((n for n in (name, name.removesuffix("s"), name + "s") if n in terms), None)
 
@@ -383,7 +386,7 @@ def _compare(text: str) -> list:
     if knob:
         known = sorted({k.name for e in _entries(kind) for k in e["knobs"]})
         if knob not in known:
-            raise ValueError(f"{name!r} is no knob; {kind} has {', '.join(known) or 'none'}")
+            raise ValueError(f"{name!r} is not a knob; {kind} has {', '.join(known) or 'none'}")
     elif name not in NUMBERS and name not in WORDS:
         raise ValueError(
             f"{name!r} is unknown; known are {', '.join([*NUMBERS, *WORDS])}, "
@@ -401,7 +404,7 @@ def _compare(text: str) -> list:
         return [name, operator, float(value) / (100 if share else 1)]
     except ValueError:
         raise ValueError(
-            f"{text.strip()!r}: {value!r} is no number; give one as 8 or 80%"
+            f"{text.strip()!r}: {value!r} is not a number; give one such as 8 or 80%"
         ) from None
 
 

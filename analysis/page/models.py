@@ -1,4 +1,4 @@
-"""The models that a host offers. Each is loaded once, behind the page, and kept."""
+"""The models that a host offers: each is loaded once, in the background, and kept."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Loading(ValueError):
 
 
 class Models:
-    """The models that this host offers, by the label that a visitor sees; each loaded once, kept.
+    """The models that a host offers, by the label that a visitor sees.
 
-    The first is loaded when the page starts, the others behind the page when they are first
-    wanted, so that nobody's run waits for another's model.
+    The first is loaded when the page starts, each other one in the background when it is first
+    wanted, so that no run waits for another visitor's model.
     """
 
     def __init__(self, offered: dict[str, str]):
@@ -41,9 +41,9 @@ class Models:
         return next(iter(self.offered))
 
     def get(self, label: str) -> d2cache.Model:
-        """A model that is loaded; waits for the first one.
+        """A loaded model; waits for the first one.
 
-        Loading says that another one is on its way, ValueError that it is not offered or failed.
+        Raises Loading while another one is being loaded, ValueError if it is not offered or failed.
         """
         self.start(label)
         if label == self.first:
@@ -57,7 +57,7 @@ class Models:
             raise ValueError(f"{self.state[label]}. Choose another model.")
 
     def start(self, label: str) -> None:
-        """Begin to load behind the page, unless it is loaded or loading."""
+        """Starts to load a model in the background, unless it is loaded or loading."""
         if not isinstance(label, str) or label not in self.offered:
             raise ValueError(
                 f"The model is {label!r}; this page offers {', '.join(self.offered)}: choose one."
@@ -72,7 +72,7 @@ class Models:
         ).start()
 
     def watch(self, label: str):
-        """What the loading of a model is at, a sentence each time that changes, to its end."""
+        """Sentences about the loading of a model, one at each change, until it ends."""
         said = None
         while True:
             with self.news:

@@ -1,4 +1,4 @@
-"""A notebook cell that makes a run again."""
+"""A notebook cell that repeats a run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from d2cache import Edit, Trace
 
 
 def cell(trace: Trace, prompt: str | None = None) -> str:
-    """Python source of a cell that makes a run again, every setting spelled out.
+    """Python source of a cell that repeats a run, with every setting spelled out.
 
-    prompt: the text that was encoded; without it the prompt's ids stand in the cell. Raises
-    ValueError for a batch.
+    prompt: the text that was encoded; without it, the cell has the prompt's ids. Raises ValueError
+    for a batch.
     """
     if trace.batch > 1:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""How the values of a step become bytes, a plane each, and back in the page's scripts.
+"""How the values of a step become bytes, one plane for each kind, and back in the page's scripts.
 
-The scales are part of the contract (`analysis.page.contract`), so that both sides have them from
-here. A byte is called a code; where a scale says so, code 0 means that there is no value.
+The scales are part of the contract (`analysis.page.contract`), so both sides get them from here.
+A byte is called a code; where a scale says so, code 0 means that there is no value.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 LAST = 255  # the largest code
-MAP_ROOT = 2  # of a share of a map's largest cell, or a position's own weight would drown the rest
+MAP_ROOT = 2  # of a cell's share of the largest, or a position's own weight would drown the rest
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of one, evenly: `zero` is the code of 0, LAST that of 1; codes below `zero`: none."""
+    """Shares of one, linear: `zero` is the code of 0, LAST that of 1; lower codes mean no value."""
 
     zero: int
 
@@ -27,7 +27,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Powers:
-    """Logarithms: `one` is the code of 1, `doubling` codes more that of 2; least: of 2 ** least."""
+    """Logarithmic: `one` is the code of 1, `doubling` codes double it; 2 ** least is the least."""
 
     one: int
     least: int

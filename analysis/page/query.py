@@ -1,11 +1,11 @@
-"""What the page is asked for, as text: the one grammar of its address, presets and lessons.
+"""What the page is asked for, as text: one grammar for its address, presets and lessons.
 
-A query names what differs from what stands; fields are joined by & as in any address:
+A query names what should differ from the current settings; fields are joined by &:
 
     prompt=TEXT  model=LABEL  gen=MASKS  block=MASKS  seed=N  full=1 (fill every mask)
-    truth=1 (look beside every step)  turns=1 (lanes take turns)
-    lane=POLICY[,KNOB=VALUE...][/DECODER[,KNOB=VALUE...]][~EDIT...]      once a lane
-    trace=NAME (show a bundled run)    branch=RUN~EDIT (add a what-if of a run on view)
+    truth=1 (an exact pass after each step)  turns=1 (lanes take turns)
+    lane=POLICY[,KNOB=VALUE...][/DECODER[,KNOB=VALUE...]][~EDIT...]      once for each lane
+    trace=NAME (show a stored run)     branch=RUN~EDIT (add a what-if to a run on the stage)
     tab, at (step, from 1), see (lane, from 1), clock, pos, lesson, card: what to look at
 
 EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults.
@@ -27,13 +27,13 @@ LONGEST_ANSWER = 256  # masks
 LONGEST_QUERY = 20_000  # characters
 MOST_LANES = 6  # side by side, what-ifs included
 
-# The words of an address; links and lessons that are out there hold them. The page's scripts take
-# them from here, see `analysis.page.contract`.
+# The words of an address: links and lessons in use contain them. The page's scripts get them from
+# here, see `analysis.page.contract`.
 TEXTS = ("prompt", "model")
 WHOLE = {"gen": "gen_length", "block": "block_length", "seed": "seed"}
 SWITCHES = ("full", "truth", "turns")
 LANE, TRACE, BRANCH = "lane", "trace", "branch"
-RUN_WORDS = (*TEXTS, *WHOLE, *SWITCHES, LANE, TRACE, BRANCH)  # ask for runs
+RUN_WORDS = (*TEXTS, *WHOLE, *SWITCHES, LANE, TRACE, BRANCH)  # what to run
 VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card")  # what to look at
 EDIT_MARK, DECODER_MARK, KNOB_MARK = "~", "/", ","  # begin an edit, a decoder, a knob
 
@@ -43,7 +43,7 @@ CLOCKS = ("step", "ms", "flops")  # what the lanes race by
 
 @dataclass(frozen=True)
 class Lane:
-    """One way of filling the canvas: a policy and a decoder with their knobs, and edits on the way.
+    """One way to fill the canvas: a policy and a decoder with their knobs, and edits.
 
     Knobs are checked: ValueError for an unknown name, knob or value.
     """
@@ -55,7 +55,7 @@ class Lane:
     edits: tuple[Edit, ...] = ()
 
     def __post_init__(self):
-        # whole, and in the knobs' own types, so that equal lanes are equal
+        # all knobs, in their own types, so that equal lanes compare equal
         object.__setattr__(self, "knobs", self.make_policy().settings())
         object.__setattr__(self, "decoder_knobs", self.make_decoder().settings())
 
@@ -118,7 +118,7 @@ def _named(base: type[Registered], text: str) -> tuple[str, dict]:
 
 
 def number(text: str, kind: type = float):
-    """Text as a knob's value: 1 and 0 stand for a switch; ValueError for what is no number."""
+    """Text as a knob's value, 1 or 0 for a switch; ValueError if it is not a number."""
     if kind is bool and text in ("0", "1", "True", "False"):
         return text in ("1", "True")
     try:
@@ -140,11 +140,11 @@ def _text(base: type[Registered], name: str, settings: dict) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """All that a comparison needs. gen_length and block_length in masks, block_length 0: the
-    whole answer; full: fill every mask, also after the end; truth: an exact pass beside each
-    step; turns: the lanes take turns, else one runs after the other.
+    """Everything that a comparison needs. gen_length and block_length in masks, block_length 0: the
+    whole answer is one block; full: fill every mask, also after the end token; truth: an exact pass
+    after each step; turns: the lanes take turns, else one runs after the other.
 
-    ValueError, in words for a visitor, for what cannot be run.
+    Raises ValueError, worded for a visitor, for what cannot be run.
     """
 
     prompt: str
@@ -188,7 +188,7 @@ class Asked:
 
     @staticmethod
     def of(run: dict, prompt: str, model: str) -> Asked:
-        """What a trace's run configuration answers; prompt and model as a visitor knows them."""
+        """The request that a trace answers; prompt and model as a visitor knows them."""
         whole = run["block_length"] == run["gen_length"]
         return Asked(
             prompt,
@@ -201,7 +201,7 @@ class Asked:
         )
 
     def query(self, **view) -> str:
-        """The query that asks for just this, and for what to look at."""
+        """The query for exactly this, and for what to look at."""
         numbers = {"gen": self.gen_length, "block": self.block_length, "seed": self.seed}
         switches = {"full": self.full, "truth": self.truth, "turns": self.turns}
         pairs = [("prompt", self.prompt), ("model", self.model), *numbers.items()]
@@ -213,16 +213,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Link:
-    """A query, read: only what it names; the rest stays as it stands."""
+    """A parsed query: what it names; everything else stays as it is."""
 
     settings: dict  # names of fields of Asked -> values
     trace: str | None = None
-    branch: tuple[str, Edit] | None = None  # a run on view, and what to change in it
+    branch: tuple[str, Edit] | None = None  # a run on the stage, and what to change in it
     view: dict = field(default_factory=dict)
 
     @staticmethod
     def parse(query: str) -> Link:
-        """Raises ValueError, one sentence, for a query that says what this page cannot do."""
+        """Raises ValueError, one sentence, for a query that this page cannot follow."""
         if not isinstance(query, str) or len(query) > LONGEST_QUERY:
             raise ValueError(f"the link is longer than {LONGEST_QUERY} characters")
         settings: dict[str, Any] = {}
@@ -254,7 +254,7 @@ class Link:
         return Link(settings, trace, branch, view)
 
     def over(self, asked: Asked) -> Asked:
-        """What was asked for before, with what this link names in its place."""
+        """The same request with what this link names changed."""
         return replace(asked, **self.settings)
 
 

@@ -1,5 +1,5 @@
-"""What the stage asks the server for, by name. Open to anybody who can reach the page: everything
-in a question is checked, and each answer is bounded."""
+"""What the stage asks the server, by name. Anybody who can reach the page can ask: everything in a
+question is checked, and each answer is bounded."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ EXPORTS = ("html", "notebook", "trace")  # what can be exported
 
 
 class Questions:
-    """Answers questions about runs that are kept. `answer` never raises: what is wrong with a
-    question comes back as {"error": one line}."""
+    """Answers questions about the runs that are kept. `answer` never raises: it returns {"error":
+    one line} for a question that it cannot answer."""
 
     def __init__(self, boards: Boards, models: Models):
         self.boards, self.models = boards, models
@@ -62,7 +62,7 @@ class Questions:
         }
 
     def life(self, run: str, position: int) -> dict:
-        """Where one position's exact keys and values go over the steps, in two dimensions."""
+        """How one position's exact keys and values move over the steps, in two dimensions."""
         one, trace, model = self._run(run)
         with ENGINE:
             found = probes.life(model, trace, _whole("position", position))
@@ -76,34 +76,34 @@ class Questions:
         return {"figures": report.run_figures(trace, rollouts)}
 
     def sigmas(self, run: str) -> dict:
-        """Decode order under several widths of the certainty prior: short runs of its own."""
+        """Decode order under several widths of the certainty prior, each from a run of its own."""
         one, trace, model = self._run(run)
-        told = trace.run
-        if "sigma" not in told["decoder_knobs"]:
-            raise ValueError(f"the decoder {told['decoder']} has no certainty prior")
+        run_of = trace.run
+        if "sigma" not in run_of["decoder_knobs"]:
+            raise ValueError(f"the decoder {run_of['decoder']} has no certainty prior")
         traces = {}
         for sigma in SIGMAS:
             lane = Lane(
-                told["policy"],
-                told["policy_knobs"],
-                told["decoder"],
-                told["decoder_knobs"] | {"sigma": sigma},
+                run_of["policy"],
+                run_of["policy_knobs"],
+                run_of["decoder"],
+                run_of["decoder_knobs"] | {"sigma": sigma},
             )
             steps = d2cache.generate(
                 model,
                 trace.tokens[0, : trace.prompt_length],
                 lane.make_policy(),
                 lane.make_decoder(),
-                gen_length=told["gen_length"],
-                block_length=told["block_length"],
-                seed=told["seeds"][0],
-                stop_at_eos=told["stop_at_eos"],
+                gen_length=run_of["gen_length"],
+                block_length=run_of["block_length"],
+                seed=run_of["seeds"][0],
+                stop_at_eos=run_of["stop_at_eos"],
             )
             traces[sigma] = Trace.record(_in_turn(steps))
         return {"figures": [report.sigma_figure(traces)]}
 
     def export(self, what: str, run: str) -> dict:
-        """A file to keep: the page, the trace, or a cell that makes the run again."""
+        """A file to keep: the page, the trace, or a notebook cell that repeats the run."""
         board, one = self.boards.holding(run)
         trace = self._trace(one)
         name = f"d2cache-{trace.run['policy']}-{one.key[:6]}"
@@ -121,7 +121,7 @@ class Questions:
         raise ValueError(f"{str(what)[:20]!r} cannot be exported; ask for html, notebook or trace")
 
     def token(self, run: str, text: str = "", mask: bool = False) -> dict:
-        """The one token that a text is, as the run's model sees it; or its mask."""
+        """The single token for a text in the vocabulary of the run's model, or its mask token."""
         _, _, model = self._run(run)
         tokenizer: Any = model.tokenizer
         if mask:
@@ -133,7 +133,7 @@ class Questions:
         return {"id": int(ids[0]), "text": tokenizer.decode(ids)}
 
     def _run(self, key: str) -> tuple[Run, Trace, d2cache.Model]:
-        """A run, what there is of it, and a model like the one that made it."""
+        """A run, its trace so far, and a model like the one that made it."""
         _, run = self.boards.holding(key)
         trace = self._trace(run)
         model = run.model or self.models.like(d2cache.ModelConfig(**trace.run["shape"]))
@@ -150,12 +150,12 @@ class Questions:
 
 
 def title(board: Board) -> str:
-    """What a board is called: its prompt, or the text of a loaded trace's."""
+    """A board's title: its prompt, or that of a loaded trace."""
     return (board.asked.prompt if board.asked else export.prompt_of(board.runs[0].finished))[:120]
 
 
 def _in_turn(steps):
-    """Steps of a run that lets others at the engine between them."""
+    """Steps of a run that frees the engine for others between them."""
     while True:
         with ENGINE:
             step = next(steps, None)

@@ -99,16 +99,16 @@ def test_a_run_resets_everything_that_it_does_not_name(tmp_path):
         ("@point moon\n", "allowed are stats"),
         ("@clock hours\n", "step, ms, flops"),
         ("@run lane=d3\n", "d3"),
-        ("@run seed=1\n", "names no lane"),
+        ("@run seed=1\n", "has no lane"),
         ("@run lane=d2,current_k=0\n", "current_k"),
-        ("@run\n", "says nothing"),
+        ("@run\n", "has no value"),
         ("@until step = 3\n", "belong together"),
         ("@do x\n@until speed = 3\n", "known are step"),
-        ("@do x\n@until step = many\n", "no number"),
+        ("@do x\n@until step = many\n", "not a number"),
         ("@do x\n@until step == 3\n", "not a comparison"),
         ("@do x\n@until policy = d3\n", "one of d2"),
         ("@do x\n@until policy > d2\n", "= or !="),
-        ("@do x\n@until policy.k = 3\n", "no knob"),
+        ("@do x\n@until policy.k = 3\n", "not a knob"),
         ("@do x\n@until tab = attic\n", "one of stage"),
         ("@do x\n@until step = 3 and\n", "not a comparison"),
     ],
@@ -125,7 +125,7 @@ def test_a_mistake_is_named_with_its_file_and_line(tmp_path, text, says):
 def test_the_last_card_is_a_question_and_the_head_is_complete(tmp_path):
     for text, says in (
         (HEAD + "## Last\nWords.\n", "is a question"),
-        (HEAD.replace("minutes: 3\n", "") + QUESTION, "begins with"),
+        (HEAD.replace("minutes: 3\n", "") + QUESTION, "starts with"),
         (HEAD, "no heading"),
     ):
         with pytest.raises(ValueError, match=says):
