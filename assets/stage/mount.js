@@ -7,7 +7,7 @@ import { makeLanes } from "./lanes.js";
 import { emptyRun, hitRateSoFar, totalsAt } from "./run.js";
 import { explain, formatTotals, readout, STATS, tooltipData, visible } from "./sentences.js";
 import { makeTabs } from "./tabs.js";
-import { makeTip, tipContent } from "./tip.js";
+import { Tip, tipContent } from "./tip.js";
 import { makeTransport } from "./transport.js";
 import { PARTS_OF_PAGE } from "./views.js";
 
@@ -123,7 +123,7 @@ function mount(element, options = {}) {
   // ---- skeleton
   const stats = {},
     inner = h("div", "d2-inner"),
-    tip = makeTip({ uid, inner, on });
+    tip = new Tip({ uid, inner, on });
   const header = h(
     "div",
     "d2-stats",
@@ -192,7 +192,7 @@ function mount(element, options = {}) {
     tabs.bar,
     tabs.panels,
   );
-  inner.append(empty, full, spoken, tip.help, tip.tip);
+  inner.append(empty, full, spoken, tip.help, tip.el);
   element.append(root);
   tabs.show(TAB_KEYS[0]);
   on(document, "pointerdown", (e) => {
@@ -273,7 +273,7 @@ function mount(element, options = {}) {
     if (!run || hover.p >= run.T || s < 0) {
       read.textContent = "Point at a token or a map to follow one position.";
       read.classList.add("d2-quiet");
-      if (!tip.explaining()) tip.hide();
+      if (!tip.control) tip.hide();
       return;
     }
     const data = tooltipData(run, hover.p, s);
@@ -282,8 +282,8 @@ function mount(element, options = {}) {
     if (hover.chip) {
       tip.show(hover.chip, [...tipContent(run, data), ...inFirstLane(hover)]);
       describing = hover.chip;
-      describing.setAttribute("aria-describedby", tip.tip.id);
-    } else if (!tip.explaining()) tip.hide();
+      describing.setAttribute("aria-describedby", tip.el.id);
+    } else if (!tip.control) tip.hide();
   }
 
   // What lane 1 has at the same place, for a token of another lane.
