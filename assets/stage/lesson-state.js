@@ -1,4 +1,4 @@
-/* What a card of a lesson tests: the names that its tests may use, and whether a test holds. Pure. */
+/* What a card of a lesson tests: the names that tests may use, and whether a test holds. Pure. */
 import { EDIT, LANE_MARKS, RUN_WORDS } from "./contract.js";
 import { totalsAt, writeAt } from "./run.js";
 

@@ -70,7 +70,7 @@ class LineChart {
     this.value.textContent = this.pointed === null ? text : `${text} (step ${this.pointed + 1})`;
   }
 
-  // marks: [{s, cls}], upright lines. scale: {low, high, ticks, map: value -> 0..1} of this drawing.
+  // marks: [{s, cls}], upright lines. scale: {low, high, ticks, map: value -> 0..1} for this once.
   draw(values, steps, marks = [], scale = {}) {
     const { spec } = this,
       { low, high, ticks } = { ...spec, ...scale },

@@ -1,4 +1,4 @@
-/* A map on a canvas: all its rows are kept, one pixel per position and step, and a part is shown. */
+/* A map on a canvas: all its rows are kept, a pixel per position and step, and a part is shown. */
 import { POINTS } from "./contract.js";
 import { colourBar, h, onMouseLeave } from "./dom.js";
 import { clamp } from "./numbers.js";

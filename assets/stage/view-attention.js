@@ -1,4 +1,4 @@
-/* The attention tab: who looks at whom, from an exact full pass on the canvas of the step on view. */
+/* The attention tab: who looks at whom, by an exact full pass on the canvas of the step on view. */
 import { CellMap } from "./cells.js";
 import { colourAt, rgb, WRITTEN_NOW } from "./colours.js";
 import { LAST_CODE, QUESTIONS } from "./contract.js";
@@ -31,8 +31,8 @@ const ROLLOUT = "rollout";
 const ROLLOUT_OPTION = [ROLLOUT, "rollout through all layers"];
 const WAIT = 250; // ms that a step must be on view before its map is asked for
 const LEAD =
-  "Each position reads from the others by attention. The map is of an exact pass without a cache: " +
-  "what attention is, not what the cache made of it.";
+  "Each position reads from the others by attention. The map is of an exact pass without a " +
+  "cache: what attention is, not what the cache made of it.";
 const RECEIVED_WHY =
   "The sum of a column of the map divided by the mean over all columns: how much a position is " +
   "looked at, 1 is the average position.";

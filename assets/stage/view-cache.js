@@ -27,8 +27,8 @@ const FIRST_LAYER =
   "In the first layer K and V depend on the token and its place alone. While the token stays the " +
   "same, a kept K or V there is exact, however old.";
 const ALIKE =
-  "This policy computes a position in every layer or in none, so K and V of a position are always " +
-  "of one age, and all lines are alike. Try dllm, elastic or sparse to see them differ.";
+  "This policy computes a position in every layer or in none, so K and V of a position are " +
+  "always of one age, and all lines are alike. Try dllm, elastic or sparse to see them differ.";
 const MEAN_WHY =
   "Mean over the positions of one layer of how many steps ago the chosen part was computed: 0 is " +
   "in this step. Positions that were never computed do not count.";

@@ -28,8 +28,8 @@ const INVITATION =
 // Captions where the lanes have several policies.
 const CAPTIONS = {
   cache:
-    "Grey: reused from the cache. A coloured position was computed again in this step; the colour " +
-    "is the reason.",
+    "Grey: reused from the cache. A coloured position was computed again in this step; the " +
+    "colour is the reason.",
   density:
     "How much of a position's neighbourhood is already known, nearer neighbours counting more.",
   rollout: "Where attention leads, followed through all layers of this step.",

@@ -1,5 +1,5 @@
-/* The Figures tab: the paper's figures on the run on view, drawn by Plotly, which is loaded when the
- * tab is first opened and never sent again. */
+/* The Figures tab: the paper's figures on the run on view, drawn by Plotly, which is loaded when
+ * the tab is first opened and never sent again. */
 import { POINTS, QUESTIONS, SIGMAS } from "./contract.js";
 import { h } from "./dom.js";
 import { dressed, NARROW, slim } from "./figure-layout.js";

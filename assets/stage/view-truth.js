@@ -16,10 +16,10 @@ const NUMBERS = [
     key: "recall",
     label: "mean recall",
     why:
-      "Recall of a step: of the k positions whose kept K,V had drifted most before it (drift of K " +
-      "plus that of V), the share that the policy recomputed; k is how many it recomputed, in any " +
-      "layer. Shown: the mean over the steps that recomputed some positions but not all. A policy " +
-      "must also recompute where it wants to predict, so 1 is seldom the aim.",
+      "Recall of a step: of the k positions whose kept K,V had drifted most before it (drift of " +
+      "K plus that of V), the share that the policy recomputed; k is how many it recomputed, in " +
+      "any layer. Shown: the mean over the steps that recomputed some positions but not all. A " +
+      "policy must also recompute where it wants to predict, so 1 is seldom the aim.",
     text: (sums) => fixed(sums.recall ?? NaN, 2),
   },
   {
