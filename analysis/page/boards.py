@@ -194,6 +194,11 @@ class Boards:
             board.forget()
 
 
+def loaded_board(trace: d2cache.Trace, key: str) -> Board:
+    """A board of one finished trace, called by its policy."""
+    return Board(key, runs=[Run(key, name=trace.run["policy"], trace=trace)])
+
+
 def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
     """The events of a board's lanes, in portions for one message each, until all lanes end, the
     board is paused, or each lane that runs made `most` steps.

@@ -60,6 +60,11 @@ def styles(folder: Path = STAGE) -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.css")))
 
 
+def head(texts: dict) -> str:
+    """What the live page's head holds: the texts that the stage shows, scripts and styles."""
+    return f"{data(texts)}<script>{scripts()}</script><style>{styles()}</style>"
+
+
 def _check_imports(name: str, sources: dict[str, str]) -> None:
     for names, other in IMPORT.findall(sources[name]):
         if other not in sources:

@@ -41,8 +41,8 @@ joined by `and` and `or` (`and` binds closer); the names are those of NUMBERS an
 
 glossary.md has the terms as headings, `## full pass, whole pass` for one with other names (a plural
 s needs none), and under each its text. presets.md has a comparison under each heading, with
-`key: NAME`, a story, a @run, and `with:` and `prompt:` as a lesson has. ValueError names file
-and line, and what is allowed.
+`key: NAME`, a story, a @run, and `with:` and `prompt:` as a lesson has. `prompt: @port` takes the
+text under `## port` in prompts.md. ValueError names file and line, and what is allowed.
 """
 
 from __future__ import annotations
@@ -103,17 +103,24 @@ def lessons(folder: Path = FOLDER) -> list[dict]:
     lists of tokens, until as `condition` gives it, each None where the card has none.
     """
     terms = glossary(folder / "glossary.md")
-    files = sorted(p for p in folder.glob("*.md") if p.stem not in ("glossary", "presets"))
+    files = sorted(
+        p for p in folder.glob("*.md") if p.stem not in ("glossary", "presets", "prompts")
+    )
     return [_Reader(path, terms).lesson() for path in files]
 
 
 def glossary(path: Path = FOLDER / "glossary.md") -> dict[str, str]:
     """Term, or another name of it -> its text, as plain words; in the order of the file."""
+    return _named_texts(path)
+
+
+def _named_texts(path: Path) -> dict[str, str]:
+    """What is under each `## name, another name`, by each of the names in small letters."""
     out = {}
     for line, names, lines in _Reader(path).sections():
         text = " ".join(words for _, words in lines if words).strip()
         if not text:
-            raise ValueError(f"{path.name} line {line}: {names!r} has no text; say what it is")
+            raise ValueError(f"{path.name} line {line}: {names!r} has no text; write it below")
         for name in (n.strip() for n in names.split(",")):
             if not name or name.lower() in out:
                 raise ValueError(f"{path.name} line {line}: {name!r} is there twice, or empty")
@@ -235,11 +242,20 @@ class _Reader:
             name, _, value = text.partition(" ")
             if name in said:
                 said[name] = value.strip()
+                if name == "prompt:" and said[name].startswith("@"):
+                    said[name] = self.prompt(number, said[name][1:])
             else:
                 rest.append((number, text))
         prompt = f"prompt={quote(said['prompt:'])}" if said["prompt:"] else ""
         self.base = "&".join(filter(None, (said["with:"], prompt)))
         return rest
+
+    def prompt(self, line: int, name: str) -> str:
+        """The prompt of this name in prompts.md, beside this file."""
+        known = _named_texts(self.path.with_name("prompts.md"))
+        if name not in known:
+            self.fail(line, f"prompt @{name} is not in prompts.md; there are {', '.join(known)}")
+        return known[name]
 
     def query(self, text: str) -> str:
         """The whole query of a @run: nothing is left as a visitor has set it."""

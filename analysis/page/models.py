@@ -14,7 +14,11 @@ ENGINE = threading.Lock()  # one step, or one probe, at a time on the device
 
 
 class Loading(ValueError):
-    """The model that was asked for is on its way."""
+    """The model that was asked for is still being loaded; label: which one."""
+
+    def __init__(self, text: str, label: str):
+        super().__init__(text)
+        self.label = label
 
 
 class Models:
@@ -49,7 +53,7 @@ class Models:
             if label in self.loaded:
                 return self.loaded[label]
             if label in self.busy:
-                raise Loading(f"{self.state[label]} Press Run when it is there.")
+                raise Loading(f"{self.state[label]} Press Run when it is ready.", label)
             raise ValueError(f"{self.state[label]}. Choose another model.")
 
     def start(self, label: str) -> None:

@@ -25,7 +25,7 @@ QUESTIONS = ("attention", "life", "figures", "sigmas", "export", "token")  # eac
 EXPORTS = ("html", "notebook", "trace")  # what can be exported
 
 
-class Asks:
+class Questions:
     """Answers questions about runs that are kept. `answer` never raises: what is wrong with a
     question comes back as {"error": one line}."""
 

@@ -53,8 +53,8 @@ STORIES = (
     Story(
         "d2-word",
         "d2Cache solves a word problem",
-        "After the first step most rows come from the cache: only likely masks and the rows where "
-        "attention leads are computed again, and the answer is still right.",
+        "After the first step most rows come from the cache. Only likely masks and the rows that "
+        "attention relies on are recomputed, and the answer is still right.",
         "word",
         129,
         "d2",
@@ -63,8 +63,8 @@ STORIES = (
     Story(
         "none-word",
         "The same problem without a cache",
-        "Every position is computed again at every step. This is the exact answer, and what every "
-        "cache is measured against.",
+        "Every position is recomputed in every step. This is the exact answer, which every cache "
+        "is measured against.",
         "word",
         129,
         "none",
@@ -72,9 +72,10 @@ STORIES = (
     ),
     Story(
         "shipped-word",
-        "The same problem as d2Cache's own code does it",
-        "The paper and its public code differ: here the code's way. Likely masks are found by the "
-        "confidences of the first step for the whole run, and the right edge counts as known text.",
+        "The same problem with d2Cache's own code",
+        "The paper and its public code differ, and this run follows the code: it finds likely "
+        "masks by the confidence of the first step throughout the run, and treats the right edge "
+        "as known text.",
         "word",
         129,
         "d2",
@@ -84,8 +85,8 @@ STORIES = (
     Story(
         "prefix-facts",
         "A prefix cache goes stale and gets it wrong",
-        "The prompt is computed once and then only reused. It was computed while the answer was "
-        "all masks, and it stays so: the book is given to the wrong owner.",
+        "The prompt is computed once, while the answer is all masks, and then only reused. It "
+        "stays that way as the answer grows, so the book goes to the wrong owner.",
         "facts",
         201,
         "prefix",
@@ -94,7 +95,7 @@ STORIES = (
     Story(
         "d2-facts",
         "The same question with d2Cache",
-        "The prompt is just as long, but the prompt rows where attention leads are computed again "
+        "The prompt is just as long, but the prompt rows that attention leads to are recomputed "
         "as the answer grows: the right owner, for a fifth of the work.",
         "facts",
         201,
@@ -104,8 +105,8 @@ STORIES = (
     Story(
         "dllm-facts",
         "dLLM-Cache on a long prompt",
-        "The prompt's outputs are kept for 50 steps. In the answer each layer computes the values "
-        "(V) of all rows, and then only those rows whose values moved most.",
+        "The prompt's outputs are kept for 50 steps. In the answer, each layer computes the "
+        "values (V) of all rows, and then recomputes only the rows whose values moved most.",
         "facts",
         400,
         "dllm",
@@ -114,8 +115,8 @@ STORIES = (
     Story(
         "d2-story",
         "d2Cache tells a story",
-        "A long answer in free words. The decode order leans left to right, for the certainty "
-        "prior favours places next to known text.",
+        "A long answer with freely chosen words. The decode order leans from left to right "
+        "because the certainty prior favours positions next to known text.",
         "stories",
         5,
         "d2",
@@ -125,8 +126,8 @@ STORIES = (
     Story(
         "wino-story",
         "Many words at once, and second thoughts",
-        "WINO writes every guess that is fairly sure, looks again with the new words in place, and "
-        "masks again what it now doubts: 96 positions in 12 steps.",
+        "WINO writes every guess that is fairly sure, looks again with the new words in place, "
+        "and masks again what it now doubts: 96 positions in 12 steps.",
         "stories",
         7,
         "none",
@@ -136,8 +137,9 @@ STORIES = (
     Story(
         "threshold-code",
         "A whole function in one step",
-        "All guesses of confidence 0.9 or more are written at once, and here all of them are: "
-        "where nothing is in doubt, one pass is enough and a cache would have nothing to keep.",
+        "All guesses with a confidence of 0.9 or more are written at once, and here that is all "
+        "of them. Where nothing is in doubt, one pass is enough and a cache would have nothing to "
+        "keep.",
         "code",
         304,
         "none",

@@ -18,7 +18,7 @@ from test_page import state, wait_said
 import d2cache
 from analysis import figures, probes
 from analysis.page.query import Asked, Lane
-from d2cache import Edit, Part, Trace
+from d2cache import Edit, Part, Trace, Why
 from d2cache.trace import Totals
 
 STORY = "Tell a story about a brave fox named Max who finds a key in the forest."
@@ -249,9 +249,9 @@ def test_cache_tells_each_cells_age_and_colours_it_by_its_reason(board, lane):
     count, (layers, length) = len(trace.seconds), trace.recomputed_by_layer.shape[1:]
     show(tab, "Cache")
     reasons = [
-        [int(bit), *bytes.fromhex(colour)]
+        [int(Why[bit]), *bytes.fromhex(colour)]
         for bit, colour in re.findall(
-            r'bit: (\d+),[^}]*?colour: "#(\w{6})"',
+            r'bit: WHY\.(\w+),[^}]*?colour: "#(\w{6})"',
             (browser.ROOT / "assets/stage/reasons.js").read_text(),
         )
     ]

@@ -14,7 +14,7 @@ from analysis.page.boards import Board, Boards, advance
 from analysis.page.events import message, trace_events
 from analysis.page.models import Models
 from analysis.page.query import Asked, Lane, Link
-from analysis.page.questions import Asks
+from analysis.page.questions import Questions
 from d2cache import Edit, Part, Trace
 
 HERE = Path(__file__).parent
@@ -95,7 +95,7 @@ def stage_of(chrome, board):
     pages = []
     boards = Boards()
     boards.put("visitor", board[0])
-    asks = Asks(boards, Models({"tiny": "tiny"}))
+    asks = Questions(boards, Models({"tiny": "tiny"}))
 
     def open_(events, tab, width=1000, online=True):
         page, problems = chrome.new_page(viewport={"width": width, "height": 900}), []

@@ -1,4 +1,4 @@
-"""Lessons, glossary and presets: what the files may hold, and that what they say of runs is so."""
+"""Lessons, glossary and presets: what files may contain, and that they report runs correctly."""
 
 import functools
 import re
@@ -78,7 +78,7 @@ def test_a_lesson_is_read_into_tokens_and_acts(tmp_path):
     assert last["until"] == [[["step", "=", 3.0]]] and last["do"] == ["Do it."]
 
 
-def test_what_a_run_does_not_name_has_its_usual_value_whatever_a_visitor_has_set(tmp_path):
+def test_a_run_resets_everything_that_it_does_not_name(tmp_path):
     query = read_card(tmp_path, "@run lane=none\n")["acts"][0][1]
     for name in ("prompt", "model", "gen", "block", "seed", "full", "truth", "turns", "lane"):
         assert f"{name}=" in query
@@ -122,7 +122,7 @@ def test_a_mistake_is_named_with_its_file_and_line(tmp_path, text, says):
     assert 7 <= line <= 7 + text.count("\n")
 
 
-def test_the_last_card_asks_and_the_beginning_is_whole(tmp_path):
+def test_the_last_card_is_a_question_and_the_head_is_complete(tmp_path):
     for text, says in (
         (HEAD + "## Last\nWords.\n", "is a question"),
         (HEAD.replace("minutes: 3\n", "") + QUESTION, "begins with"),
@@ -130,6 +130,18 @@ def test_the_last_card_asks_and_the_beginning_is_whole(tmp_path):
     ):
         with pytest.raises(ValueError, match=says):
             lessons.lessons(folder_of(tmp_path, one=text))
+
+
+def test_a_shared_prompt_is_taken_by_its_name(tmp_path):
+    folder_of(tmp_path, prompts="## sum\n2 + 3\n& 4?\n")
+    named = HEAD.replace("2 + 3 & 4?", "@sum")
+    for text in (HEAD, named):
+        folder_of(tmp_path, one=text + "## First\n@run lane=none\n" + QUESTION)
+        query = lessons.lessons(tmp_path)[0]["cards"][0]["acts"][0][1]
+        assert Link.parse(query).settings["prompt"] == "2 + 3 & 4?"
+    folder_of(tmp_path, one=named.replace("@sum", "@product") + QUESTION)
+    with pytest.raises(ValueError, match=r"one\.md line 4: .*there are sum"):
+        lessons.lessons(tmp_path)
 
 
 def test_conditions():
@@ -152,7 +164,7 @@ def test_a_glossary_has_each_name_once_and_a_text_for_it(tmp_path):
             lessons.glossary(path)
 
 
-# ------------------------------------------------------------------------------ ours
+# ------------------------------------------------------------------------------ the bundled lessons
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +204,7 @@ def played(model):
 
 
 class Lesson:
-    """A lesson, and what its cards say in plain words."""
+    """A bundled lesson: its runs, steps and plain text, card by card."""
 
     def __init__(self, key, played):
         self.data = next(one for one in lessons.lessons() if one["key"] == key)
@@ -222,7 +234,7 @@ def plain(tokens) -> str:
 
 
 def wrote(trace, step: int) -> dict[int, str]:
-    """Answer position -> text of what a step wrote, both from 1 as on screen."""
+    """Answer position -> text that a step wrote there; both count from 1, as on screen."""
     p, old, new = trace.prompt_length, trace.tokens[step - 1], trace.tokens[step]
     return {int(i) - p + 1: trace.text_of(int(new[i])) for i in np.flatnonzero(old != new)}
 
@@ -259,14 +271,14 @@ def test_there_are_six_lessons_of_about_three_minutes():
         assert any(name == "run" for name, _ in one["cards"][0]["acts"])
 
 
-def test_what_stands_on_screen_is_in_the_glossary():
+def test_terms_on_screen_are_in_the_glossary():
     known = lessons.glossary()
     for term in (
         "mask canvas token prompt answer confidence sigma attention block window FLOPs decoder "
         "drift oracle recall age evicted lane race seed temperature layer logits",
         "denoising step, certainty density, certainty prior, attention rollout, keys and values, "
-        "KV cache, hit rate, reused, recomputed, full pass, block length, cache policy, end token, "
-        "KL divergence, arg-max flip, V-verify, top p",
+        "KV cache, hit rate, reused, recomputed, full pass, current block, block length, "
+        "cache policy, end token, KL divergence, arg-max flip, V-verify, top p",
     ):
         for one in term.split(", ") if ", " in term else term.split():
             assert lessons.find_term(known, one), one
@@ -420,7 +432,7 @@ def test_lesson_four_rollout_finds_the_rows(model, played):
     assert wrote(less, when(less, 9)) == {9: " Ruth"}
 
 
-def test_lesson_five_counts_what_each_stage_takes(model, played):
+def test_lesson_five_counts_the_rows_of_each_stage(model, played):
     it = Lesson("two-stages", played)
     (d2,) = it.run(1)
     p, length = d2.prompt_length, d2.tokens.shape[1]
@@ -486,7 +498,7 @@ def preset(played):
     return lambda key: (found[key]["story"], played(found[key]["query"]))
 
 
-def test_there_are_five_presets_and_their_view_is_one_that_exists():
+def test_there_are_five_presets_and_their_views_exist():
     found = lessons.presets()
     assert len({one["key"] for one in found}) == 5
     for one in found:

@@ -11,7 +11,7 @@ from analysis import probes
 from analysis.page.boards import Board, Boards, Run, advance
 from analysis.page.models import Models
 from analysis.page.query import Asked, Lane
-from analysis.page.questions import Asks
+from analysis.page.questions import Questions
 from d2cache.trace import Trace
 
 
@@ -25,7 +25,7 @@ def asks():
     for _ in advance(board):
         pass
     boards.put("session", board)
-    return Asks(boards, models)
+    return Questions(boards, models)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""What all visitors of a page share: the models, the boards, the stored runs and the files."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from pathlib import Path
+
+from analysis.page import lessons, stored
+from analysis.page.boards import Board, Boards, Run, advance, loaded_board, summary
+from analysis.page.models import Models
+from analysis.page.query import Asked
+from analysis.page.questions import Questions
+
+
+class Host:
+    """One page on one machine. offered: label of a model -> what `d2cache.load` takes."""
+
+    def __init__(self, offered: dict[str, str]):
+        self.models, self.boards = Models(offered), Boards()
+        self.questions = Questions(self.boards, self.models)
+        self.presets = {one["key"]: one for one in lessons.presets()}
+        self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
+
+    def texts(self) -> dict:
+        """What the stage shows besides runs: lessons, glossary and guided comparisons."""
+        presets = list(self.presets.values())
+        return {"lessons": lessons.lessons(), "glossary": lessons.glossary(), "presets": presets}
+
+    def open_board(self, asked: Asked) -> Board:
+        """A board whose lanes are ready for their first step; ValueError says what is wrong."""
+        model = self.models.get(asked.model)
+        board = Board(secrets.token_hex(8), asked)
+        for lane in asked.lanes:
+            board.start(lane, model)
+        return board
+
+    def results(self, asked: Asked) -> list[dict]:
+        """Runs all lanes to the end, one dict of results for each; ValueError if a lane fails."""
+        board = self.open_board(asked)
+        for _ in advance(board):
+            pass
+        failed = [run.error for run in board.runs if run.error]
+        if failed:
+            raise ValueError(failed[0])
+        return [summary(run, board.runs[0]) for run in board.runs]
+
+    def stored_board(self, name: str) -> Board:
+        """The board of a run that comes with the page; ValueError for an unknown name."""
+        key = f"stored-{name}"
+        for board in self.boards.stored:
+            if board.key == key:
+                return board
+        board = loaded_board(stored.load(name), key)
+        self.boards.stored.append(board)
+        return board
+
+    def save(self, run: Run) -> str:
+        """The path of a file with the trace of a finished run."""
+        policy = "".join(c for c in run.trace.run["policy"] if c.isalnum())[:20]
+        path = Path(self.files.name) / f"d2cache-{policy}-{run.key[:6]}.safetensors"
+        if not path.exists():
+            run.trace.save(path)
+        return str(path)

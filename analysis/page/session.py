@@ -1,0 +1,335 @@
+"""A visitor's session: what the page does when something is clicked, opened or sent.
+
+Plain data in, plain changes out, so that a session can live in another process than the page. What
+comes in: text, numbers, and the controls as a dict (see `analysis.page.controls`). What goes out:
+dicts of changes by name,
+
+    board      a message for the stage (see `analysis.page.events`)
+    said       (a sentence, its kind: info, right, wrong or error)
+    pause, resume        whether the button is shown
+    download   path of the trace to download, None while there is none
+    awaited    label of the model that Run was pressed for before it was ready, "" for none
+    preset     key of the guided comparison on the stage, None for none
+    story      the text of that comparison
+
+and controls by their names, to be set.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import d2cache
+from analysis.page import stored
+from analysis.page.boards import Board, advance, edit_said, loaded_board
+from analysis.page.controls import asked_of, values_of
+from analysis.page.events import link, message
+from analysis.page.host import Host
+from analysis.page.models import Loading
+from analysis.page.query import Asked, Link
+from analysis.page.verdict import verdict
+from d2cache.teaching import tasks
+
+USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
+KEPT_PROBLEMS = 1000  # of one visitor, whose answers can be judged
+
+Controls = dict[str, Any]
+Changes = dict[str, Any]
+
+
+def explained(method: Callable[..., Iterator[Changes]]) -> Callable[..., Iterator[Changes]]:
+    """A session's method whose ValueErrors are told to the visitor, in one sentence."""
+
+    @functools.wraps(method)
+    def call(*args) -> Iterator[Changes]:
+        try:
+            yield from method(*args)
+        except Loading as error:
+            yield {"said": (str(error), "info"), "awaited": error.label}
+        except ValueError as error:
+            yield {"said": (sentence(error), "error")}
+
+    return call
+
+
+def sentence(error: Exception) -> str:
+    """An error's text as a sentence."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+class Session:
+    """What one visitor does. Each method yields changes; only `pause` and `expect` have none."""
+
+    def __init__(self, host: Host, key: str):
+        self.host, self.key = host, key
+        self.newest = 0  # number of the last request from the stage
+        self.problems = OrderedDict({p.prompt: p for p in [first_problem()]})
+
+    @property
+    def board(self) -> Board | None:
+        return self.host.boards.of(self.key)
+
+    # -------------------------------------------------------------------------- problems
+
+    def draw(self, family: str) -> Iterator[Changes]:
+        """A held-out problem of a family: its prompt, and an answer length that fits."""
+        problem = tasks.draw(family, random.Random(secrets.randbits(64)), held_out=True)
+        self.problems[problem.prompt] = problem
+        while len(self.problems) > KEPT_PROBLEMS:
+            self.problems.popitem(last=False)
+        yield {"prompt": problem.prompt, "gen_length": tasks.ANSWER_LENGTH[family]}
+
+    # -------------------------------------------------------------------------- runs
+
+    @explained
+    def run(self, controls: Controls) -> Iterator[Changes]:
+        """A new board with the lane that the controls ask for."""
+        yield from self._begin(asked_of(controls))
+
+    @explained
+    def compare(self, controls: Controls) -> Iterator[Changes]:
+        """A new board with a lane for each policy to be compared."""
+        yield from self._begin(asked_of(controls, compared=True))
+
+    @explained
+    def add_lane(self, controls: Controls) -> Iterator[Changes]:
+        """Another lane on the board."""
+        board, asked = self.board, asked_of(controls)
+        if board is None or board.asked is None:
+            yield from self._begin(asked)
+            return
+        if replace(asked, lanes=board.asked.lanes, turns=board.asked.turns) != board.asked:
+            raise ValueError(
+                "Lanes share the prompt and the settings under Canvas, and these have changed: "
+                "press Run to start again."
+            )
+        board.start(asked.lanes[0], self.host.models.get(asked.model))
+        yield from self._show(board)
+
+    @explained
+    def step(self, controls: Controls) -> Iterator[Changes]:
+        """The next step of a paused run, or the first one of a new run if settings have changed."""
+        board, asked = self.board, asked_of(controls)
+        if board and board.running and asked == replace(board.asked, lanes=board.asked.lanes[:1]):
+            yield from self._show(board, most=1)
+        else:
+            yield from self._begin(asked, most=1)
+
+    def resume(self) -> Iterator[Changes]:
+        board = self.board
+        if board and board.running:
+            yield from self._show(board)
+
+    def pause(self) -> None:
+        """Takes effect after the step being made; the run's own changes then say so."""
+        if board := self.board:
+            board.paused = True
+
+    def stop(self) -> Iterator[Changes]:
+        board = self.board
+        if board is None:
+            yield {"said": ("Nothing is running.", "info")}
+        elif board.running:
+            board.stopped = True
+            if not board.driver.locked():  # else the run's own changes say so after its step
+                messages = [message(events) for events in advance(board)]
+                yield self._rest(board) | ({"board": messages[-1]} if messages else {})
+
+    def _begin(self, asked: Asked, most: int | None = None) -> Iterator[Changes]:
+        """A new board. Loading says that its model is not ready, ValueError what is wrong."""
+        if asked.model == self.host.models.first:
+            for text in self.host.models.watch(asked.model):
+                yield {"said": (text, "info")}
+        board = self.host.boards.put(self.key, self.host.open_board(asked))
+        yield from self._show(board, most, also={"download": None, "awaited": ""})
+
+    def _show(
+        self, board: Board, most: int | None = None, text: str = "", also: Changes | None = None
+    ) -> Iterator[Changes]:
+        """The board's next steps, at most `most` for each lane, from where it is."""
+        text = text or ("Running." if most is None else "Stepping.")
+        opened = {"board": message([link(board.key, board.query())]), "said": (text, "info")}
+        yield opened | {"pause": True, "resume": False} | (also or {})
+        try:
+            for events in advance(board, most):
+                yield {"board": message(events)}
+        except GeneratorExit:  # the tab was closed, or the request cancelled
+            if self.board is board:
+                self.host.boards.drop(self.key)
+            raise
+        if self.board is board:
+            yield self._rest(board)
+
+    def _rest(self, board: Board) -> Changes:
+        """What the page shows of a board that is not advancing."""
+        if board.running:
+            return _buttons(board) | {"said": ("Paused. Step, or Resume.", "info")}
+        done = _buttons(board) | {"said": verdict(board, self.problems.get(board.asked.prompt))}
+        return done | ({"download": self.host.save(board.runs[0])} if board.runs[0].trace else {})
+
+    # -------------------------------------------------------------------------- loaded runs
+
+    @explained
+    def upload(self, path: str) -> Iterator[Changes]:
+        """The trace in a file, on the stage."""
+        try:
+            trace = d2cache.Trace.load(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error}. Load a file that this page saved.") from error
+        run, steps = trace.run, len(trace.seconds)
+        text = f"Loaded a run of {run['model']}, {run['policy']}, {steps} steps."
+        yield self._put(loaded_board(trace, secrets.token_hex(8)), text)
+
+    @explained
+    def open_stored(self, name: str | None) -> Iterator[Changes]:
+        """A stored run on the stage, and the controls that would make it again."""
+        if name:
+            yield from self.fill(f"trace={name}", {})
+            yield self._stored(name)
+
+    def _stored(self, name: str) -> Changes:
+        board = self.host.stored_board(name)
+        return self._put(board, f"A stored run. {stored.listed()[name]['words']}", f"trace={name}")
+
+    def _put(self, board: Board, text: str, query: str = "") -> Changes:
+        """A board of finished runs onto the stage."""
+        self.host.boards.put(self.key, board)
+        events = [link(board.key, query), *board.events()]
+        shown = {"board": message(events), "said": (text, "info")}
+        return _buttons(board) | shown | {"download": self.host.save(board.runs[0])}
+
+    # -------------------------------------------------------------------------- links
+
+    def expect(self, number: int) -> None:
+        """The stage has sent its request of this number, which ends what earlier ones began."""
+        if number > self.newest:  # two requests may overtake each other
+            self.newest = number
+            self.pause()
+
+    def fill(self, query: str, controls: Controls, number: int | None = None) -> Iterator[Changes]:
+        """The controls as a link sets them; those of a stored run would make it again."""
+        if self._outdated(number):
+            return
+        try:
+            opened, preset = Link.parse(query), None
+            if opened.trace is not None:
+                run = self.host.stored_board(opened.trace).runs[0].trace.run
+                prompt = stored.listed()[opened.trace]["prompt"]
+                asked = Asked.of(run, prompt, self.host.models.first)
+            elif opened.settings and opened.branch is None:
+                asked = opened.over(asked_of(controls))
+                # the story under the presets is about what is on the stage
+                keys = (key for key, one in self.host.presets.items() if one["query"] == query)
+                preset = next(keys, None)
+            else:
+                return
+            self.host.models.start(asked.model)
+        except ValueError:  # `follow` tells the visitor
+            return
+        yield values_of(asked) | {"preset": preset}
+
+    @explained
+    def follow(
+        self, query: str, controls: Controls, number: int | None = None
+    ) -> Iterator[Changes]:
+        """What a link asks for: a run, a stored run, or a what-if."""
+        if self._outdated(number):
+            return
+        opened = Link.parse(query)
+        if opened.trace is not None:
+            yield self._stored(opened.trace)
+        elif opened.branch is not None:
+            yield from self._what_if(*opened.branch)
+        elif opened.settings:  # else it only says what to look at, or nothing
+            yield from self._begin(opened.over(asked_of(controls)))
+
+    def _what_if(self, key: str, edit: d2cache.Edit) -> Iterator[Changes]:
+        """A lane that leaves another one at a step, with something changed."""
+        board, parent = self.host.boards.holding(key)
+        if parent.lane is None or parent.model is None or self.board is not board:
+            raise ValueError("this run was loaded, not made here: press Run, then ask what if")
+        lane = replace(parent.lane, edits=(*parent.lane.edits, edit))
+        text = edit_said(edit, parent.model, board.asked)
+        branch = {"lane": board.runs.index(parent), "step": edit.step, "says": text}
+        board.start(lane, parent.model, branch)
+        text = f"Lane {len(board.runs)} continues from step {edit.step + 1}: see Compare."
+        yield from self._show(board, text=text)
+
+    def _outdated(self, number: int | None) -> bool:
+        """Whether the visitor has gone on to something else since the stage sent a request."""
+        return number is not None and number < self.newest
+
+    # -------------------------------------------------------------------------- choices
+
+    def choose_policy(self, policy: str, block_length: int) -> Iterator[Changes]:
+        """A cache that is made for blocks gets blocks."""
+        if not block_length and d2cache.CachePolicy.registry[policy].for_blocks:
+            yield {
+                "block_length": USUAL_BLOCK,
+                "said": (
+                    f"{policy} is made for blocks: the block length is now {USUAL_BLOCK} "
+                    "(under Canvas).",
+                    "info",
+                ),
+            }
+
+    @explained
+    def choose_model(self, model: str) -> Iterator[Changes]:
+        """Starts to load a model, and reports on it."""
+        self.host.models.start(model)
+        yield from self.await_model(model)
+
+    def await_model(self, model: str) -> Iterator[Changes]:
+        """What the loading of a model is doing, and how it ended."""
+        if not model:
+            return
+        models = self.host.models
+        for text in models.watch(model):
+            yield {"said": (text, "info")}
+        if model in models.loaded:
+            yield {"said": (f"{models.state[model]} Press Run.", "info")}
+        else:
+            yield {"said": (f"{models.state[model]}. Choose another model.", "error")}
+
+    def choose_preset(self, key: str | None) -> Iterator[Changes]:
+        """The story of a guided comparison."""
+        yield {"story": self.host.presets[key]["story"] if key in self.host.presets else ""}
+
+
+def _buttons(board: Board) -> Changes:
+    waits = board.paused and board.running
+    return {"pause": not waits, "resume": waits}
+
+
+def first_problem() -> tasks.Problem:
+    """The problem of the stored run that the page opens with."""
+    return tasks.draw("word", random.Random(129), held_out=True)
+
+
+class Sessions:
+    """The sessions of a page's visitors, by the key that the server gives each."""
+
+    def __init__(self, host: Host):
+        self.host, self.lock = host, threading.Lock()
+        self.sessions: dict[str, Session] = {}
+
+    def of(self, key: str) -> Session:
+        """A visitor's session, made on first use; `leave` ends it."""
+        with self.lock:
+            if key not in self.sessions:
+                self.sessions[key] = Session(self.host, key)
+            return self.sessions[key]
+
+    def leave(self, key: str) -> None:
+        """A visitor has closed the page: stop and forget what was made for them."""
+        with self.lock:
+            self.sessions.pop(key, None)
+        self.host.boards.drop(key)
