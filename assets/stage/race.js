@@ -45,13 +45,16 @@ function differenceWords(board, i, steps) {
   return `Leaves lane 1 at step ${at + 1}. Here ${differ}, ${moved}.`;
 }
 
-// How far a lane is, of the lanes in a race: "12 of 32 positions written · leads".
+// "12 of 32 positions written · leads": how far lane i is.
 function progressWords(board, race, i) {
-  const { written, of, finished, status } = race.lanes[i],
-    ended = status === "done" ? `finished at ${momentText(board.clock, finished)}` : status,
-    end = finished === null ? "" : `, ${ended}`,
+  const { written, of } = race.lanes[i],
     place = isAhead(board, race, i) ? (race.over ? " · first" : " · leads") : "";
-  return `${written} of ${of} positions written${end}${place}`;
+  return `${written} of ${of} positions written${endWords(board.clock, race.lanes[i])}${place}`;
+}
+
+function endWords(clock, { finished, status }) {
+  if (finished === null) return "";
+  return status === "done" ? `, finished at ${momentText(clock, finished)}` : `, ${status}`;
 }
 
 // When all are level, nobody leads.
