@@ -1,5 +1,5 @@
 /* A map of cells that can be pointed at and walked with the arrow keys; a line below it describes
- * the cell in hand. */
+ * the cell pointed at. */
 import { fitCanvas, h, onMouseLeave, pixelRatio } from "./dom.js";
 import { clamp } from "./numbers.js";
 
@@ -20,13 +20,13 @@ function cellFrom(e, [c, r], cols) {
 }
 
 /* A canvas of columns by rows. read(col, row) is the text for a cell; a click or Enter calls
- * choose(col, row); point(col, row) follows the cell in hand (null, null: none); columnOf(position)
+ * choose(col, row); point(col, row) follows the cell pointed at (null, null: none); columnOf(position)
  * places the hover line. `el` is the map, `below` the line that describes a cell. */
 class CellMap {
   constructor({ label, read, choose, point, columnOf = (p) => p, idle = IDLE }) {
     Object.assign(this, { read, choose, point, columnOf, idle });
     this.cols = this.rows = 0;
-    this.at = null; // [column, row] in hand
+    this.at = null; // [column, row] pointed at
     this.byKeys = false;
     this.overlay = null;
     this.build(label);

@@ -4,11 +4,11 @@ import { h } from "./dom.js";
 
 const KEYS = [
   ["← →", "a step back or forward"],
-  ["Home, End", "to the start; to the end, following a run that goes on"],
+  ["Home, End", "to the start; to the end, following a run in progress"],
   ["Space", "play or stop the replay"],
   [`1 … ${MOST_LANES}`, "show that lane"],
   ["n", "to the next step at which a lane differs from lane 1"],
-  ["Enter", "on a token: pin it, or let it go"],
+  ["Enter", "on a token: pin or unpin it"],
   ["Esc", "close what is open"],
   ["?", "this list"],
 ];

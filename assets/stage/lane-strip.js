@@ -245,12 +245,12 @@ class LaneStrip {
     const badge = h("b", "d2-badge", { textContent: this.index + 1 });
     this.name = h("span", "d2-lane-name");
     this.bar = h("i");
-    this.told = h("span", "d2-told");
+    this.progress = h("span", "d2-told");
     this.difference = h("p", "d2-more d2-difference");
     this.note = h("p", "d2-note", { hidden: true });
     const title = h("h4", "d2-title", {}, badge, this.name),
       progress = h("span", "d2-progress", {}, this.bar),
-      racing = h("div", "d2-racing", {}, progress, this.told),
+      racing = h("div", "d2-racing", {}, progress, this.progress),
       text = h("div", "d2-lane-text", {}, this.tokens.el, this.difference, this.note);
     this.el = h(
       "section",
@@ -310,7 +310,7 @@ class LaneStrip {
     facts.step.textContent = `${step + 1} / ${run.records.length}`;
     for (const key of ["tps", "hit", "flops"]) facts[key].textContent = totals[key];
     this.bar.style.width = `${of ? (100 * written) / of : 0}%`;
-    this.told.textContent = progressWords(board, race, index);
+    this.progress.textContent = progressWords(board, race, index);
     this.el.classList.toggle("d2-leads", isAhead(board, race, index));
     this.el.classList.toggle("d2-few", board.lanes.length <= FEW_LANES);
     this.el.classList.toggle("d2-inhand", board.lane === index && board.lanes.length > 1);

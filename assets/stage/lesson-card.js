@@ -52,12 +52,12 @@ class LessonCard {
     this.words = h("div", "d2-coach-words");
     this.task = h("div", "d2-coach-task", { hidden: true });
     this.now = h("p", "d2-coach-now");
-    this.said = h("p", "d2-coach-said", { role: "status" });
+    this.result = h("p", "d2-coach-said", { role: "status" });
     this.hint = h("p", "d2-coach-hint", { hidden: true });
-    const { title, words, task, now, said, hint } = this,
+    const { title, words, task, now, result, hint } = this,
       live = h("div", "d2-coach-live", { "aria-live": "polite" }, title, words, task),
       group = { tabIndex: 0, role: "group", "aria-label": "The card" };
-    this.body = h("div", "d2-coach-body", group, live, now, said, hint);
+    this.body = h("div", "d2-coach-body", group, live, now, result, hint);
   }
 
   buildButtons() {
@@ -120,11 +120,11 @@ class LessonCard {
     this.ask.hidden = !card.hint;
     this.again.hidden = !card.acts.length;
     this.back.disabled = at === 0;
-    this.said.textContent = this.now.textContent = "";
+    this.result.textContent = this.now.textContent = "";
     this.body.scrollTop = 0;
   }
 
-  // What the last button says; open: the test of the card does not hold yet.
+  // The text of the last button; open: the test of the card does not hold yet.
   paintNext(last, open) {
     this.next.textContent = last ? (open ? "Close" : "Finish") : open ? "Skip" : "Next";
     this.next.classList.toggle("d2-main", !open);

@@ -2,7 +2,7 @@
 import { policiesAsked } from "./lesson-state.js";
 
 const OFFLINE =
-  "This card needs the running app: here nothing can be run, so read on with the run on view.";
+  "This card needs the running app: nothing can be run here, so read on with the run on view.";
 
 class CardSetup {
   // say: shows a sentence on the card

@@ -1,8 +1,8 @@
 /* The lessons: a list at the top of the stage, and a card that drives the live page.
  *
  * A lesson is data, made from text files by analysis/page/lessons.py. A card sets the page up when
- * it is opened, says what to do, and notices when it is done; the reader can always go on, back, or
- * close. */
+ * it is opened, describes what to do, and notices when it is done; the reader can always go on, go
+ * back, or close it. */
 import { h } from "./dom.js";
 import { setGlossary } from "./glossary.js";
 import { LessonCard } from "./lesson-card.js";
@@ -11,7 +11,7 @@ import { holds, lessonState, nowWords } from "./lesson-state.js";
 import { setText } from "./widgets.js";
 
 const KEY = "d2-lessons-done"; // where the browser keeps the lessons done
-const WAITING = "Setting the page up … If it stays so, press Show me again.";
+const WAITING = "Setting up the page … If nothing happens, press Show me again.";
 
 function readDone() {
   try {
@@ -99,7 +99,7 @@ class Lessons {
       again: () => this.perform(true),
       close: () => this.close(),
     });
-    this.setup = new CardSetup(page, (text) => (this.card.said.textContent = text));
+    this.setup = new CardSetup(page, (text) => (this.card.result.textContent = text));
     this.ring = new Ring(page.root, this.card.el);
     this.list.el.append(this.card.el);
     host.prepend(this.list.el);
@@ -193,7 +193,7 @@ class Lessons {
     const { card, last } = this;
     this.solved = true;
     card.now.textContent = "";
-    card.said.textContent = last
+    card.result.textContent = last
       ? "✓ Right. That was the last card."
       : "✓ That is it. Go on with Next.";
     if (last) {

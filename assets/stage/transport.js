@@ -13,7 +13,7 @@ const SPEEDS = {
     options: [
       [0.1, "0.1× speed"],
       [0.25, "0.25× speed"],
-      [1, "as it was"],
+      [1, "real time"],
       [4, "4× speed"],
     ],
   },

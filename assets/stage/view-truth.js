@@ -1,5 +1,5 @@
-/* The truth tab: an exact pass beside every step says how far the cache is off, and what the policy
- * should have recomputed. */
+/* The truth tab: an exact pass beside every step shows how far the cache is off, and what the
+ * policy should have recomputed. */
 import { CellMap, divide, promptBar } from "./cells.js";
 import { colourAt, RAMPS, rgb } from "./colours.js";
 import { RUN_WORDS } from "./contract.js";
