@@ -20,8 +20,9 @@ function cellFrom(e, [c, r], cols) {
 }
 
 /* A canvas of columns by rows. read(col, row) is the text for a cell; a click or Enter calls
- * choose(col, row); point(col, row) follows the cell pointed at (null, null: none); columnOf(position)
- * places the hover line. `el` is the map, `below` the line that describes a cell. */
+ * choose(col, row); point(col, row) follows the cell pointed at (null, null: none);
+ * columnOf(position) places the hover line. `el` is the map, `below` the line that describes a
+ * cell. */
 class CellMap {
   constructor({ label, read, choose, point, columnOf = (p) => p, idle = IDLE }) {
     Object.assign(this, { read, choose, point, columnOf, idle });

@@ -10,7 +10,7 @@ import { paragraph, pick } from "./widgets.js";
 const KEEP = "keep",
   OTHER = "other",
   MASK = "mask";
-const PATIENCE = 6000; // ms; a lane that was refused never comes, and the reason is elsewhere on the page
+const PATIENCE = 6000; // ms; a lane that was refused never comes, and the reason is shown elsewhere
 const LATE =
   "No new lane has come yet. If it was refused, the line under the buttons on the left says why.";
 const LEAD =
