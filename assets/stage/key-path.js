@@ -7,7 +7,7 @@ import { clamp } from "./numbers.js";
 import { fitPoints } from "./token-life.js";
 import { asker, fill, marker, paragraph, svg } from "./widgets.js";
 
-const WHY =
+const LEAD =
   "The exact K and V of this position, averaged over the layers, move from step to step. PCA " +
   "draws them on a plane: points close to each other are alike. While they hardly move, a cache " +
   "can keep them.";
@@ -82,7 +82,7 @@ class KeyPath {
     this.movedBox = h("div", "d2-lines", { hidden: true }, ...this.moved.map((x) => x.el));
     this.parts = [
       h("h4", "d2-title d2-gap", { textContent: "The path of its keys and values" }),
-      paragraph("d2-more", WHY),
+      paragraph("d2-more", LEAD),
       this.button,
       this.status,
       this.box,

@@ -12,7 +12,7 @@ import { writeAt } from "./run.js";
 import { barsCaption, candidateBars, placeOf } from "./sentences.js";
 import { lifeOf, lifeSentence, whyWords } from "./token-life.js";
 import { DRIFTS, hasTruth, logShade } from "./truths.js";
-import { WhatIf } from "./view-whatif.js";
+import { WhatIf } from "./what-if.js";
 import { candidateRows, fill, marker, paper, term } from "./widgets.js";
 
 const LINES = [

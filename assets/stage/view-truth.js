@@ -39,7 +39,7 @@ const NUMBERS = [
     text: (sums) => `${sums.flipSteps} / ${sums.steps}`,
   },
 ];
-const WHY = Object.fromEntries(NUMBERS.map(({ key, why }) => [key, why]));
+const MEANINGS = Object.fromEntries(NUMBERS.map(({ key, why }) => [key, why]));
 const INVITATION =
   "A probe can run an exact pass without a cache beside every step, on the same canvas. You then " +
   "see at which positions the kept K,V have drifted, which predictions change because of it, and " +
@@ -187,8 +187,8 @@ class TruthView {
   makeCharts() {
     const chart = (title, why, format) =>
       new LineChart(this.page, { title, why, ticks: ["1", "0"], format });
-    this.recall = chart("recall per step", WHY.recall, (v) => fixed(v, 2));
-    this.flips = chart("flips per step", WHY.flips, String);
+    this.recall = chart("recall per step", MEANINGS.recall, (v) => fixed(v, 2));
+    this.flips = chart("flips per step", MEANINGS.flips, String);
   }
 
   paint() {
@@ -262,7 +262,7 @@ class TruthView {
     fill(this.legend, `${kind.key}|${dark}`, () => [
       mark(paper(dark).reused, "none", none),
       colourBar("drift", dark, scaleOf(kind), `${kind.unit} (log scale)`),
-      mark("d2-dot-flip", "flip", WHY.flips),
+      mark("d2-dot-flip", "flip", MEANINGS.flips),
     ]);
   }
 
