@@ -1,11 +1,11 @@
-/* The page's address says what is on the stage: opening it again makes or shows just that.
+/* The page's address describes what is on the stage: opening it recreates exactly this view.
  *
- * The server tells the half that makes the runs (a link event); this file adds what is looked at,
+ * The server sends the half that makes the runs (a link event); this file adds what is on view,
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
 import { CLOCKS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { mount } from "./mount.js";
 
-// What a query says to look at; null when it says nothing of it.
+// The view that a query asks for; null when it asks for none.
 function viewOf(query) {
   const given = new URLSearchParams(query),
     view = {};
@@ -14,13 +14,13 @@ function viewOf(query) {
   return Object.keys(view).length ? view : null;
 }
 
-// Whether a query asks for more than looking: a run, a stored run, a branch.
+// Whether a query asks for more than a view: a run, a stored run, a branch.
 const asksForRuns = (query) =>
   [...new URLSearchParams(query).keys()].some(
     (word) => !Object.values(VIEW_WORDS).includes(word) && !word.startsWith("__"),
   );
 
-// The runs' query with what is looked at now; what stands at its usual value is left out.
+// The runs' query with the view on screen; what has its default value is left out.
 function addressOf(query, state) {
   const rest = new URLSearchParams(query);
   for (const word of Object.values(VIEW_WORDS)) rest.delete(word);
@@ -41,68 +41,84 @@ function addressOf(query, state) {
     .replace(/%3D/g, "=");
 }
 
-// Mounts the stage and ties it to the address. Options as mount's.
-function open(host, options) {
-  const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__")); // Gradio's
-  let query = null,
-    wanted = viewOf(location.search),
-    board = asksForRuns(location.search) ? "" : null; // null: any board will do
-  let timer = 0;
+const ownWords = (search) =>
+  [...new URLSearchParams(search)].filter(([name]) => name.startsWith("__")); // Gradio's
+const PAUSE = 300; // ms; browsers bound how often an address may change
 
-  function send(text) {
-    wanted = viewOf(text);
-    if (!asksForRuns(text)) {
-      board = null;
-      look();
-      return undefined;
-    }
-    board = ""; // that of the link event to come
-    return options.send(text);
+class LinkedStage {
+  // options: those of mount
+  constructor(host, options) {
+    this.options = options;
+    this.own = ownWords(location.search);
+    this.query = null; // of the runs on the stage; null: nothing was made yet
+    this.wanted = viewOf(location.search); // where a link points, until the steps are there
+    this.board = asksForRuns(location.search) ? "" : null; // of the link; null: any will do
+    this.timer = 0;
+    const send = (text) => this.send(text);
+    this.stage = mount(host, { ...options, send, view: this.wanted || {} });
+    host.addEventListener("d2:state", () => this.writeSoon());
+    host.addEventListener("d2:paint", () => this.look());
   }
 
-  const stage = mount(host, { ...options, send, view: wanted || {} });
+  send(text) {
+    this.wanted = viewOf(text);
+    if (asksForRuns(text)) {
+      this.board = ""; // that of the link event to come
+      return this.options.send(text);
+    }
+    this.board = null;
+    this.look();
+    return undefined;
+  }
 
-  // Go where the link points, as far as the steps have come.
-  function look() {
-    const state = stage.state();
-    if (!wanted || !state.run || (board !== null && state.board !== board)) return;
-    const { tab, see, clock, pos, at } = wanted;
+  receive(text) {
+    const events = text?.includes('"k":"link"') ? JSON.parse(text).events : [];
+    for (const event of events.filter((e) => e.k === "link")) {
+      this.query = event.query;
+      if (this.board === "") this.board = event.board;
+    }
+    this.stage.receive(text);
+    this.writeSoon();
+  }
+
+  // Goes where the link points, as soon as the steps have come.
+  look() {
+    const state = this.stage.state();
+    if (!this.wanted || !state.run || (this.board !== null && state.board !== this.board)) return;
+    const { tab, see, clock, pos, at } = this.wanted;
     if (see && Number(see) > state.lanes) return; // its lane has not started
     if (at && state.status === "running" && state.steps < Number(at)) return;
-    wanted = null;
-    if (see) stage.setLane(Number(see) - 1);
-    if (clock) stage.setClock(clock);
-    if (tab) stage.show(tab);
-    if (pos) stage.select(Number(pos) - 1);
-    if (at) stage.goto(Number(at) - 1);
+    this.wanted = null;
+    if (see) this.stage.setLane(Number(see) - 1);
+    if (clock) this.stage.setClock(clock);
+    if (tab) this.stage.show(tab);
+    if (pos) this.stage.select(Number(pos) - 1);
+    if (at) this.stage.goto(Number(at) - 1);
   }
 
-  function write() {
-    timer = 0;
-    if (query === null) return; // nothing was made yet: the address is what it was opened with
-    const all = new URLSearchParams(own).toString(),
-      text = query ? addressOf(query, stage.state()) : "";
-    const search = [text, all].filter(Boolean).join("&");
+  writeSoon() {
+    this.timer ||= setTimeout(() => this.write(), PAUSE);
+  }
+
+  write() {
+    this.timer = 0;
+    if (this.query === null) return; // the address is what the page was opened with
+    const own = new URLSearchParams(this.own).toString(),
+      text = this.query ? addressOf(this.query, this.stage.state()) : "",
+      search = [text, own].filter(Boolean).join("&");
     if (`?${search}` !== location.search)
       history.replaceState(history.state, "", search ? `?${search}` : location.pathname);
   }
+}
 
-  function receive(text) {
-    for (const ev of text && text.includes('"k":"link"') ? JSON.parse(text).events : []) {
-      if (ev.k !== "link") continue;
-      query = ev.query;
-      if (board === "") board = ev.board;
-    }
-    stage.receive(text);
-    later();
-  }
-
-  function later() {
-    timer ||= setTimeout(write, 300);
-  } // browsers bound how often an address may change
-  host.addEventListener("d2:state", later);
-  host.addEventListener("d2:paint", look);
-  return { ...stage, receive, send };
+// Mounts the stage and ties it to the address. Options as mount's.
+function open(host, options) {
+  const linked = new LinkedStage(host, options);
+  return {
+    ...linked.stage,
+    receive: (text) => linked.receive(text),
+    send: (query) => linked.send(query),
+  };
 }
 
 export { open, viewOf, asksForRuns, addressOf };

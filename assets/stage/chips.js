@@ -1,6 +1,6 @@
 /* The tokens of one run as chips: a list to walk with the arrow keys, and to point at. */
 import { colourAt, css } from "./colours.js";
-import { h } from "./dom.js";
+import { h, onMouseLeave } from "./dom.js";
 import { reasonOf, REASONS } from "./reasons.js";
 import { chipData } from "./run.js";
 import { placeOf, visible } from "./sentences.js";
@@ -24,23 +24,23 @@ function makeChips(run) {
 }
 
 // The colour under a token: its order, its confidence, or why it is recomputed in this step.
-function chipFill(run, p, step, d, mode, dark) {
-  const reason = mode === "reason" && run.records[step] ? reasonOf(run.records[step].y[p]) : null;
-  if (mode === "reason") return reason ? REASONS.find((r) => r.key === reason).colour : "";
-  if (!d.write || p < run.P) return "";
-  if (mode === "confidence" && d.write.conf === null) return ""; // written by hand
-  return css(
-    colourAt(
-      mode,
-      mode === "order" ? d.write.s / Math.max(1, run.expected - 1) : d.write.conf,
-      dark,
-    ),
-  );
+function chipFill(p, write, { run, step, mode, dark }) {
+  if (mode === "reason") {
+    const reason = run.records[step] ? reasonOf(run.records[step].y[p]) : null;
+    return reason ? REASONS.find((r) => r.key === reason).colour : "";
+  }
+  if (!write || p < run.P) return "";
+  if (mode === "confidence" && write.conf === null) return ""; // written by hand
+  const share = mode === "order" ? write.s / Math.max(1, run.expected - 1) : write.conf;
+  return css(colourAt(mode, share, dark));
 }
 
-function paintChip(el, run, p, step, mode, dark, picked) {
-  const d = chipData(run, p, step),
-    fill = chipFill(run, p, step, d, mode, dark),
+// look: {run, step, mode: what the colour means, dark, selected: the pinned position}
+function paintChip(el, p, look) {
+  const { run, step, selected } = look,
+    d = chipData(run, p, step),
+    fill = chipFill(p, d.write, look),
+    picked = p === selected,
     is = `${d.state}|${d.eos}|${fill}|${picked}|${d.text}`;
   if (el.was === is) return; // most chips stay as they are from step to step
   el.was = is;
@@ -52,66 +52,67 @@ function paintChip(el, run, p, step, mode, dark, picked) {
   else el.removeAttribute("aria-label");
   el.setAttribute("aria-selected", String(picked));
   el.style.setProperty("--d2-fill", fill || "transparent");
-  const br = el.nextSibling && el.nextSibling.tagName === "BR" ? el.nextSibling : null,
-    wants = d.text.endsWith("\n");
-  if (wants && !br) el.after(h("br"));
-  if (!wants && br) br.remove();
+  breakAfter(el, d.text.endsWith("\n"));
+}
+
+function breakAfter(el, wanted) {
+  const br = el.nextSibling?.tagName === "BR" ? el.nextSibling : null;
+  if (wanted && !br) el.after(h("br"));
+  if (!wanted && br) br.remove();
+}
+
+// The chip that lies nearest to x in the next line above or below `here`; undefined: no such line.
+function inNextLine(all, here, up) {
+  const x = here.offsetLeft,
+    beyond = all.filter((el) =>
+      up ? el.offsetTop < here.offsetTop - 8 : el.offsetTop > here.offsetTop + 8,
+    ),
+    one = up ? beyond.at(-1) : beyond[0],
+    line = beyond.filter((el) => Math.abs(el.offsetTop - one.offsetTop) < 8),
+    far = (el) => Math.abs(el.offsetLeft - x);
+  return line.reduce((best, el) => (!best || far(el) < far(best) ? el : best), undefined);
 }
 
 // Arrow keys walk the chips; up and down go to the nearest chip of the line above or below.
-function chipKeys(e, all) {
+function walkChips(e, all) {
   const here = e.target.closest("[data-p]"),
-    i = all.indexOf(here),
-    x = here ? here.offsetLeft : 0;
-  const nearest = (line) =>
-    line.reduce(
-      (best, el) =>
-        !best || Math.abs(el.offsetLeft - x) < Math.abs(best.offsetLeft - x) ? el : best,
-      null,
-    );
+    i = all.indexOf(here);
   let to;
   if (e.key === "ArrowLeft") to = all[i - 1];
   else if (e.key === "ArrowRight") to = all[i + 1];
-  else if (e.key === "ArrowUp" || e.key === "ArrowDown") {
-    const beyond = all.filter((el) =>
-      e.key === "ArrowUp" ? el.offsetTop < here.offsetTop - 8 : el.offsetTop > here.offsetTop + 8,
-    );
-    const line = e.key === "ArrowUp" ? beyond.at(-1) : beyond[0];
-    to = line && nearest(beyond.filter((el) => Math.abs(el.offsetTop - line.offsetTop) < 8));
-  } else return;
+  else if (e.key === "ArrowUp" || e.key === "ArrowDown")
+    to = inNextLine(all, here, e.key === "ArrowUp");
+  else return;
   e.preventDefault();
-  if (to) {
-    here.tabIndex = -1;
-    to.tabIndex = 0;
-    to.focus();
-  }
+  if (!to) return;
+  here.tabIndex = -1;
+  to.tabIndex = 0;
+  to.focus();
 }
 
 // Pointing at tokens, in a list of [data-p] elements of lane(); Enter or a click pins one.
 function chipEvents(list, page, lane) {
   const at = (e) => e.target.closest("[data-p]");
   const point = (e) => {
-    const el = at(e);
-    if (el) page.setHover({ p: Number(el.dataset.p), s: null, lane: lane(), chip: el });
+    const chip = at(e);
+    if (chip) page.setHover({ p: Number(chip.dataset.p), s: null, lane: lane(), chip });
   };
   const pick = (e) => {
-    const el = at(e);
-    if (el) page.select(page.selected === Number(el.dataset.p) ? null : Number(el.dataset.p));
+    const p = at(e) && Number(at(e).dataset.p);
+    if (p !== null) page.select(page.selected === p ? null : p);
   };
   list.addEventListener("pointerover", point);
   list.addEventListener("focusin", point);
-  list.addEventListener("pointerleave", (e) => {
-    if (e.pointerType !== "touch") page.setHover(null);
-  });
+  onMouseLeave(list, () => page.setHover(null));
   list.addEventListener("focusout", () => {
-    if (page.hover?.chip) page.setHover(null);
-  }); // not a mark that a map has just set
+    if (page.hover?.chip) page.setHover(null); // not a mark that a map has just set
+  });
   list.addEventListener("click", pick);
   list.addEventListener("keydown", (e) => {
     if (e.key === "Enter" || e.key === " ") {
       e.preventDefault();
       pick(e);
-    } else chipKeys(e, [...list.querySelectorAll("[data-p]")]);
+    } else walkChips(e, [...list.querySelectorAll("[data-p]")]);
   });
 }
 

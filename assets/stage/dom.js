@@ -33,7 +33,7 @@ function iconButton(icon, label) {
   return button;
 }
 
-// What the page brings along for the stage, as JSON in a tag that nothing executes.
+// The page's data for the stage, as JSON in a tag that nothing executes.
 function pageData() {
   const tag = document.getElementById(DATA_TAG);
   return tag ? JSON.parse(tag.textContent) : {};
@@ -45,18 +45,13 @@ function choice(label, options, picked, onPick) {
   const mark = (value) => {
     for (const b of group.children) b.setAttribute("aria-pressed", String(b.value === value));
   };
-  for (const [value, text] of options) {
-    group.append(
-      h("button", "", {
-        type: "button",
-        value,
-        textContent: text,
-        onclick: () => {
-          mark(value);
-          onPick(value);
-        },
-      }),
-    );
+  const pick = (value) => {
+    mark(value);
+    onPick(value);
+  };
+  for (const [value, textContent] of options) {
+    const onclick = () => pick(value);
+    group.append(h("button", "", { type: "button", value, textContent, onclick }));
   }
   mark(picked);
   return Object.assign(group, { mark });
@@ -84,15 +79,35 @@ function colourBar(name, dark, ticks, unit) {
   );
 }
 
-// As many pixels as the screen has for it; says whether that has changed (and blanked it).
-function fitCanvas(canvas) {
-  const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
-  const w = Math.round(canvas.clientWidth * ratio),
-    ht = Math.round(canvas.clientHeight * ratio);
+const pixelRatio = () => Math.min(2, globalThis.devicePixelRatio || 1);
+
+// Gives a canvas as many pixels as the screen has for its box; true when that changed its size,
+// which blanks it.
+function fitCanvas(canvas, box = canvas) {
+  const w = Math.round(box.clientWidth * pixelRatio()),
+    ht = Math.round(box.clientHeight * pixelRatio());
   if (canvas.width === w && canvas.height === ht) return false;
   canvas.width = w;
   canvas.height = ht;
   return true;
 }
 
-export { fitCanvas, h, ICONS, iconButton, pageData, choice, swatch, colourBar };
+// Calls what() when a mouse or pen leaves. A finger leaves by lifting: what it marked stays marked.
+function onMouseLeave(el, what) {
+  el.addEventListener("pointerleave", (e) => {
+    if (e.pointerType !== "touch") what();
+  });
+}
+
+export {
+  fitCanvas,
+  h,
+  ICONS,
+  iconButton,
+  onMouseLeave,
+  pageData,
+  pixelRatio,
+  choice,
+  swatch,
+  colourBar,
+};

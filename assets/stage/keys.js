@@ -4,41 +4,75 @@ import { h } from "./dom.js";
 
 const KEYS = [
   ["← →", "a step back or forward"],
-  ["Home, End", "to the start; to the end, following a run that goes on"],
+  ["Home, End", "to the start; to the end, following a run in progress"],
   ["Space", "play or stop the replay"],
   [`1 … ${MOST_LANES}`, "show that lane"],
   ["n", "to the next step at which a lane differs from lane 1"],
-  ["Enter", "on a token: pin it, or let it go"],
+  ["Enter", "on a token: pin or unpin it"],
   ["Esc", "close what is open"],
   ["?", "this list"],
 ];
 
-function makeKeys(page, { root, on, transport, close }) {
-  const list = h(
-    "div",
-    "d2-keys",
-    { role: "dialog", "aria-label": "Keys", tabIndex: -1, hidden: true },
-    h("h4", "d2-title", { textContent: "Keys" }),
-    h(
-      "dl",
-      "",
-      {},
-      ...KEYS.flatMap(([key, what]) => [
-        h("dt", "", { textContent: key }),
-        h("dd", "", { textContent: what }),
-      ]),
-    ),
-  );
-  const button = h("button", "d2-icon d2-help", {
-    type: "button",
-    title: "Keys (?)",
-    "aria-label": "Keys",
-    "aria-expanded": "false",
-    textContent: "?",
-    onclick: () => toggle(),
-  });
+// Whether the control in focus has a use of its own for this key.
+function takes({ tagName = "", type } = {}, key) {
+  if (["SELECT", "TEXTAREA"].includes(tagName)) return true;
+  if (tagName === "INPUT") return type !== "range";
+  return key === " " && ["BUTTON", "SUMMARY"].includes(tagName);
+}
 
-  function toggle(open = list.hidden) {
+class Keys {
+  // close: closes whatever floats
+  constructor(page, { on, close }) {
+    this.page = page;
+    this.close = close;
+    this.actions = this.makeActions();
+    this.build();
+    on(document, "keydown", (e) => this.press(e));
+    on(document, "pointerdown", (e) => {
+      if (!this.list.contains(e.target) && !this.button.contains(e.target)) this.toggle(false);
+    });
+  }
+
+  makeActions() {
+    const { page } = this,
+      { transport } = page;
+    const actions = {
+      ArrowLeft: () => transport.by(-1),
+      ArrowRight: () => transport.by(1),
+      Home: () => transport.goto(0),
+      End: () => transport.end(),
+      " ": () => transport.toggle(),
+      n: () => page.nextDifference(),
+      "?": () => this.toggle(),
+    };
+    for (let i = 0; i < MOST_LANES; i++) actions[i + 1] = () => page.setLane(i);
+    return actions;
+  }
+
+  build() {
+    const rows = KEYS.flatMap(([key, what]) => [
+      h("dt", "", { textContent: key }),
+      h("dd", "", { textContent: what }),
+    ]);
+    this.list = h(
+      "div",
+      "d2-keys",
+      { role: "dialog", "aria-label": "Keys", tabIndex: -1, hidden: true },
+      h("h4", "d2-title", { textContent: "Keys" }),
+      h("dl", "", {}, ...rows),
+    );
+    this.button = h("button", "d2-icon d2-help", {
+      type: "button",
+      title: "Keys (?)",
+      "aria-label": "Keys",
+      "aria-expanded": "false",
+      textContent: "?",
+      onclick: () => this.toggle(),
+    });
+  }
+
+  toggle(open = this.list.hidden) {
+    const { list, button } = this;
     if (list.hidden === !open) return;
     const had = list.contains(document.activeElement);
     list.hidden = !open;
@@ -47,48 +81,30 @@ function makeKeys(page, { root, on, transport, close }) {
     else if (had) button.focus();
   }
 
-  const ACTIONS = {
-    ArrowLeft: () => transport.by(-1),
-    ArrowRight: () => transport.by(1),
-    Home: () => transport.goto(0),
-    End: transport.end,
-    " ": transport.toggle,
-    n: page.nextDifference,
-    "?": () => toggle(),
-  };
-  for (let i = 0; i < MOST_LANES; i++) ACTIONS[i + 1] = () => page.setLane(i);
-
-  on(document, "keydown", (e) => {
-    const focused = root.contains(document.activeElement),
-      free = !document.activeElement || document.activeElement === document.body;
+  press(e) {
     if (e.key === "Escape") {
-      toggle(false);
-      close();
+      this.toggle(false);
+      this.close();
     }
-    if (
-      e.defaultPrevented ||
-      e.altKey ||
-      e.ctrlKey ||
-      e.metaKey ||
-      !page.run.key ||
-      !ACTIONS[e.key]
-    )
-      return;
-    if (!focused && !(free && root.matches(":hover"))) return;
-    const { tagName: tag = "", type } = focused ? document.activeElement : {};
-    if (
-      ["SELECT", "TEXTAREA"].includes(tag) ||
-      (tag === "INPUT" && type !== "range") ||
-      (e.key === " " && ["BUTTON", "SUMMARY"].includes(tag))
-    )
-      return; // theirs
+    if (e.defaultPrevented || e.altKey || e.ctrlKey || e.metaKey) return;
+    const act = this.actions[e.key],
+      focused = this.focusedInside();
+    if (!act || !this.page.run.key || !this.listens(focused)) return;
+    if (focused && takes(focused, e.key)) return;
     e.preventDefault();
-    ACTIONS[e.key]();
-  });
-  on(document, "pointerdown", (e) => {
-    if (!list.contains(e.target) && !button.contains(e.target)) toggle(false);
-  });
-  return { button, list };
+    act();
+  }
+
+  focusedInside() {
+    const focused = document.activeElement;
+    return this.page.root.contains(focused) ? focused : null;
+  }
+
+  // Keys are the stage's when it has the focus, or is pointed at and nothing has it.
+  listens(focused) {
+    const free = !document.activeElement || document.activeElement === document.body;
+    return Boolean(focused) || (free && this.page.root.matches(":hover"));
+  }
 }
 
-export { makeKeys };
+export { Keys };

@@ -3,123 +3,114 @@ import { h, swatch } from "./dom.js";
 import { clamp, fixed, plural } from "./numbers.js";
 import { policyWords } from "./reasons.js";
 import { barsCaption, quoted, visible } from "./sentences.js";
+import { candidateRows } from "./widgets.js";
 
-function makeTip({ uid, inner, on }) {
-  const tip = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true }),
-    help = h("div", "d2-sr", { hidden: true });
-  let tipOf = null,
-    ids = 0; // tipOf: the control whose words the tooltip shows
+class Tip {
+  // on: listens until the stage is destroyed
+  constructor({ uid, inner, on }) {
+    Object.assign(this, { uid, inner, on });
+    this.el = h("div", "d2-tip", { id: `${uid}-tip`, role: "tooltip", hidden: true });
+    this.help = h("div", "d2-sr", { hidden: true }); // the texts of controls, for screen readers
+    this.control = null; // whose text is shown
+    this.texts = 0;
+    on(document, "pointerdown", (e) => {
+      if (this.control && !this.control.contains(e.target)) this.hide();
+    });
+  }
 
-  function show(anchor, kids) {
-    tipOf = null;
-    tip.replaceChildren(...kids);
-    tip.hidden = false;
+  show(anchor, kids) {
+    this.control = null;
+    this.el.replaceChildren(...kids);
+    this.el.hidden = false;
     const a = anchor.getBoundingClientRect(),
-      box = inner.getBoundingClientRect(),
-      w = tip.offsetWidth,
-      ht = tip.offsetHeight;
+      box = this.inner.getBoundingClientRect(),
+      { offsetWidth: w, offsetHeight: ht } = this.el;
     const below = a.bottom + 8 + ht < globalThis.innerHeight || a.top - 8 - ht < 0;
     const left = a.left + a.width / 2 - w / 2 - box.left;
-    tip.style.left = `${clamp(left, 8, Math.max(8, box.width - w - 8))}px`;
-    tip.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
+    this.el.style.left = `${clamp(left, 8, Math.max(8, box.width - w - 8))}px`;
+    this.el.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
   }
 
-  function hide() {
-    tip.hidden = true;
-    tipOf = null;
+  hide() {
+    this.el.hidden = true;
+    this.control = null;
   }
 
-  // A control whose meaning pops up by mouse, keyboard and touch. words: text, or an element with it.
-  function explained(control, words) {
-    if (typeof words === "string") help.append((words = h("span", "", { textContent: words })));
-    if (!words.id) words.id = `${uid}-words-${++ids}`;
-    control.setAttribute("aria-describedby", words.id);
-    const tell = () => {
-      show(control, [h("p", "", { textContent: words.textContent })]);
-      tipOf = control;
+  // A control whose meaning pops up by mouse, keyboard and touch. why: text, or an element with it.
+  explained(control, why) {
+    const text = typeof why === "string" ? h("span", "", { textContent: why }) : why;
+    if (text !== why) this.help.append(text);
+    if (!text.id) text.id = `${this.uid}-words-${++this.texts}`;
+    control.setAttribute("aria-describedby", text.id);
+    const show = () => {
+      this.show(control, [h("p", "", { textContent: text.textContent })]);
+      this.control = control;
     };
-    for (const type of ["pointerenter", "focus", "click"]) on(control, type, tell);
-    on(control, "pointerleave", (e) => {
-      if (e.pointerType !== "touch") hide();
-    }); // a finger leaves by lifting
-    on(control, "blur", hide);
+    for (const type of ["pointerenter", "focus", "click"]) this.on(control, type, show);
+    this.on(control, "pointerleave", (e) => {
+      if (e.pointerType !== "touch") this.hide(); // a finger leaves by lifting
+    });
+    this.on(control, "blur", () => this.hide());
     return control;
   }
 
-  on(document, "pointerdown", (e) => {
-    if (tipOf && !tipOf.contains(e.target)) hide();
-  });
-  return { tip, help, show, hide, explained, explaining: () => tipOf !== null };
+  // For what is pointed at no longer; the text of a control stays.
+  hideToken() {
+    if (!this.control) this.hide();
+  }
+}
+
+const line = (textContent) => h("p", "", { textContent });
+
+function tokenTitle(d) {
+  if (d.masked) return d.again === null ? "still masked" : "masked again";
+  return d.eos ? "end token" : visible(d.text);
+}
+
+// When the token was written and masked again, and what the model guesses now.
+function tokenHistory(d) {
+  const list = [];
+  if (d.write) {
+    const how = d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`;
+    list.push(`written in step ${d.step + 1} ${how}`);
+  }
+  if (d.again !== null) {
+    const was = d.was === null ? "its token" : quoted(d.was);
+    list.push(`${was} was masked again in step ${d.again + 1}`);
+  }
+  if (d.masked && d.candidate !== null)
+    list.push(`its best guess now has confidence ${fixed(d.candidate, 2)}`);
+  return list.map(line);
+}
+
+function tokenCandidates(run, bars) {
+  if (!bars.length) return [];
+  return [
+    h("p", "d2-tip-caption", { textContent: barsCaption(run.start) }),
+    h("div", "d2-top", {}, ...candidateRows(bars)),
+  ];
+}
+
+function tokenReasons(run, d) {
+  const somewhere = run.start.by_layer && !policyWords(run.start).even,
+    steps = plural(d.steps, "step"),
+    layers = somewhere ? ", in at least one layer" : "";
+  const reasons = run.reasons
+    .filter((r) => d.byReason[r.key])
+    .map((r) => swatch(r.colour, r.label, d.byReason[r.key]));
+  return [
+    line(`recomputed in ${d.recomputed} of ${steps} so far${layers}`),
+    h("p", "d2-tip-reasons", {}, ...reasons),
+  ];
 }
 
 // Everything about one token, as tooltipData found it.
-function tipContent(run, d) {
-  const title = h("p", "d2-tip-token", {
-    textContent: d.masked
-      ? d.again === null
-        ? "still masked"
-        : "masked again"
-      : d.eos
-        ? "end token"
-        : visible(d.text),
-  });
-  const kids = [title, h("p", "d2-tip-where", { textContent: d.place })];
-  if (d.write)
-    kids.push(
-      h("p", "", {
-        textContent:
-          `written in step ${d.step + 1} ` +
-          `${d.conf === null ? "by hand" : `with confidence ${fixed(d.conf, 2)}`}`,
-      }),
-    );
-  if (d.again !== null)
-    kids.push(
-      h("p", "", {
-        textContent:
-          `${d.was === null ? "its token" : quoted(d.was)} was masked again in step ` +
-          `${d.again + 1}`,
-      }),
-    );
-  if (d.masked && d.candidate !== null)
-    kids.push(
-      h("p", "", { textContent: `its best guess now has confidence ${fixed(d.candidate, 2)}` }),
-    );
-  if (d.bars.length)
-    kids.push(
-      h("p", "d2-tip-caption", { textContent: barsCaption(run.start) }),
-      h(
-        "div",
-        "d2-top",
-        {},
-        ...d.bars.flatMap(({ text, share }) => {
-          const fill = h("i");
-          fill.style.width = `${clamp(share, 0, 1) * 100}%`;
-          return [
-            h("span", "d2-top-token", { textContent: text }),
-            h("span", "d2-top-bar", {}, fill),
-            h("span", "d2-top-p", { textContent: share === null ? "written" : fixed(share, 2) }),
-          ];
-        }),
-      ),
-    );
-  const layered =
-    run.start.by_layer && !policyWords(run.start).even ? ", in at least one layer" : "";
-  kids.push(
-    h("p", "", {
-      textContent: `recomputed in ${d.recomputed} of ${plural(d.steps, "step")} so far${layered}`,
-    }),
-  );
-  kids.push(
-    h(
-      "p",
-      "d2-tip-reasons",
-      {},
-      ...run.reasons
-        .filter((r) => d.byReason[r.key])
-        .map((r) => swatch(r.colour, r.label, d.byReason[r.key])),
-    ),
-  );
-  return kids;
-}
+const tipContent = (run, d) => [
+  h("p", "d2-tip-token", { textContent: tokenTitle(d) }),
+  h("p", "d2-tip-where", { textContent: d.place }),
+  ...tokenHistory(d),
+  ...tokenCandidates(run, d.bars),
+  ...tokenReasons(run, d),
+];
 
-export { makeTip, tipContent };
+export { Tip, tipContent };

@@ -13,179 +13,193 @@ const SPEEDS = {
     options: [
       [0.1, "0.1× speed"],
       [0.25, "0.25× speed"],
-      [1, "as it was"],
+      [1, "real time"],
       [4, "4× speed"],
     ],
   },
   flops: { picked: 10, options: [5, 10, 20, 40].map((n) => [n, `all in ${n} s`]) },
 };
+const RANGE_LABELS = { step: "Denoising step", ms: "Measured time", flops: "Arithmetic done" };
 
-function makeTransport(page, { on }) {
-  let at = -1,
-    live = true,
-    playing = 0,
-    clock = null;
-  const back = iconButton("back", "Step back"),
-    play = iconButton("play", "Play"),
-    next = iconButton("next", "Step forward");
-  play.classList.add("d2-play");
-  const range = h("input", "d2-range", {
-    type: "range",
-    min: 0,
-    max: 0,
-    value: 0,
-    step: 1,
-    "aria-label": "Denoising step",
-  });
-  const speed = h("select", "d2-speed", { "aria-label": "Replay speed" });
-  const liveButton = h(
-    "button",
-    "d2-live",
-    { type: "button", title: "Follow the newest step (End)" },
-    h("i", "d2-lamp"),
-    h("span", "", { textContent: "live" }),
-  );
-  const el = h(
-    "div",
-    "d2-transport",
-    { "data-point": POINTS.scrubber },
-    back,
-    play,
-    next,
-    range,
-    speed,
-    liveButton,
-  );
-
-  const last = () => lastMoment(page.board);
-
-  function goto(to, follow) {
-    stop();
-    live = Boolean(follow);
-    at = clamp(page.board.clock === "step" ? Math.round(to) : to, 0, Math.max(0, last()));
-    page.schedule();
+class Transport {
+  constructor(page, { on }) {
+    this.page = page;
+    this.at = -1; // the moment on view
+    this.live = true; // whether it follows the newest step
+    this.playing = 0; // the frame that goes on with the replay; 0: none
+    this.clock = null; // that the controls are made for
+    this.build();
+    this.listen(on);
   }
 
-  function stop() {
-    cancelAnimationFrame(playing);
-    playing = 0;
-    play.show("play", "Play");
+  build() {
+    this.back = iconButton("back", "Step back");
+    this.play = iconButton("play", "Play");
+    this.next = iconButton("next", "Step forward");
+    this.play.classList.add("d2-play");
+    this.range = h("input", "d2-range", {
+      type: "range",
+      min: 0,
+      max: 0,
+      value: 0,
+      step: 1,
+      "aria-label": RANGE_LABELS.step,
+    });
+    this.speed = h("select", "d2-speed", { "aria-label": "Replay speed" });
+    this.lamp = h(
+      "button",
+      "d2-live",
+      { type: "button", title: "Follow the newest step (End)" },
+      h("i", "d2-lamp"),
+      h("span", "", { textContent: "live" }),
+    );
+    const { back, play, next, range, speed, lamp } = this,
+      point = { "data-point": POINTS.scrubber };
+    this.el = h("div", "d2-transport", point, back, play, next, range, speed, lamp);
+  }
+
+  listen(on) {
+    on(this.back, "click", () => this.by(-1));
+    on(this.next, "click", () => this.by(1));
+    on(this.play, "click", () => this.toggle());
+    on(this.lamp, "click", () => this.end());
+    on(this.range, "input", () => this.goto(Number(this.range.value)));
+  }
+
+  // ---- moving
+
+  last() {
+    return lastMoment(this.page.board);
+  }
+
+  goto(to, follow) {
+    const { board } = this.page;
+    this.stop();
+    this.live = Boolean(follow);
+    this.at = clamp(board.clock === "step" ? Math.round(to) : to, 0, Math.max(0, this.last()));
+    this.page.schedule();
+  }
+
+  by(n) {
+    this.goto(nextMoment(this.page.board, this.at, n));
+  }
+
+  end() {
+    this.goto(this.last(), true);
+  }
+
+  // Called before each frame is painted.
+  follow() {
+    if (this.live) this.at = liveMoment(this.page.board);
+  }
+
+  reset() {
+    this.stop();
+    this.live = true;
+    this.at = -1;
+  }
+
+  // Another clock, at the same step of the lane on view.
+  setClock(name) {
+    const { board } = this.page,
+      step = stepAt(board, board.lane, this.at);
+    this.stop();
+    board.clock = name;
+    this.at = this.live ? liveMoment(board) : Math.max(0, momentOf(board, board.lane, step));
+    this.page.schedule();
+  }
+
+  // ---- replay
+
+  toggle() {
+    if (!this.playing) {
+      this.start();
+      return;
+    }
+    this.stop();
+    this.page.schedule();
+  }
+
+  start() {
+    if (this.last() <= 0) return;
+    if (this.at >= this.last()) this.at = 0;
+    this.live = false;
+    this.play.show("pause", "Pause");
+    this.tickedAt = performance.now();
+    this.due = 0; // of the clock, not yet shown
+    this.playing = requestAnimationFrame((now) => this.tick(now));
+    this.page.schedule();
+  }
+
+  tick(now) {
+    const { clock } = this.page.board,
+      end = this.last();
+    this.due += this.pace(end) * (Math.max(0, now - this.tickedAt) / 1000);
+    this.tickedAt = now;
+    const n = clock === "step" ? Math.floor(this.due) : this.due;
+    this.due -= n;
+    if (n) {
+      this.at = Math.min(this.at + n, end);
+      this.page.schedule();
+    }
+    if (this.at < end) this.playing = requestAnimationFrame((time) => this.tick(time));
+    else this.caughtUp();
   }
 
   // So much of the clock passes in a second of replay.
-  const pace = () => Number(speed.value) * (page.board.clock === "ms" ? 1000 : 1);
-
-  function start() {
-    if (last() <= 0) return;
-    if (at >= last()) at = 0;
-    live = false;
-    play.show("pause", "Pause");
-    let before = performance.now(),
-      due = 0;
-    const tick = (now) => {
-      const passed = Math.max(0, now - before) / 1000,
-        end = last();
-      before = now;
-      due += page.board.clock === "flops" ? (passed * end) / Number(speed.value) : passed * pace();
-      const n = page.board.clock === "step" ? Math.floor(due) : due;
-      due -= n;
-      if (n) {
-        at = Math.min(at + n, end);
-        page.schedule();
-      }
-      if (at < end) playing = requestAnimationFrame(tick);
-      else {
-        stop();
-        live = page.board.lanes.some((run) => run.status === "running");
-        page.schedule();
-      } // caught up with the run: follow it
-    };
-    playing = requestAnimationFrame(tick);
-    page.schedule();
+  pace(end) {
+    const { clock } = this.page.board,
+      speed = Number(this.speed.value);
+    if (clock === "flops") return end / speed;
+    return clock === "ms" ? 1000 * speed : speed;
   }
 
-  const toggle = () => {
-    if (playing) {
-      stop();
-      page.schedule();
-    } else start();
-  };
-  const end = () => goto(last(), true);
-  const by = (n) => goto(nextMoment(page.board, at, n));
-  on(back, "click", () => by(-1));
-  on(next, "click", () => by(1));
-  on(play, "click", toggle);
-  on(liveButton, "click", end);
-  on(range, "input", () => goto(Number(range.value)));
-
-  // Another clock, at the same step of the lane in hand.
-  function setClock(name) {
-    const { board } = page,
-      step = stepAt(board, board.lane, at);
-    stop();
-    board.clock = name;
-    at = live ? liveMoment(board) : Math.max(0, momentOf(board, board.lane, step));
-    page.schedule();
+  // The replay is at the newest step: it follows a run that goes on.
+  caughtUp() {
+    this.stop();
+    this.live = this.page.board.lanes.some((run) => run.status === "running");
+    this.page.schedule();
   }
 
-  function showClock() {
-    clock = page.board.clock;
-    const { picked, options } = SPEEDS[clock];
-    speed.replaceChildren(
-      ...options.map(([value, text]) =>
-        h("option", "", { value, textContent: text, selected: value === picked }),
-      ),
-    );
-    range.step = clock === "step" ? 1 : "any";
-    range.setAttribute(
-      "aria-label",
-      { step: "Denoising step", ms: "Measured time", flops: "Arithmetic done" }[clock],
-    );
+  stop() {
+    cancelAnimationFrame(this.playing);
+    this.playing = 0;
+    this.play.show("play", "Play");
   }
 
-  function paint() {
-    const { board, run } = page;
-    if (clock !== board.clock) showClock();
-    range.max = Math.max(0, last());
+  // ---- painting
+
+  paint() {
+    const { board, run } = this.page,
+      { range, at, lamp, live } = this;
+    if (this.clock !== board.clock) this.showClock();
+    range.max = Math.max(0, this.last());
     range.value = Math.max(0, at);
-    const step = `step ${page.step + 1} of ${run.records.length}`;
-    range.setAttribute(
-      "aria-valuetext",
-      clock === "step" ? step : `${momentText(clock, at)}, ${step}`,
-    );
-    back.disabled = at <= 0;
-    next.disabled = at >= last();
+    range.setAttribute("aria-valuetext", this.placeText());
+    this.back.disabled = at <= 0;
+    this.next.disabled = at >= this.last();
     const going = board.lanes.find((lane) => lane.status === "running") ?? run;
-    liveButton.classList.toggle("d2-on", live && going.status === "running");
-    liveButton.classList.toggle("d2-paused", going.paused);
-    liveButton.lastChild.textContent = lampText(going);
-    liveButton.setAttribute("aria-pressed", String(live));
+    lamp.classList.toggle("d2-on", live && going.status === "running");
+    lamp.classList.toggle("d2-paused", going.paused);
+    lamp.lastChild.textContent = lampText(going);
+    lamp.setAttribute("aria-pressed", String(live));
   }
 
-  return {
-    el,
-    paint,
-    goto,
-    by,
-    toggle,
-    end,
-    stop,
-    setClock,
-    get at() {
-      return at;
-    },
-    get live() {
-      return live;
-    },
-    follow() {
-      if (live) at = liveMoment(page.board);
-    },
-    reset() {
-      stop();
-      live = true;
-      at = -1;
-    },
-  };
+  placeText() {
+    const { run, step } = this.page,
+      place = `step ${step + 1} of ${run.records.length}`;
+    return this.clock === "step" ? place : `${momentText(this.clock, this.at)}, ${place}`;
+  }
+
+  showClock() {
+    this.clock = this.page.board.clock;
+    const { picked, options } = SPEEDS[this.clock];
+    const option = ([value, text]) =>
+      h("option", "", { value, textContent: text, selected: value === picked });
+    this.speed.replaceChildren(...options.map(option));
+    this.range.step = this.clock === "step" ? 1 : "any";
+    this.range.setAttribute("aria-label", RANGE_LABELS[this.clock]);
+  }
 }
 
-export { makeTransport };
+export { Transport };

@@ -1,4 +1,5 @@
-/* The attention tab: who looks at whom, from an exact full pass on the canvas of the step on view. */
+/* The attention tab: who looks at whom, by an exact full pass on the canvas of the step on view. */
+import { CellMap } from "./cells.js";
 import { colourAt, rgb, WRITTEN_NOW } from "./colours.js";
 import { LAST_CODE, QUESTIONS } from "./contract.js";
 import { colourBar, h } from "./dom.js";
@@ -6,9 +7,9 @@ import { decodePlane, fixed } from "./numbers.js";
 import { evenShades, pixel, shareOf, table } from "./pixels.js";
 import { textBefore, writeAt } from "./run.js";
 import { mapNote, placeOf, quoted, visible, wantsMap } from "./sentences.js";
-import { asker, fill, makePlane, marker, paragraph, pick, term } from "./widgets.js";
+import { asker, fill, marker, paragraph, pick, setText, term } from "./widgets.js";
 
-// What stands at a position before a step. Told apart by colour and, in the strip, by lightness.
+// What is at a position before a step. Told apart by colour and, in the strip, by lightness.
 const KINDS = {
   prompt: {
     label: "prompt",
@@ -26,13 +27,31 @@ const KINDS = {
     why: "an answer position that is still masked before this step",
   },
 };
+const ROLLOUT = "rollout";
+const ROLLOUT_OPTION = [ROLLOUT, "rollout through all layers"];
+const WAIT = 250; // ms that a step must be on view before its map is asked for
+const LEAD =
+  "Each position reads from the others by attention. The map is of an exact pass without a " +
+  "cache: what attention is, not what the cache made of it.";
+const RECEIVED_WHY =
+  "The sum of a column of the map divided by the mean over all columns: how much a position is " +
+  "looked at, 1 is the average position.";
+const IDLE =
+  "Point at a cell, or use the arrow keys here: the line is the query that looks, the column is " +
+  "the key that is looked at.";
+const OFFLINE =
+  "This map needs the running app: it is computed again for each step. Everything else on this " +
+  "page works without it.";
+
 const kindAt = (run, p, s) =>
   p < run.P ? "prompt" : writeAt(run, p, s - 1) ? "decoded" : "masked";
 
 function nameOf(run, s, from, to) {
   if (to - from > 1) return `positions ${from + 1} to ${to}`;
-  const text = textBefore(run, from, s) ?? (from < run.P ? run.prompt[from] : null); // an edit may have changed the prompt
-  return `${placeOf(run, from)} (${text == null ? "masked" : run.eos.has(text) ? "end" : quoted(visible(text))})`;
+  // an edit may have changed the prompt
+  const text = textBefore(run, from, s) ?? (from < run.P ? run.prompt[from] : null);
+  const is = text == null ? "masked" : run.eos.has(text) ? "end" : quoted(visible(text));
+  return `${placeOf(run, from)} (${is})`;
 }
 
 // "query answer position 3 (masked), key prompt position 2 (' has'): 0.041 of the query's weight"
@@ -40,235 +59,256 @@ function cellWords(run, got, q, k) {
   const e = got.edges,
     query = nameOf(run, got.at, e[q], e[q + 1]),
     key = nameOf(run, got.at, e[k], e[k + 1]),
-    u = got.bytes[q * got.n + k];
+    part = shareOf(got.bytes[q * got.n + k]);
   const share =
     got.largest === undefined
-      ? `${fixed(100 * shareOf(u), 1)} % of the largest cell`
-      : `share ${fixed((shareOf(u) * got.largest) / (e[q + 1] - e[q]), 3)}`;
+      ? `${fixed(100 * part, 1)} % of the largest cell`
+      : `share ${fixed((part * got.largest) / (e[q + 1] - e[q]), 3)}`;
   return `query ${query}, key ${key}: ${share}`;
 }
 
-function mount(host, page) {
-  let layer = "rollout",
-    got = null,
-    askedFor = "",
-    problem = "",
-    timer = 0,
-    drawn = "",
-    filled = "";
-  const ask = asker(page),
-    mark = marker(page);
-  const which = pick("Which map", [["rollout", "rollout through all layers"]], layer, (v) => {
-    layer = v;
-    page.schedule();
-  });
-  const note = h("p", "d2-more", { role: "status" }),
-    now = h("button", "d2-button", {
+const layerNote = (s, dark) =>
+  `Step ${s + 1}, computed again by a full pass without a cache. Row i, column j: the share of ` +
+  "position i's attention that falls on position j in this layer, mean over the heads. " +
+  `${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, ` +
+  "up to the largest on this map.";
+
+function layerOptions(layers) {
+  const place = (l) => (l === 0 ? " (first)" : l === layers - 1 ? " (last)" : "");
+  const option = (_, l) => [String(l), `layer ${l + 1}${place(l)}`];
+  return [ROLLOUT_OPTION, ...Array.from({ length: layers }, option)];
+}
+
+// Paints a canvas of n by 1 or 1 by n pixels, one colour each.
+function paintLine(canvas, width, height, pixels) {
+  Object.assign(canvas, { width, height });
+  const image = new ImageData(width, height);
+  new Uint32Array(image.data.buffer).set(pixels);
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+// Bars over the columns of the map; a dashed line at 1, the average position.
+function drawReceived(canvas, { columns, edges, n }, tints, dark) {
+  const w = (canvas.width = 2 * (canvas.clientWidth || 300)),
+    ht = (canvas.height = 2 * (canvas.clientHeight || 56)),
+    ctx = canvas.getContext("2d"),
+    top = Math.max(1, ...columns),
+    wide = Math.max(1, w / n - (w / n > 4 ? 1 : 0));
+  ctx.clearRect(0, 0, w, ht);
+  for (let i = 0; i < n; i++) {
+    // of positions that share a cell, the tallest
+    const share = Math.max(...columns.slice(edges[i], edges[i + 1])) / top;
+    ctx.fillStyle = tints[i];
+    ctx.fillRect((w * i) / n, ht * (1 - share), wide, ht * share);
+  }
+  ctx.fillStyle = dark ? "#e6e9ee" : "#1f2937";
+  for (let x = 0; x < w; x += 8) ctx.fillRect(x, Math.round(ht * (1 - 1 / top)) - 1, 4, 2);
+}
+
+// The three positions that receive most, in a sentence.
+function receivedWords(run, { columns, at }) {
+  const order = [...columns.keys()].sort((a, b) => columns[b] - columns[a]).slice(0, 3),
+    names = order.map((p) => `${nameOf(run, at, p, p + 1)}: ${fixed(columns[p], 1)}×`);
+  return `Most is received by ${names.join(", ")} the average.`;
+}
+
+class AttentionView {
+  constructor(host, page) {
+    this.page = page;
+    this.ask = asker(page);
+    this.mark = marker(page);
+    this.layer = ROLLOUT;
+    this.got = null; // the map that was loaded last, and of what it is
+    this.askedFor = "";
+    this.problem = "";
+    this.timer = 0;
+    this.drawnFor = "";
+    this.layersFor = "";
+    this.build(host);
+  }
+
+  build(host) {
+    const { page } = this;
+    this.which = pick("Which map", [ROLLOUT_OPTION], this.layer, (v) => {
+      this.layer = v;
+      page.schedule();
+    });
+    this.note = h("p", "d2-more", { role: "status" });
+    this.now = h("button", "d2-button", {
       type: "button",
       textContent: "Load the map of this step",
-      onclick: load,
+      onclick: () => this.load(),
     });
-  const legend = h("div", "d2-legend"),
-    bars = h("canvas", "d2-columns"),
-    across = h("canvas", "d2-kinds", { "aria-hidden": "true" }),
-    down = h("canvas", "d2-kinds", { "aria-hidden": "true" });
-  const received = term(
-    page,
-    "attention received",
-    "The sum of a column of the map divided by the mean over all columns: how much a position is looked at, 1 is the average position.",
-  );
-  const most = h("p", "d2-more");
-  const plane = makePlane(page, {
-    label: "Queries by keys",
-    idle: "Point at a cell, or use the arrow keys here: the line is the query that looks, the column is the key that is looked at.",
-    read: (k, q) => (got ? cellWords(page.run, got, q, k) : ""),
-    choose: (k, q) => got && page.select(got.edges[q]),
-    point: (k) =>
-      page.setHover(k === null || !got ? null : { p: got.edges[k], s: null, lane: page.lane }),
-    columnOf: (p) => (got ? got.edges.findIndex((e, i) => p >= e && p < got.edges[i + 1]) : -1),
-  });
-  down.classList.add("d2-kinds-down");
-  const square = h("div", "d2-square", {}, h("span"), bars, h("span"), across, down, plane.el);
-  const body = h(
-    "div",
-    "d2-square-box",
-    { hidden: true },
-    h("div", "", {}, received, square),
-    h("div", "", {}, plane.said, most, legend),
-  );
-  host.append(
-    h(
-      "section",
-      "d2-look",
-      { "aria-label": "Attention" },
+    this.body = this.buildBody();
+    const title = h("h4", "d2-title", { textContent: "Who looks at whom" });
+    host.append(
       h(
-        "div",
-        "d2-head",
-        {},
-        h("h4", "d2-title", { textContent: "Who looks at whom" }),
-        h("div", "d2-tools", {}, which),
+        "section",
+        "d2-look",
+        { "aria-label": "Attention" },
+        h("div", "d2-head", {}, title, h("div", "d2-tools", {}, this.which)),
+        paragraph("d2-more", LEAD),
+        this.now,
+        this.note,
+        this.body,
       ),
-      paragraph(
-        "d2-more",
-        "Each position reads from the others by attention. The map is of an exact pass without a cache: what attention is, not what the cache made of it.",
-      ),
-      now,
-      note,
-      body,
-    ),
-  );
-
-  const keyOf = () => `${page.run.key}|${page.step}|${layer}`;
-
-  async function load() {
-    const { run, step } = page,
-      key = keyOf();
-    if (step < 0) return;
-    askedFor = key;
-    problem = "";
-    page.schedule();
-    ask(
-      QUESTIONS.attention,
-      { run: run.key, step, layer: layer === "rollout" ? layer : Number(layer) },
-      (answer, failed) => {
-        problem = failed || "";
-        const bytes = answer && decodePlane(answer.map),
-          edges = answer?.edges;
-        if (answer)
-          got = {
-            ...answer,
-            key,
-            of: run.key,
-            at: step,
-            layer,
-            bytes,
-            shades: evenShades(bytes, edges),
-          };
-        page.schedule();
-      },
     );
   }
 
-  function cells(canvas, n, at, colour) {
-    canvas.width = at === "x" ? n : 1;
-    canvas.height = at === "x" ? 1 : n;
-    const image = new ImageData(canvas.width, canvas.height),
-      out = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < n; i++) out[i] = colour(i);
-    canvas.getContext("2d").putImageData(image, 0, 0);
+  buildBody() {
+    this.legend = h("div", "d2-legend");
+    this.most = h("p", "d2-more");
+    this.bars = h("canvas", "d2-columns");
+    this.across = h("canvas", "d2-kinds", { "aria-hidden": "true" });
+    this.down = h("canvas", "d2-kinds d2-kinds-down", { "aria-hidden": "true" });
+    this.map = this.makeMap();
+    const { bars, across, down, map } = this,
+      received = term(this.page, "attention received", RECEIVED_WHY),
+      square = h("div", "d2-square", {}, h("span"), bars, h("span"), across, down, map.el);
+    return h(
+      "div",
+      "d2-square-box",
+      { hidden: true },
+      h("div", "", {}, received, square),
+      h("div", "", {}, map.below, this.most, this.legend),
+    );
   }
 
-  function draw(run, dark) {
-    const lut = table((u) => colourAt("rollout", u / LAST_CODE, dark)),
-      { n, shades, edges, at } = got;
-    plane.draw(n, n, (out) => {
-      for (let i = 0; i < out.length; i++) out[i] = lut[shades[i]];
+  makeMap() {
+    const { page } = this;
+    return new CellMap({
+      label: "Queries by keys",
+      idle: IDLE,
+      read: (k, q) => (this.got ? cellWords(page.run, this.got, q, k) : ""),
+      choose: (k, q) => this.got && page.select(this.got.edges[q]),
+      point: (k) => {
+        const p = k === null || !this.got ? null : this.got.edges[k];
+        page.setHover(p === null ? null : { p, s: null, lane: page.lane });
+      },
+      columnOf: (p) => this.columnOf(p),
     });
-    const tint = (i) => KINDS[kindAt(run, edges[i], at)].colour[dark ? "dark" : "light"];
-    for (const [canvas, axis] of [
-      [across, "x"],
-      [down, "y"],
-    ])
-      cells(canvas, n, axis, (i) => pixel(rgb(tint(i))));
-    const w = (bars.width = 2 * (bars.clientWidth || 300)),
-      ht = (bars.height = 2 * (bars.clientHeight || 56)),
-      ctx = bars.getContext("2d"),
-      top = Math.max(1, ...got.columns);
-    ctx.clearRect(0, 0, w, ht);
-    for (let i = 0; i < n; i++) {
-      // of positions that share a cell, the tallest
-      const value = Math.max(...got.columns.slice(edges[i], edges[i + 1]));
-      ctx.fillStyle = tint(i);
-      ctx.fillRect(
-        (w * i) / n,
-        ht * (1 - value / top),
-        Math.max(1, w / n - (w / n > 4 ? 1 : 0)),
-        (ht * value) / top,
-      );
-    }
-    ctx.fillStyle = dark ? "#e6e9ee" : "#1f2937"; // the average position
-    for (let x = 0; x < w; x += 8) ctx.fillRect(x, Math.round(ht * (1 - 1 / top)) - 1, 4, 2);
-    const order = [...got.columns.keys()]
-      .sort((a, b) => got.columns[b] - got.columns[a])
-      .slice(0, 3);
-    most.textContent = `Most is received by ${order.map((p) => `${nameOf(run, at, p, p + 1)}: ${fixed(got.columns[p], 1)}×`).join(", ")} the average.`;
-    fill(legend, String(dark), () => [
-      ...Object.values(KINDS).map((kind) =>
-        mark(kind.colour[dark ? "dark" : "light"], kind.label, kind.why),
-      ),
-      colourBar(
-        "rollout",
-        dark,
-        ["0", "1/16", "1/4", "9/16", "1"],
-        "share, as a part of the largest on this map (square-root scale)",
-      ),
+  }
+
+  columnOf(p) {
+    const edges = this.got?.edges ?? [];
+    return edges.findIndex((e, i) => p >= e && p < edges[i + 1]);
+  }
+
+  // ---- loading
+
+  key() {
+    return `${this.page.run.key}|${this.page.step}|${this.layer}`;
+  }
+
+  load() {
+    const { run, step } = this.page,
+      { layer } = this,
+      key = this.key();
+    if (step < 0) return;
+    this.askedFor = key;
+    this.problem = "";
+    this.page.schedule();
+    const given = { run: run.key, step, layer: layer === ROLLOUT ? layer : Number(layer) };
+    this.ask(QUESTIONS.attention, given, (answer, problem) => {
+      this.problem = problem || "";
+      if (answer) this.take(answer, { key, of: run.key, at: step, layer });
+      this.page.schedule();
+    });
+  }
+
+  take(answer, about) {
+    const bytes = decodePlane(answer.map);
+    this.got = { ...answer, ...about, bytes, shades: evenShades(bytes, answer.edges) };
+  }
+
+  // ---- painting
+
+  paint() {
+    const { run, dark, offline, hover, selected } = this.page;
+    if (!run?.key) return;
+    this.offerLayers(run);
+    if (this.got && this.got.of !== run.key) this.got = null; // of another canvas
+    const fresh = this.got?.key === this.key(),
+      waits = this.loadSoon(run, fresh);
+    this.now.hidden = !waits && !(this.problem && !fresh);
+    this.body.hidden = !this.got;
+    this.which.disabled = offline;
+    this.body.classList.toggle("d2-old", !fresh);
+    setText(this.note, this.noteText(run, dark, fresh));
+    if (!this.got) return;
+    this.draw(run, dark);
+    this.map.follow(hover?.p ?? selected);
+  }
+
+  offerLayers(run) {
+    const key = `${run.key}|${run.layers}`;
+    if (this.layersFor === key) return;
+    this.layersFor = key;
+    if (this.layer !== ROLLOUT && Number(this.layer) >= run.layers) this.layer = ROLLOUT;
+    this.which.fill(layerOptions(run.layers), this.layer);
+  }
+
+  // Asks for a map that is due; true when it waits for the reader to ask.
+  loadSoon(run, fresh) {
+    const { offline, step, live } = this.page,
+      due = !offline && step >= 0 && !fresh && this.askedFor !== this.key(),
+      waits = due && !wantsMap(run, live);
+    clearTimeout(this.timer);
+    if (due && !waits) this.timer = setTimeout(() => this.load(), WAIT);
+    return waits;
+  }
+
+  noteText(run, dark, fresh) {
+    const { got, problem } = this;
+    if (this.page.offline) return OFFLINE;
+    if (!run.records.length) return "No step yet.";
+    if (problem && !fresh) return `No map: ${problem.replace(/\.$/, "")}.`;
+    if (!fresh && this.askedFor === this.key())
+      return `Loading the map of step ${this.page.step + 1} …`;
+    if (!got) return "";
+    return got.layer === ROLLOUT ? mapNote(got.at, dark, false, false) : layerNote(got.at, dark);
+  }
+
+  draw(run, dark) {
+    const { got } = this,
+      key = `${got.key}|${dark}|${this.bars.clientWidth}`;
+    if (this.drawnFor === key) return;
+    this.drawnFor = key;
+    const { n, shades, edges, at } = got,
+      colours = table((u) => colourAt("rollout", u / LAST_CODE, dark));
+    this.map.draw(n, n, (out) => {
+      for (let i = 0; i < out.length; i++) out[i] = colours[shades[i]];
+    });
+    const tintOf = (p) => KINDS[kindAt(run, p, at)].colour[dark ? "dark" : "light"],
+      tints = Array.from({ length: n }, (_, i) => tintOf(edges[i])),
+      pixels = tints.map((tint) => pixel(rgb(tint)));
+    paintLine(this.across, n, 1, pixels);
+    paintLine(this.down, 1, n, pixels);
+    drawReceived(this.bars, got, tints, dark);
+    this.most.textContent = receivedWords(run, got);
+    this.paintLegend(dark);
+  }
+
+  paintLegend(dark) {
+    const ticks = ["0", "1/16", "1/4", "9/16", "1"],
+      unit = "share, relative to the largest on this map (square-root scale)";
+    const kinds = Object.values(KINDS);
+    fill(this.legend, String(dark), () => [
+      ...kinds.map((kind) => this.mark(kind.colour[dark ? "dark" : "light"], kind.label, kind.why)),
+      colourBar("rollout", dark, ticks, unit),
     ]);
   }
 
-  const layerNote = (s, dark) =>
-    `Step ${s + 1}, computed again by a full pass without a cache. Row i, column j: the share of position i's attention that falls on position j in this layer, mean over the heads. ${dark ? "Brighter" : "Darker"} is more: the shade grows with the square root of the share, up to the largest on this map.`;
-
-  function say(run, dark, fresh) {
-    if (page.offline)
-      return "This map needs the running app: it is computed again for each step. All else on this page works without.";
-    if (!run.records.length) return "No step yet.";
-    if (problem && !fresh) return `No map: ${problem.replace(/\.$/, "")}.`;
-    if (!fresh && askedFor === keyOf()) return `Loading the map of step ${page.step + 1} …`;
-    if (!got) return "";
-    return got.layer === "rollout"
-      ? mapNote(got.at, dark, got.of !== run.key, false)
-      : layerNote(got.at, dark);
+  destroy() {
+    clearTimeout(this.timer);
+    this.map.destroy();
   }
-
-  function paint() {
-    const { run, step, dark } = page;
-    if (!run?.key) return;
-    const names = `${run.key}|${run.layers}`;
-    if (filled !== names) {
-      filled = names;
-      if (layer !== "rollout" && Number(layer) >= run.layers) layer = "rollout";
-      which.fill(
-        [
-          ["rollout", "rollout through all layers"],
-          ...Array.from({ length: run.layers }, (_, l) => [
-            String(l),
-            `layer ${l + 1}${l === 0 ? " (first)" : l === run.layers - 1 ? " (last)" : ""}`,
-          ]),
-        ],
-        layer,
-      );
-    }
-    if (got && got.of !== run.key) got = null; // another run's canvas: its positions mean other tokens
-    const fresh = got?.key === keyOf(),
-      due = !page.offline && step >= 0 && !fresh && askedFor !== keyOf(),
-      waits = due && !wantsMap(run, page.live);
-    clearTimeout(timer);
-    if (due && !waits) timer = setTimeout(load, 250);
-    now.hidden = !waits && !(problem && !fresh);
-    body.hidden = !got;
-    which.disabled = page.offline;
-    body.classList.toggle("d2-old", !fresh);
-    const text = say(run, dark, fresh);
-    if (note.textContent !== text) note.textContent = text;
-    if (got) {
-      const key = `${got.key}|${dark}|${bars.clientWidth}`;
-      if (drawn !== key) {
-        drawn = key;
-        draw(run, dark);
-      }
-      plane.follow(page.hover?.p ?? page.selected);
-    }
-  }
-
-  return {
-    paint,
-    destroy: () => {
-      clearTimeout(timer);
-      plane.destroy();
-    },
-  };
 }
 
-const tab = { key: "attention", title: "Attention", mount };
+const tab = {
+  key: "attention",
+  title: "Attention",
+  mount: (host, page) => new AttentionView(host, page),
+};
 
 export { kindAt as attentionKind, cellWords as attentionWords, tab };

@@ -555,7 +555,11 @@ def test_token_tells_the_life_of_a_position(board):
     assert [("recomputed" in t) for t in told] == (trace.why[:, p + g] > 0).tolist()
     assert [(", written" in t) for t in told] == [s == 14 for s in range(count)]
 
-    for name, to in (("Position after", g + 1), ("Position before", g), ("Position before", g - 1)):
+    for name, to in (
+        ("Next position", g + 1),
+        ("Previous position", g),
+        ("Previous position", g - 1),
+    ):
         tab.get_by_role("button", name=name).click()
         tab.wait_for_function("p => D2Stage.stage.state().selected === p", arg=p + to)
         soon(lambda: tab.inner_text(".d2-life-token"), f"answer position {to + 1}")

@@ -6,7 +6,7 @@ import { plain, pure } from "./load.mjs";
 
 const usual = { tab: "stage", live: true, step: 4, lane: 0, clock: "step", selected: null };
 
-test("what stands at its usual value is left out", () => {
+test("what has its default value is left out", () => {
   assert.equal(
     pure.addressOf("prompt=a%20b&lane=none&lane=d2,current_k=8/margin", usual),
     "prompt=a+b&lane=none&lane=d2,current_k=8/margin",

@@ -295,6 +295,12 @@ test("the race: who has written how much by this moment, who has finished when, 
     /^12 ms after the start: lane 2 leads with 3 tokens\.$/,
   );
   assert.match(pure.raceWords(b, at(40), 40), /: lane 2 finished first, at 16 ms\.$/);
+  const progress = (m) => [0, 1, 2].map((i) => pure.progressWords(b, at(m), i));
+  assert.equal(progress(3)[2], "2 of 4 positions written · leads");
+  assert.deepEqual(progress(16).slice(0, 2), [
+    "1 of 4 positions written",
+    "4 of 4 positions written, finished at 16 ms · first",
+  ]);
   const stopped = pure.applyToBoard(
     board(start("a", 0), record("a", 0, [[2, "a"]])),
     end("a", "stopped"),

@@ -1,0 +1,145 @@
+/* What the tabs and parts of the page see: the board, where the reader is on it, and what can be
+ * done there. */
+import { emptyBoard, momentOf, nextDifference, stepAt } from "./board.js";
+import { emptyRun } from "./run.js";
+
+const NOBODY = emptyRun();
+
+class Page {
+  // on: listens until the stage is destroyed; paint: paints the stage
+  constructor({ uid, options, on, paint }) {
+    Object.assign(this, { uid, options, on, onFrame: paint });
+    this.board = emptyBoard();
+    this.dark = false;
+    this.hover = null; // {p, s or null for the step on view, lane, chip: element or null}
+    this.selected = null; // the pinned position
+    this.chosenFor = null; // the board for which the reader chose a tab
+    this.frame = 0;
+  }
+
+  // The parts of the stage that know the rest, as soon as they are made.
+  attach({ root, transport, tabs, tip }) {
+    Object.assign(this, { root, transport, tabs, tip });
+  }
+
+  // ---- what is on view
+
+  get lane() {
+    return this.board.lane;
+  }
+
+  get run() {
+    return this.board.lanes[this.board.lane] ?? NOBODY;
+  }
+
+  get moment() {
+    return this.transport.at;
+  }
+
+  get step() {
+    return this.stepOf(this.board.lane);
+  }
+
+  stepOf(i) {
+    return this.board.lanes[i] ? stepAt(this.board, i, this.transport.at) : -1;
+  }
+
+  get live() {
+    return this.transport.live;
+  }
+
+  get tab() {
+    return this.tabs.key;
+  }
+
+  get offline() {
+    return Boolean(this.options.offline) || !this.options.ask;
+  }
+
+  // ---- going elsewhere
+
+  // Paints with the next frame, once.
+  schedule() {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      this.onFrame();
+    });
+  }
+
+  goto(step) {
+    this.gotoIn(this.board.lane, step);
+  }
+
+  gotoIn(i, step) {
+    if (this.board.lanes[i]) this.transport.goto(momentOf(this.board, i, step));
+  }
+
+  nextDifference() {
+    const s = nextDifference(this.board, this.step);
+    if (s !== null) this.goto(s);
+  }
+
+  setLane(i) {
+    if (!this.board.lanes[i]) return;
+    this.board.lane = i;
+    this.hover = null;
+    this.schedule();
+  }
+
+  setClock(name) {
+    this.transport.setClock(name);
+  }
+
+  // The reader's choice of a tab; false when there is none of that name.
+  show(key) {
+    this.chosenFor = this.board.key;
+    return this.open(key);
+  }
+
+  open(key) {
+    const done = this.tabs.show(key);
+    if (done) {
+      this.hover = null;
+      this.tip.hide();
+      this.schedule();
+    }
+    return done;
+  }
+
+  setHover(to) {
+    this.hover = to && { s: null, lane: this.board.lane, chip: null, ...to };
+    this.schedule();
+  }
+
+  select(p) {
+    this.selected = p;
+    this.schedule();
+  }
+
+  explained(control, why) {
+    return this.tip.explained(control, why);
+  }
+
+  // Draws also what is off the screen, for a picture.
+  drawAll() {
+    this.tabs.drawAll();
+  }
+
+  // ---- the server
+
+  async ask(name, args) {
+    if (this.offline) throw new Error("this needs the running app");
+    return this.options.ask(name, args);
+  }
+
+  send(query) {
+    return this.options.offline ? undefined : this.options.send?.(query);
+  }
+
+  destroy() {
+    cancelAnimationFrame(this.frame);
+  }
+}
+
+export { Page };
