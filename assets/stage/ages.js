@@ -40,7 +40,7 @@ function advance(run, last, s, bit) {
 const stores = new WeakMap();
 
 // The step in which each cell was last computed, up to step s; -1: never. Int16Array(lines * T)
-// with as many lines as layers, or 1 where all layers are alike. The caller must not keep or change it.
+// with as many lines as layers, or 1 where all layers are alike. It must not be kept or changed.
 function lastComputed(run, s, bit) {
   const cells = linesOf(run) * run.T;
   let parts = stores.get(run);

@@ -1,6 +1,6 @@
 /* The run as a moving picture: one frame a step, drawn on a canvas, in one animated WebP.
  *
- * The browser encodes each frame; the container around them (RIFF, VP8X, ANIM, ANMF) is made here. */
+ * The browser encodes each frame; their container (RIFF, VP8X, ANIM, ANMF) is made here. */
 import { lastMoment, momentText, stepAt } from "./board.js";
 import { colourAt, css, MASKED_NOW, WRITTEN_NOW } from "./colours.js";
 import { h } from "./dom.js";
@@ -221,7 +221,7 @@ function drawMap(ctx, lane, step, top, colours, ink) {
   ctx.textAlign = "left";
 }
 
-// The frames of a board, one after the other; yields {canvas, ms}. The canvas is the same each time.
+// The frames of a board, one after the other; yields {canvas, ms}. It is always the same canvas.
 function* filmed(page) {
   const { board, dark } = page,
     ink = INK[dark ? "dark" : "light"],

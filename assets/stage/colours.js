@@ -50,7 +50,7 @@ const css = (c) => `rgb(${c[0]}, ${c[1]}, ${c[2]})`;
 function colourAt(name, value, dark) {
   const { ink, stops } = RAMPS[name];
   const v = clamp(value, 0, 1);
-  const along = !dark ? v : ink ? 1 - 0.85 * v : 0.15 + 0.85 * v; // in the dark neither white nor black
+  const along = !dark ? v : ink ? 1 - 0.85 * v : 0.15 + 0.85 * v; // dark: no white, no black
   const x = along * (stops.length - 1);
   const i = Math.min(Math.floor(x), stops.length - 2),
     a = rgb(stops[i]),

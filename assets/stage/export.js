@@ -16,6 +16,8 @@ function fileOf({ name, text, b64 }) {
 
 // ---- the page
 
+const OFFLINE = "This page is a file: keep it or pass it on.";
+const NOTHING = "Nothing to export yet: run something first.";
 const ITEMS = [
   { key: "html", label: "Page (HTML)", says: "one file that plays this offline", server: true },
   { key: "png", label: "Picture (PNG)", says: "what is on view now" },
@@ -35,11 +37,8 @@ const ITEMS = [
   { key: "link", label: "Copy link", says: "an address that opens this", server: true },
 ];
 
-function mountExport(host, page) {
-  const off = new AbortController(),
-    on = (target, type, fn) => target.addEventListener(type, fn, { signal: off.signal });
-  const id = `${page.uid ?? "d2"}-export`,
-    said = h("p", "d2-export-said", { role: "status" });
+// The elements of the menu; start(key) is called when an item is chosen.
+function build(id, start) {
   const button = h("button", "d2-export-button", {
     type: "button",
     textContent: "Export",
@@ -54,168 +53,187 @@ function mountExport(host, page) {
     spellcheck: false,
     "aria-label": "Text to copy",
   });
-  const items = ITEMS.map((item) => ({
-    item,
-    el: h(
-      "button",
-      "d2-export-item",
-      { type: "button", onclick: () => start(item.key) },
-      h("b", "", { textContent: item.label }),
-      h("span", "", { textContent: item.says }),
-    ),
-  }));
-  const offline = h("p", "d2-export-said", {
-    textContent: "This page is a file: keep it or pass it on.",
-    hidden: true,
-  });
-  const panel = h(
-    "div",
-    "d2-export-panel",
-    { id, hidden: true },
-    ...items.map((x) => x.el),
-    offline,
-    said,
-    cancel,
-    field,
-  );
+  const items = ITEMS.map((item) => ({ item, el: itemOf(item, start) }));
+  const said = h("p", "d2-export-said", { role: "status" }),
+    offline = h("p", "d2-export-said", { textContent: OFFLINE, hidden: true });
+  const kids = [...items.map((x) => x.el), offline, said, cancel, field];
+  const panel = h("div", "d2-export-panel", { id, hidden: true }, ...kids);
   const el = h("div", "d2-export", {}, button, panel);
-  let busy = null; // of what is being made
-  host.append(el);
+  return { el, button, panel, items, offline, said, cancel, field };
+}
 
-  function open(wanted) {
-    panel.hidden = !wanted;
-    button.setAttribute("aria-expanded", String(wanted));
+function itemOf(item, start) {
+  return h(
+    "button",
+    "d2-export-item",
+    { type: "button", onclick: () => start(item.key) },
+    h("b", "", { textContent: item.label }),
+    h("span", "", { textContent: item.says }),
+  );
+}
+
+const saved = (blob, name) => {
+  download(blob, name);
+  return `Saved as ${name}.`;
+};
+
+// An error as one sentence.
+function failure(error) {
+  const [text] = String(error?.message || error).split("\n");
+  return `That did not work: ${text.replace(/\.$/, "")}.`;
+}
+
+class ExportMenu {
+  constructor(host, page) {
+    Object.assign(
+      this,
+      build(`${page.uid ?? "d2"}-export`, (key) => this.start(key)),
+    );
+    this.page = page;
+    this.off = new AbortController();
+    this.busy = null; // aborts what is being made
+    host.append(this.el);
+    const { signal } = this.off;
+    this.button.addEventListener("click", () => this.open(this.panel.hidden), { signal });
+    this.cancel.addEventListener("click", () => this.busy?.abort(), { signal });
+    this.el.addEventListener("keydown", (e) => this.onKey(e), { signal });
+    document.addEventListener("pointerdown", (e) => this.onOutside(e), { signal });
+  }
+
+  open(wanted) {
+    this.panel.hidden = !wanted;
+    this.button.setAttribute("aria-expanded", String(wanted));
     if (!wanted) return;
-    for (const { item, el: one } of items) one.hidden = Boolean(item.server && page.offline);
-    offline.hidden = !page.offline;
-    field.hidden = true;
-    if (!busy)
-      said.textContent = page.run.records.length
-        ? ""
-        : "Nothing to export yet: run something first.";
-    mark();
+    for (const { item, el } of this.items) el.hidden = Boolean(item.server && this.page.offline);
+    this.offline.hidden = !this.page.offline;
+    this.field.hidden = true;
+    if (!this.busy) this.said.textContent = this.page.run.records.length ? "" : NOTHING;
+    this.mark();
   }
 
-  function mark() {
-    for (const { el: one } of items) one.disabled = Boolean(busy) || !page.run.records.length;
+  mark() {
+    const off = Boolean(this.busy) || !this.page.run.records.length;
+    for (const { el } of this.items) el.disabled = off;
   }
 
-  on(button, "click", () => open(panel.hidden));
-  on(document, "pointerdown", (e) => {
-    if (!panel.hidden && !busy && !el.contains(e.target)) open(false);
-  });
-  on(el, "keydown", (e) => {
-    if (e.key === "Escape" && !panel.hidden) {
+  onOutside(e) {
+    if (!this.panel.hidden && !this.busy && !this.el.contains(e.target)) this.open(false);
+  }
+
+  onKey(e) {
+    if (e.key === "Escape" && !this.panel.hidden) {
       e.stopPropagation();
-      open(false);
-      button.focus();
+      this.open(false);
+      this.button.focus();
     }
-    if (e.key === "ArrowDown" || e.key === "ArrowUp") step(e);
-  });
-  on(cancel, "click", () => busy?.abort());
+    if (e.key === "ArrowDown" || e.key === "ArrowUp") this.walk(e);
+  }
 
   // Arrow keys walk the menu; they must not move the clock of the stage.
-  function step(e) {
-    const shown = items.map((x) => x.el).filter((x) => !x.hidden && !x.disabled),
-      i = shown.indexOf(document.activeElement);
+  walk(e) {
+    const shown = this.items.map((x) => x.el).filter((x) => !x.hidden && !x.disabled),
+      i = shown.indexOf(document.activeElement),
+      by = e.key === "ArrowDown" ? 1 : shown.length - (i < 0 ? 0 : 1);
     e.preventDefault();
     e.stopPropagation();
-    if (panel.hidden) open(true);
-    shown[
-      (i + (e.key === "ArrowDown" ? 1 : shown.length - (i < 0 ? 0 : 1))) % shown.length
-    ]?.focus();
+    if (this.panel.hidden) this.open(true);
+    shown[(i + by) % shown.length]?.focus();
   }
 
-  async function start(key) {
-    if (busy) return;
-    const mine = (busy = new AbortController()),
+  async start(key) {
+    if (this.busy) return;
+    const mine = (this.busy = new AbortController()),
       had = document.activeElement;
-    field.hidden = true;
-    said.textContent = "Making it …";
-    cancel.hidden = key !== "webp";
-    mark();
+    this.field.hidden = true;
+    this.said.textContent = "Making it …";
+    this.cancel.hidden = key !== "webp";
+    this.mark();
     try {
-      said.textContent = await MAKE[key](mine.signal);
+      this.said.textContent = await this[key](mine.signal);
     } catch (error) {
-      said.textContent =
-        `That did not work: ${String(error?.message || error).split("\n")[0]}.`.replace(
-          /\.\.$/,
-          ".",
-        );
+      this.said.textContent = failure(error);
     }
-    busy = null;
-    cancel.hidden = true;
-    mark();
-    if (!panel.hidden && el.contains(had)) had.focus(); // a disabled button loses it
+    this.busy = null;
+    this.cancel.hidden = true;
+    this.mark();
+    if (!this.panel.hidden && this.el.contains(had)) had.focus(); // a disabled button loses it
   }
 
-  const fetched = async (what) =>
-    fileOf(await page.ask(QUESTIONS.export, { what, run: page.run.key }));
-  const kept = ({ name, kind, body }) => {
-    download(new Blob([body], { type: kind }), name);
-    return `Saved as ${name}.`;
-  };
+  // ---- one method for each item of the menu; each returns what to say
 
-  async function copied(text, what) {
+  async html() {
+    return this.kept(EXPORTS.html);
+  }
+
+  async trace() {
+    return this.kept(EXPORTS.trace);
+  }
+
+  async notebook() {
+    return this.copied((await this.fetched(EXPORTS.notebook)).body, "The cell");
+  }
+
+  link() {
+    return this.copied(location.href, "The link");
+  }
+
+  async png() {
+    const { blob, name } = await picture(this.page);
+    return saved(blob, name);
+  }
+
+  async webp(signal) {
+    const drawn = (share) => {
+      if (signal.aborted) return;
+      this.said.textContent = `Drawing: ${Math.round(100 * share)} % of the steps.`;
+    };
+    const made = await animation(this.page, drawn, signal);
+    if (!made) return "Cancelled.";
+    const { run } = this.page,
+      name = fileName(run, run.records.length - 1, "webp");
+    download(made.blob, name);
+    return `Saved as ${name}: ${made.frames} frames, ${(made.blob.size / 1e6).toFixed(1)} MB.`;
+  }
+
+  async fetched(what) {
+    return fileOf(await this.page.ask(QUESTIONS.export, { what, run: this.page.run.key }));
+  }
+
+  async kept(what) {
+    const { name, kind, body } = await this.fetched(what);
+    return saved(new Blob([body], { type: kind }), name);
+  }
+
+  async copied(text, what) {
     try {
       await navigator.clipboard.writeText(text);
       return `${what} is copied.`;
     } catch {
       // no permission, or no safe address
-      field.hidden = false;
-      field.value = text;
-      field.select();
+      this.field.hidden = false;
+      this.field.value = text;
+      this.field.select();
       return `Copy ${what.toLowerCase()} from the field below.`;
     }
   }
 
-  const MAKE = {
-    html: async () => kept(await fetched(EXPORTS.html)),
-    trace: async () => kept(await fetched(EXPORTS.trace)),
-    notebook: async () => copied((await fetched(EXPORTS.notebook)).body, "The cell"),
-    link: () => copied(location.href, "The link"),
-    async png() {
-      const { blob, name } = await picture(page);
-      download(blob, name);
-      return `Saved as ${name}.`;
-    },
-    async webp(signal) {
-      const made = await animation(
-        page,
-        (share) => {
-          if (!signal.aborted)
-            said.textContent = `Drawing: ${Math.round(100 * share)} % of the steps.`;
-        },
-        signal,
-      );
-      if (!made) return "Cancelled.";
-      const name = fileName(page.run, page.run.records.length - 1, "webp");
-      download(made.blob, name);
-      return `Saved as ${name}: ${made.frames} frames, ${(made.blob.size / 1e6).toFixed(1)} MB.`;
-    },
-  };
-
-  return {
-    el,
-    open,
-    destroy() {
-      busy?.abort();
-      off.abort();
-      el.remove();
-    },
-  };
+  destroy() {
+    this.busy?.abort();
+    this.off.abort();
+    this.el.remove();
+  }
 }
 
 // At the end of the row of tabs, unless the stage has a place for it.
 function place(page) {
   const own = page.root.querySelector(".d2-export-host"),
     bar = page.root.querySelector(".d2-tabbar");
-  if (own || !bar) return mountExport(own ?? page.root, page);
+  if (own || !bar) return new ExportMenu(own ?? page.root, page);
   const row = h("div", "d2-tabrow"),
     host = h("div", "d2-export-host");
   bar.replaceWith(row);
   row.append(bar, host);
-  return mountExport(host, page);
+  return new ExportMenu(host, page);
 }
 
-export { fileOf, mountExport, place as part };
+export { fileOf, place as part };

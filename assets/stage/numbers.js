@@ -24,7 +24,7 @@ const confidence = (code) => (code ? share(CONFIDENCE, code) : null); // 0: no p
 const density = (code) => share(DENSITY, code);
 const rolloutMass = (code) => power(ROLLOUT, code); // the mean over the canvas is 1
 const drift = (code) => (code ? power(DRIFT, code) : 0); // 1 - cosine: 0 the same, 2 the opposite
-const divergence = (code) => (code ? power(DIVERGENCE, code) : 0); // nats; 0: none, or no prediction
+const divergence = (code) => (code ? power(DIVERGENCE, code) : 0); // nats; 0: none or unknown
 const clamp = (x, lo, hi) => Math.min(hi, Math.max(lo, x));
 const fixed = (x, digits) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
 const percent = (x) =>

@@ -105,7 +105,7 @@ const POLICY_WORDS = {
   elastic: {
     chosen: {
       label: "attention drifted",
-      why: "attention had drifted in some layer: from there on, all layers recompute every position",
+      why: "attention had drifted in some layer; all later layers recompute every position",
     },
     window: { label: "leftmost masks", why: "one of the masked positions furthest left" },
     more: () => "When attention drifts in a layer, the layers after it recompute every position.",

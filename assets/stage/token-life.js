@@ -92,7 +92,7 @@ function tallyOf(run, p, s) {
 
 const nameIn = (run, text) => (run.eos.has(text) ? "the end token" : quoted(text));
 
-// "given from the start.": what is known of a prompt position's token, or of the one put in its place.
+// "given from the start.": a prompt position's token, or the one that replaced it.
 function givenWords(run, p, write) {
   const given = quoted(run.prompt[p] ?? "");
   return write
@@ -118,7 +118,7 @@ function maskedWords(run, p, s) {
   return `still masked; its best guess has confidence ${fixed(guess, 2)}${ranked}.`;
 }
 
-// "Answer position 5: written in step 12 as ' cat' ... . Recomputed in 7 of 20 steps: 7 × full pass."
+// "Answer position 5: written in step 12 as ' cat' ... . Recomputed in 7 of 20 steps: 7 × block."
 function lifeSentence(run, p, s) {
   if (s < 0) return `${placeOf(run, p)}: no step yet.`;
   const write = writeAt(run, p, s),
