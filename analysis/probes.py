@@ -1,4 +1,4 @@
-"""Measurements that the engine itself does not make: exact passes beside a run."""
+"""Measurements that the engine itself does not make: exact passes alongside a run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Exact(CachePolicy):
 
 
 class Truth:
-    """Exact passes beside a cached run: one full pass per step, compared with what the step read.
+    """Exact passes alongside a cached run: a full pass per step, compared with what the step read.
 
     policy: the object that the run uses. Call `look` right after each step, because it reads the
     policy's cache as the step left it; steps may be skipped. Any policy, a batch of one. For

@@ -70,7 +70,7 @@ class Events:
     lane, its number there from 0; name, a short label (default: the policy); branch, {lane, step,
     says} of the run that it branches off, or None; truth, whether truth events will follow.
 
-    A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, likewise),
+    A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, also a mean),
     w (what was written: position, text, confidence, candidates; without those two where an edit
     wrote), m (positions masked again), and planes, base64 of uint8 on the scales of
     `analysis.page.planes`: confidence c (G), 0 where nothing was predicted; density d (G); rollout

@@ -23,7 +23,7 @@ class Host:
         self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
 
     def texts(self) -> dict:
-        """What the stage shows besides runs: lessons, glossary and guided comparisons."""
+        """What the stage shows apart from runs: lessons, glossary and guided comparisons."""
         presets = list(self.presets.values())
         return {"lessons": lessons.lessons(), "glossary": lessons.glossary(), "presets": presets}
 

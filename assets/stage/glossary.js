@@ -1,4 +1,4 @@
-/* The glossary: terms inside any sentence of the page, explained where they stand. */
+/* The glossary: terms inside any sentence of the page, explained where they appear. */
 import { h } from "./dom.js";
 
 // ---- pure

@@ -8,7 +8,7 @@ import { play } from "./player.js";
 const D2Stage = {
   stage: null, // the one that was opened or played last, for the other scripts of the page
 
-  // options: those of mount; what the page's data has besides (lessons, glossary, presets) is added
+  // options: those of mount; the page's data (lessons, glossary, presets) is added
   open(host, options) {
     D2Stage.stage = open(host, { ...pageData(), ...options });
     return D2Stage.stage;

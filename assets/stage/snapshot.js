@@ -91,7 +91,7 @@ function withImages(root) {
     image.setAttribute("style", `${empty.getAttribute("style") ?? ""};${size}`);
     empty.replaceWith(image);
   });
-  // what the reader has chosen stands in properties, not in the markup
+  // what the reader has chosen is in properties, not in the markup
   const fields = [...root.querySelectorAll("input, select, textarea")];
   [...clone.querySelectorAll("input, select, textarea")].forEach((field, i) =>
     field.replaceWith(

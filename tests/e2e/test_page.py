@@ -32,7 +32,7 @@ def run_to_end(tab, text: str = QUESTION):
 
 
 def knobs_shown(tab) -> dict[str, list[str]]:
-    """Labels of the visible sliders and switches, by the group they stand in."""
+    """Labels of the visible sliders and switches, by their group."""
     return tab.evaluate(
         """() => Object.fromEntries([...document.querySelectorAll('[id^=knobs-]')]
         .filter(group => group.checkVisibility())

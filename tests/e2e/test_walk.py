@@ -69,7 +69,7 @@ def act(tab, card: dict) -> None:
 
 
 def run_with(tab, label: str, value: float) -> None:
-    """Set a knob of d2 at the left and run."""
+    """Set a knob of d2 on the left and run."""
     before = state(tab)["run"]
     tab.locator("#knobs-d2 > button, #knobs-d2 .label-wrap").first.click()
     field = tab.locator("#knobs-d2 input[type=number]").nth(["current k", "rollout p"].index(label))
