@@ -95,7 +95,7 @@ def test_the_attention_map_of_the_stored_run_is_of_the_model_that_made_it(tab):
     ("model", "sentence"),
     [
         ("broken", "broken lacks the shard model-00002-of-00003.safetensors; fetch it again"),
-        ("some/model", "could not fetch 'some/model' from the hub: it cannot be reached"),
+        ("some/model", "could not fetch 'some/model' from the hub: the hub cannot be reached"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_leaves_the_others(tab, folders, model, sentence):
