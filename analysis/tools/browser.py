@@ -82,7 +82,7 @@ def server(log: Path, **settings: str):
                 with contextlib.suppress(urllib.error.URLError, ConnectionError):
                     urllib.request.urlopen(address + "/config", timeout=5)
                     break
-                if process.poll() is not None or time.perf_counter() - started > 120:
+                if process.poll() is not None or time.perf_counter() - started > 300:
                     raise RuntimeError(f"app.py did not come up:\n{log.read_text()[-2000:]}")
                 time.sleep(0.05)
             yield address, started
@@ -98,7 +98,7 @@ def open_tab(chrome, address):
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     page.goto(address)
     page.wait_for_selector(".d2-stage")
     page.wait_for_function("globalThis.D2Stage?.stage")

@@ -25,7 +25,7 @@ def seen(chrome, address, request):
     context = chrome.new_context(**SIGHTS[request.param])
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     asked = Asked(STORY, LANES, gen_length=24, truth=True)
     page.goto(f"{address}/?{asked.query()}")
     page.wait_for_function("globalThis.D2Stage?.stage")
