@@ -134,7 +134,9 @@ class Board:
             run.recorder.add(step)
             events = []
             if run.events is None:
-                run.events = LiveEvents(run.key, step, **self.place(run))
+                run.events = LiveEvents(
+                    run.key, step, truth=run.truth is not None, **self.place(run)
+                )
                 events.append(run.events.start())
             events += run.events.step(step)
             if run.truth is not None:
@@ -149,7 +151,6 @@ class Board:
             "lane": self.runs.index(run),
             "name": run.name,
             "branch": run.branch,
-            "truth": run.truth is not None,
         }
 
     def finish(self, run: Run, error: str = "") -> list[dict]:
@@ -174,9 +175,9 @@ class Board:
         for run in self.runs:
             trace = run.snapshot()
             if trace is not None:
-                place = self.place(run)
-                del place["truth"]  # there are looks, or there are none
-                events += trace_events(trace, run.key, stored=True, looks=run.looks, **place)
+                events += trace_events(
+                    trace, run.key, stored=True, looks=run.looks, **self.place(run)
+                )
         return events
 
 

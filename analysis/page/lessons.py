@@ -72,9 +72,9 @@ POINTS = (  # parts of the stage, marked there with `data-point`
     "whatif",
 )
 NUMBERS = {  # of the current run at the current step
-    "step": "the step on view, from 1",
+    "step": "the current step, from 1",
     "steps": "steps made",
-    "lane": "the lane on view, from 1",
+    "lane": "the current lane, from 1",
     "lanes": "lanes on the board",
     "branches": "lanes that are what-ifs",
     "selected": "answer position of the pinned token, from 1",

@@ -46,6 +46,6 @@ def compared(runs: list[Run]) -> str:
     parts = []
     for run in runs:
         totals = summary(run, runs[0])
-        same = "" if run is runs[0] else f", {100 * totals['agreement']:.0f} % same as lane 1"
+        same = "" if run is runs[0] else f", {100 * totals['agreement']:.0f} % the same as lane 1"
         parts.append(f"{run.name}: {totals['seconds']:.2f} s{same}")
     return "; ".join(parts) + "."

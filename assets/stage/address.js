@@ -1,6 +1,6 @@
 /* The page's address describes what is on the stage: opening it recreates exactly this view.
  *
- * The server sends the half that makes the runs (a link event); this file adds what is on view,
+ * The server sends the half that makes the runs (a link event); this file adds what is shown,
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
 import { CLOCKS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { mount } from "./mount.js";

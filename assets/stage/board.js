@@ -87,7 +87,7 @@ function liveMoment(board) {
   return going.length ? Math.max(...going) : lastMoment(board);
 }
 
-// The next moment at which the lane on view does a step; when it has ended, the longest lane.
+// The next moment at which the current lane makes a step; after its end, the longest lane does.
 function nextMoment(board, moment, by) {
   if (board.clock === "step") return moment + by;
   const within = (i) => (by > 0 ? moment < endOf(board, i) : moment <= endOf(board, i));

@@ -63,7 +63,7 @@ def test_policies_side_by_side_under_one_scrubber(tab, model):
     tab.click("#compare")
     done(tab, 2)
     assert state(tab)["tab"] == "compare", "a second lane opens the comparison"
-    assert "none" in said(tab) and "d2" in said(tab) and "% same as lane 1" in said(tab)
+    assert "none" in said(tab) and "d2" in said(tab) and "% the same as lane 1" in said(tab)
     asked = Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),)))
     assert [lane.policy for lane in asked.lanes] == ["none", "d2"] and asked.prompt == QUESTION
     last = state(tab)["steps"] - 1
