@@ -41,7 +41,7 @@ const NUMBERS = [
 ];
 const MEANINGS = Object.fromEntries(NUMBERS.map(({ key, why }) => [key, why]));
 const INVITATION =
-  "A probe can run an exact pass without a cache alongside every step, on the same canvas. You then " +
+  "A probe can run an exact pass without a cache for every step, on the same canvas. You then " +
   "see at which positions the kept K,V have drifted, which predictions change because of it, and " +
   "which positions an all-knowing cache would have recomputed. It costs about twice the time.";
 const PALEST = 0.06; // the shade of the smallest difference: not white, which means none
