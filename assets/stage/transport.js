@@ -7,7 +7,10 @@ import { lampText } from "./sentences.js";
 
 // How fast a replay runs: on the clock of steps, of measured time, of the whole race.
 const SPEEDS = {
-  step: { picked: 15, options: [5, 15, 30, 60].map((n) => [n, `${n} steps/s`]) },
+  step: {
+    picked: 15,
+    options: [1, 2, 5, 15, 30, 60].map((n) => [n, n === 1 ? "1 step/s" : `${n} steps/s`]),
+  },
   ms: {
     picked: 0.25,
     options: [
@@ -19,6 +22,7 @@ const SPEEDS = {
   },
   flops: { picked: 10, options: [5, 10, 20, 40].map((n) => [n, `all in ${n} s`]) },
 };
+const SLOW = 2; // steps per second of a run that plays by itself
 const RANGE_LABELS = { step: "Denoising step", ms: "Measured time", flops: "Arithmetic done" };
 
 class Transport {
@@ -129,6 +133,24 @@ class Transport {
     this.due = 0; // of the clock, not yet shown
     this.playing = requestAnimationFrame((now) => this.tick(now));
     this.page.schedule();
+  }
+
+  // Plays from the first step at a reader's pace; still, halfway, where motion is not wanted.
+  playSlowly() {
+    if (this.last() <= 0) return;
+    if (globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches) {
+      this.goto(Math.floor(this.last() / 2));
+      return;
+    }
+    this.goto(0);
+    this.setPace(SLOW);
+    this.start();
+  }
+
+  // Steps per second of a replay, on the clock of steps.
+  setPace(steps) {
+    if (this.clock !== this.page.board.clock) this.showClock();
+    if (this.clock === "step") this.speed.value = String(steps);
   }
 
   tick(now) {

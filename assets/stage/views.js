@@ -8,8 +8,18 @@ import { tab as viewFigures } from "./view-figures.js";
 import { tab as viewStage } from "./view-stage.js";
 import { tab as viewToken } from "./view-token.js";
 import { tab as viewTruth } from "./view-truth.js";
+import { tab as viewWatch } from "./view-watch.js";
 
-const TABS = [viewStage, viewCompare, viewCache, viewAttention, viewTruth, viewToken, viewFigures];
+const TABS = [
+  viewWatch,
+  viewStage,
+  viewCompare,
+  viewCache,
+  viewAttention,
+  viewTruth,
+  viewToken,
+  viewFigures,
+];
 const PARTS_OF_PAGE = [lessons, exportMenu];
 
 export { TABS, PARTS_OF_PAGE };
