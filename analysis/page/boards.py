@@ -13,6 +13,7 @@ from typing import Any
 
 import d2cache
 from analysis import probes
+from analysis.page import stored
 from analysis.page.events import LiveEvents, ending, trace_events
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
@@ -105,6 +106,8 @@ class Board:
             raise ValueError(
                 f"There are {MOST_LANES} lanes and no more fit: press Run to start again."
             )
+        for made in self.runs:  # stored ones have waited for it
+            made.model = made.model or model
         policy = lane.make_policy()
         steps = d2cache.generate(
             model,
@@ -223,6 +226,23 @@ class Boards:
 def loaded_board(trace: d2cache.Trace, key: str) -> Board:
     """A board of one finished trace, called by its policy."""
     return Board(key, runs=[Run(key, name=trace.run["policy"], trace=trace)])
+
+
+def stored_board(asked: Asked, key: str) -> Board | None:
+    """The board that a request makes, if all its lanes are stored; None if one is not.
+
+    It is like a live one, except that its lanes have no model before another lane is started.
+    """
+    found = stored.lanes(asked)
+    if found is None:
+        return None
+    runs = [
+        Run(f"{name}-{key}", lane, label, trace=trace, looks=looks)
+        for lane, label, (name, trace, looks) in zip(
+            asked.lanes, name_lanes(asked.lanes), found, strict=True
+        )
+    ]
+    return Board(key, asked, runs)
 
 
 def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
