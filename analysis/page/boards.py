@@ -72,6 +72,7 @@ class Board:
     runs: list[Run] = field(default_factory=list)
     paused: bool = False
     stopped: bool = False
+    forgotten: bool = False  # another board has taken its place
     driver: threading.Lock = field(default_factory=threading.Lock)  # one thread advances it
 
     @property
@@ -93,7 +94,7 @@ class Board:
 
     def forget(self) -> None:
         """Stop it and free what it holds; lanes that just make a step end after it."""
-        self.stopped = True
+        self.stopped = self.forgotten = True
         if self.driver.acquire(blocking=False):
             for run in self.runs:
                 run.steps = None
@@ -262,7 +263,7 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
             left = [run for run in board.runs if run.steps is not None]
             for run in left if board.wanted.turns or most else left[:1]:
                 waiting += _guarded(board, run)
-                if time.perf_counter() - sent >= MESSAGE_SECONDS:
+                if time.perf_counter() - sent >= MESSAGE_SECONDS and not board.forgotten:
                     yield waiting
                     sent, waiting = time.perf_counter(), []
             turn += 1
@@ -273,7 +274,7 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
                 waiting += board.finish(run)
             elif run.events:
                 waiting.append(run.events.pause())
-        if waiting:
+        if waiting and not board.forgotten:  # else its place on the stage is taken
             yield waiting
 
 

@@ -141,7 +141,7 @@ class Stage {
   // Where the reader is, for the address: only when it has changed.
   tellState() {
     const now = this.state(),
-      is = JSON.stringify([now.tab, now.lane, now.step, now.clock, now.selected]);
+      is = JSON.stringify([now.tab, now.lane, now.step, now.clock, now.selected, now.lesson]);
     if (is !== this.stateWas) {
       this.stateWas = is;
       this.tell("d2:state", now);
@@ -152,7 +152,7 @@ class Stage {
   // ---- the outside
 
   state() {
-    const { board, run, step, live, tab, selected, moment } = this.page;
+    const { board, run, step, live, tab, selected, moment, lesson } = this.page;
     return {
       run: run.key,
       received: run.received,
@@ -170,6 +170,7 @@ class Stage {
       clock: board.clock,
       selected,
       moment,
+      lesson,
     };
   }
 
