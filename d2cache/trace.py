@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -21,11 +22,14 @@ from d2cache.model import ModelConfig
 from d2cache.rows import Part
 from d2cache.trace_format import (
     ARRAYS,
+    GUESSES,
     LARGEST,
     SCHEMA,
     checked_arrays,
     checked_header,
 )
+
+LEAST_SHARE = 1 / 256  # probability of a guess that is kept
 
 
 @dataclass
@@ -48,6 +52,12 @@ class Trace:
     seconds              (S,)    float64  host time of each step
     candidates           (G,5)   int64    likeliest tokens at the step that wrote the position
     candidate_confidence (G,5)   float32  their probabilities under the model
+    guess_count          (N,)    uint8    how many guesses were kept for each of the N finite values
+                                          of confidence, in order; 0 where it is of an earlier step
+    guess                (M,)    int32    those guesses, up to five for each prediction, likeliest
+                                          first; see `guesses`
+    guess_share          (M,)    float16  their probabilities, 1/256 or more
+    The last three are None in files of earlier versions.
     header: the run's configuration and edits, the environment, and the text of every token id that
     occurs. Where an edit wrote a position that was not predicted, confidence is -inf and
     candidates are 0.
@@ -67,6 +77,9 @@ class Trace:
     work: np.ndarray
     header: dict
     parts: np.ndarray | None = None
+    guess_count: np.ndarray | None = None
+    guess: np.ndarray | None = None
+    guess_share: np.ndarray | None = None
 
     @staticmethod
     def record(steps: Iterable[Step]) -> Trace:
@@ -101,7 +114,7 @@ class Trace:
         cut: dict[str, Any] = {}
         for name, (_, axes) in ARRAYS.items():
             value = getattr(self, name)
-            if value is None:
+            if value is None or name in GUESSES:
                 continue
             if name != "seconds":  # measured once for the whole batch
                 value = value[b] if axes[0] == "G" else value[:, b]
@@ -112,7 +125,38 @@ class Trace:
             "prompt_length": self.prompt_length - start,
             "seeds": [self.run["seeds"][b]],
         }
+        cut |= self._guesses_of_row(b, steps)
         return Trace(**cut, header=self.header | {"run": run, "start": [0]})
+
+    def _guesses_of_row(self, b: int, steps: int) -> dict[str, np.ndarray]:
+        """The arrays of guesses of row b of a batch, of its first steps; {} if there are none."""
+        if self.guess_count is None or self.guess is None or self.guess_share is None:
+            return {}
+        step, row, _ = np.nonzero(np.isfinite(self.confidence))
+        mine = (row == b) & (step < steps)
+        kept = np.repeat(mine, self.guess_count)
+        return {
+            "guess_count": self.guess_count[mine],
+            "guess": self.guess[kept],
+            "guess_share": self.guess_share[kept],
+        }
+
+    def guesses(self, step: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """What the model would have written in a step: answer position -> token ids (k,) int32 and
+        their probabilities (k,) float16, likeliest first, k <= 5, for every position that went
+        through the LM head in it. {} for a trace of an earlier version, which kept none."""
+        self._require_one_row("guesses")
+        if self.guess_count is None or self.guess is None or self.guess_share is None:
+            return {}
+        predicted = np.isfinite(self.confidence)
+        first = int(predicted[:step].sum())
+        ends = np.cumsum(self.guess_count, dtype=np.int64)
+        found = {}
+        for i, g in enumerate(np.flatnonzero(predicted[step]), first):
+            kept = slice(int(ends[i] - self.guess_count[i]), int(ends[i]))
+            if self.guess_count[i]:  # 0: a confidence that was carried over from an earlier step
+                found[int(g)] = (self.guess[kept], self.guess_share[kept])
+        return found
 
     def text_of(self, token: int) -> str:
         """The text of a token id, or <id> if it does not occur in the run."""
@@ -309,7 +353,7 @@ class Recorder:
             for name, whole in arrays.items():
                 if ARRAYS[name][1][0] == "G":
                     arrays[name] = whole[0]
-                elif name != "seconds":
+                elif name not in ("seconds", *GUESSES):
                     arrays[name] = whole[:, 0]
         return Trace(**arrays, header=_header(self.run, start, arrays))
 
@@ -332,7 +376,7 @@ class Recorder:
         written = self._stacked("written")[..., p:]
         arrays["step_of_token"] = _last_step(written)
         arrays["candidates"], arrays["candidate_confidence"] = self._candidates(written, p)
-        return arrays
+        return arrays | self._guesses(np.isfinite(arrays["confidence"]), p)
 
     def _stacked(self, name: str) -> np.ndarray:
         return torch.stack(self.columns[name]).cpu().numpy()
@@ -354,6 +398,24 @@ class Recorder:
                 ids[b, target[b, q] - p, :count] = likeliest[b, q]
                 shares[b, target[b, q] - p, :count] = probability[b, q]
         return ids, shares
+
+    def _guesses(self, predicted: np.ndarray, p: int) -> dict[str, np.ndarray]:
+        """guess_count, guess and guess_share of the predictions, (S,B,G) bool."""
+        counts, ids, shares = [], [], []
+        columns = (self.columns[name] for name in ("target", "likeliest", "probability"))
+        for mask, *tensors in zip(predicted, *columns, strict=True):
+            target, likeliest, probability = (t.cpu().numpy() for t in tensors)
+            rows = np.zeros((*mask.shape, 2, likeliest.shape[-1]))
+            b, q = np.nonzero(target >= p)
+            rows[b, target[b, q] - p, 0] = likeliest[b, q]
+            rows[b, target[b, q] - p, 1] = probability[b, q]
+            top, share = np.moveaxis(rows[mask], 1, 0)
+            keep = share >= LEAST_SHARE
+            counts.append(keep.sum(1, dtype=np.uint8))
+            ids.append(top[keep].astype(np.int32))
+            shares.append(share[keep].astype(np.float16))
+        arrays = {"guess_count": counts, "guess": ids, "guess_share": shares}
+        return {name: np.concatenate(parts) for name, parts in arrays.items()}
 
 
 def _last_step(written: np.ndarray) -> np.ndarray:
@@ -378,7 +440,9 @@ def density_of(step: Step) -> torch.Tensor:
 def _header(run: Run, start: list[int], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     texts, tokenizer = {}, cast(Any, run.tokenizer)
     if tokenizer is not None:
-        ids = np.union1d(arrays["tokens"], arrays["candidates"])
+        ids = functools.reduce(
+            np.union1d, (arrays[name] for name in ("tokens", "candidates", "guess"))
+        )
         texts = {str(i): tokenizer.decode([int(i)]) for i in ids}
     environment = {
         "torch": torch.__version__,

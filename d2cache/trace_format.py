@@ -20,7 +20,7 @@ MOST_CELLS = 1 << 22  # most steps x positions of a trace that is opened
 LONGEST_TEXT = 256  # characters of a token
 
 # name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions,
-# K candidates, L layers, W counts of work
+# K candidates, L layers, W counts of work, N predictions, M guesses of all predictions
 ARRAYS: dict[str, tuple[type[np.generic], str]] = {
     "tokens": (np.int64, "CT"),
     "step_of_token": (np.int32, "G"),
@@ -35,8 +35,12 @@ ARRAYS: dict[str, tuple[type[np.generic], str]] = {
     "seconds": (np.float64, "S"),
     "candidates": (np.int64, "GK"),
     "candidate_confidence": (np.float32, "GK"),
+    "guess_count": (np.uint8, "N"),
+    "guess": (np.int32, "M"),
+    "guess_share": (np.float16, "M"),
 }
-OPTIONAL = ("parts",)  # missing in runs of policies that do not decide layer by layer
+GUESSES = ("guess_count", "guess", "guess_share")  # all three or none, as in earlier versions
+OPTIONAL = ("parts", *GUESSES)  # parts: of policies that decide layer by layer
 
 RUN_TYPES: dict[str, type] = {
     "model": str,
@@ -117,12 +121,26 @@ def checked_arrays(arrays: Arrays, run: dict[str, Any]) -> Arrays:
         raise ValueError(f"it has {steps} steps; 1 to {MOST_CELLS // length} are allowed")
     present = [name for name in ARRAYS if name in arrays or name not in OPTIONAL]
     axes = dict(T=length, G=run["gen_length"], K=CANDIDATES, S=steps, C=steps + 1)
+    axes |= dict(L=config.layers, W=5, **_guess_sizes(arrays))
     for name in present:
-        _check_layout(name, arrays[name], axes | dict(L=config.layers, W=5))
+        _check_layout(name, arrays[name], axes)
     _check_ranges(arrays, steps, length, config)
     converted = {name: arrays[name].astype(ARRAYS[name][0]) for name in present}
     _check_values(converted, run, config)
     return converted
+
+
+def _guess_sizes(arrays: Arrays) -> dict[str, int]:
+    """Lengths of the axes N and M, {} where no guesses were kept."""
+    there = [name for name in GUESSES if name in arrays]
+    if not there:
+        return {}
+    if len(there) < len(GUESSES):
+        raise ValueError(f"it has {there[0]} without the other arrays of guesses")
+    counts = arrays["guess_count"]
+    if counts.size and not counts.max() <= CANDIDATES:
+        raise ValueError(f"guess_count has values outside 0 to {CANDIDATES}")
+    return {"N": int((~np.isneginf(arrays["confidence"])).sum()), "M": int(counts.sum())}
 
 
 def _check_layout(name: str, array: np.ndarray, sizes: dict[str, int]) -> None:
@@ -139,6 +157,8 @@ def _check_ranges(arrays: Arrays, steps: int, length: int, config: ModelConfig) 
     bounds: dict[str, tuple[float, float]] = {
         "tokens": (0, config.vocab - 1),
         "candidates": (0, config.vocab - 1),
+        "guess": (0, config.vocab - 1),
+        "guess_share": (0, 1.001),
         "step_of_token": (-1, steps - 1),
         "density": (0, 1.001),
         "seconds": (0, 1e6),

@@ -43,7 +43,8 @@ class StepDone:
     index: int
     before: np.ndarray  # (T,) int64, the canvas
     after: np.ndarray
-    candidates: dict[int, tuple]  # answer position -> ids and their probabilities, where known
+    # answer position -> ids and their probabilities, likeliest first, where known
+    candidates: dict[int, tuple]
     confidence: np.ndarray  # (G,), -inf where nothing was predicted
     density: np.ndarray  # (G,)
     rollout: np.ndarray | None  # (T,)
@@ -77,7 +78,8 @@ class Events:
 
     A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, also a mean),
     w (what was written: position, text, confidence, candidates; without those two where an edit
-    wrote), m (positions masked again), and planes, base64 of uint8 on the scales of
+    wrote), m (positions masked again), g (answer position and text of each best guess at a masked
+    position that is another than in the step before), and planes, base64 of uint8 on the scales of
     `analysis.page.planes`: confidence c (G), 0 where nothing was predicted; density d (G); rollout
     r (T); why y (T), bits of `d2cache.Why`. a, where the policy decides layer by layer:
     bits of `d2cache.Part`, layer after layer, as base64 of uint8 pairs (value, times 1 to 255).
@@ -102,6 +104,7 @@ class Events:
         truth: bool = False,
     ):
         self.key, self.run, self.text, self.seq = key, run, text, 0
+        self.guesses: dict[int, int] = {}  # answer position -> the token that was sent last
         self.place = {
             "board": key if board is None else board,
             "lane": lane,
@@ -156,6 +159,7 @@ class Events:
             "out": _short(evicted),
             "w": self.writes(done, np.flatnonzero(changed & ~masked)),
             "m": np.flatnonzero(changed & masked).tolist(),
+            "g": self.new_guesses(done, masked[p:]),
             **coded(done),
             "a": planes.run_lengths(done.parts),
         }
@@ -193,6 +197,15 @@ class Events:
             out.append([int(at), self.text(int(done.after[at])), sure, top])
         return out
 
+    def new_guesses(self, done: StepDone, masked: np.ndarray) -> list[list]:
+        """Best guesses where the canvas stays masked, those that have changed."""
+        out = []
+        for g, (ids, _) in sorted(done.candidates.items()):
+            if len(ids) and masked[g] and self.guesses.get(g) != int(ids[0]):
+                self.guesses[g] = int(ids[0])
+                out.append([g, self.text(int(ids[0]))])
+        return out
+
     def edited(self, step: int) -> set[int]:
         """Positions that an edit changes after this step."""
         edits = (e for e in self.run.get("edits", ()) if e["step"] == step)
@@ -224,8 +237,8 @@ def _short(value) -> float:
 def trace_events(
     trace: Trace, key: str, stored: bool = False, looks: Iterable[Look] | None = None, **place
 ) -> list[dict]:
-    """Every event of a finished run of one row. A trace keeps the candidates of the last write
-    of a position; an earlier write, later masked again, comes without candidates.
+    """Every event of a finished run of one row. A trace of an earlier version keeps the candidates
+    of the last write of a position alone; an earlier write comes without candidates.
 
     looks: of `probes.Truth`, for the steps that have one. place: board, lane, name, branch of
     `Events`."""
@@ -247,7 +260,8 @@ def step_of(trace: Trace, s: int, has_rollout: bool) -> StepDone:
         index=s,
         before=trace.tokens[s],
         after=trace.tokens[s + 1],
-        candidates={int(g): (trace.candidates[g], trace.candidate_confidence[g]) for g in written},
+        candidates=trace.guesses(s)
+        | {int(g): (trace.candidates[g], trace.candidate_confidence[g]) for g in written},
         confidence=trace.confidence[s],
         density=trace.density[s],
         rollout=trace.rollout[s] if has_rollout else None,
@@ -304,7 +318,7 @@ class LiveEvents:
             before=step.before.tokens[0].cpu().numpy(),
             after=step.tokens[0].cpu().numpy(),
             # none for what is written without having been computed
-            candidates={t - p: (top[q], share[q]) for q, t in enumerate(target)},
+            candidates={t - p: (top[q], share[q]) for q, t in enumerate(target) if t >= p},
             confidence=step.confidence[0, p:].float().cpu().numpy(),
             density=density_of(step)[0, p:].cpu().numpy(),
             rollout=None if step.rollout is None else step.rollout[0].float().cpu().numpy(),

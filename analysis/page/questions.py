@@ -22,7 +22,15 @@ from d2cache.trace import Trace
 
 LONGEST = 2000  # characters of a question
 SIGMAS = (0.0, 3.0, 10.0, 40.0)  # of the decode orders that are compared
-QUESTIONS = ("attention", "life", "figures", "sigmas", "export", "token")  # each a method below
+QUESTIONS = (
+    "attention",
+    "life",
+    "figures",
+    "sigmas",
+    "export",
+    "token",
+    "guesses",
+)  # each a method below
 EXPORTS = ("html", "notebook", "trace")  # what can be exported
 
 
@@ -60,6 +68,17 @@ class Questions:
             "columns": _plain(probes.column_sums(weights)),
             "layers": model.config.layers,
         }
+
+    def guesses(self, run: str, step: int, position: int) -> dict:
+        """The likeliest tokens of one answer position in one step, as text with probabilities."""
+        trace = self._trace(self.boards.holding(run)[1])
+        if not 0 <= _whole("step", step) < len(trace.seconds):
+            raise ValueError(
+                f"step is {step}; this run has made steps 0 to {len(trace.seconds) - 1}"
+            )
+        ids, shares = trace.guesses(step).get(_whole("position", position), ((), ()))
+        pairs = zip(ids, shares, strict=True)
+        return {"top": [[trace.text_of(int(i)), float(f"{float(p):.4g}")] for i, p in pairs]}
 
     def life(self, run: str, position: int) -> dict:
         """How one position's exact keys and values move over the steps, in two dimensions."""

@@ -88,6 +88,7 @@ const QUESTIONS = {
   sigmas: "sigmas",
   export: "export",
   token: "token",
+  guesses: "guesses",
 };
 const EXPORTS = {
   html: "html",

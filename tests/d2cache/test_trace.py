@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 import d2cache
 from d2cache import Decoder, Part
-from d2cache.trace import ARRAYS, Recorder, Trace
+from d2cache.trace import ARRAYS, GUESSES, Recorder, Trace
 
 D2 = ("d2", dict(current_k=3, rollout_p=0.15, sigma=3.0))
 DLLM = ("dllm", dict(kp=4, kr=3))
@@ -75,6 +75,22 @@ def test_watching_changes_nothing(policy):
         assert a.after.tokens[0].tolist() == trace.tokens[i + 1].tolist()
 
 
+def check_guesses(steps, trace, row=0):
+    """In every step, for every position that it predicted: the top of its logits."""
+    p = trace.prompt_length
+    for i in range(len(trace.seconds)):
+        found, step = trace.guesses(i), steps[i]
+        start = step.run.prompt_length - p
+        where = (step.rows.target[row] - start).tolist()
+        finite = np.flatnonzero(np.isfinite(trace.confidence[i]))
+        assert set(found) == {g for g in finite if p + g in where}
+        for g, (ids, shares) in found.items():
+            best = step.logits[row, where.index(p + g)].float().softmax(-1).topk(5)
+            kept = (best.values >= 1 / 256).sum()
+            assert ids.tolist() == best.indices[:kept].tolist()
+            np.testing.assert_allclose(shares, best.values[:kept], rtol=2e-3)
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p[0] + str(len(p[1])))
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_trace_replays_the_live_run(policy, decoder):
@@ -109,6 +125,7 @@ def test_a_trace_replays_the_live_run(policy, decoder):
             np.testing.assert_allclose(trace.rollout[i].sum(), p + GEN, rtol=1e-5)
             np.testing.assert_allclose(trace.rollout[i], step.rollout[0].numpy(), rtol=1e-6)
     np.testing.assert_array_equal(trace.recomputed, trace.why != 0)
+    check_guesses(steps, trace)
     for j in range(GEN):
         s = int(trace.step_of_token[j])
         assert trace.tokens[s, p + j] == SMALL.mask_id, "masked before the step that wrote it"
@@ -152,7 +169,7 @@ def test_a_saved_trace_loads_as_it_was(tmp_path, policy):
     for name, (dtype, _) in ARRAYS.items():
         mine, other = getattr(trace, name), getattr(loaded, name)
         if mine is None:
-            assert other is None and name == "parts"
+            assert other is None and name == "parts", name
             continue
         assert mine.dtype == other.dtype == dtype, name
         np.testing.assert_array_equal(mine, other, err_msg=name)
@@ -239,6 +256,8 @@ def test_a_batch_must_be_split_into_rows_before_totals_or_saving(tmp_path):
             use()
     one = trace.row(1)
     assert one.batch == 1 and one.tokens.shape == (5, 7) and one.prompt_length == 3
+    for b in (0, 1):
+        check_guesses(steps, trace.row(b), b)
     one.save(tmp_path / "row.safetensors")
     loaded = Trace.load(tmp_path / "row.safetensors")
     assert loaded.totals == one.totals and loaded.row(0) is loaded
@@ -275,6 +294,14 @@ def saved(tmp_path_factory):
     _, trace = recorded()
     trace.save(path)
     return path, load_file(path), trace.header
+
+
+def test_a_file_of_an_earlier_version_has_no_guesses(saved, tmp_path):
+    _, arrays, head = saved
+    old = {name: a for name, a in arrays.items() if not name.startswith("guess")}
+    save_file(old, tmp_path / "old", metadata={"trace": json.dumps(head)})
+    trace = Trace.load(tmp_path / "old")
+    assert trace.guess is None and trace.guesses(0) == {}
 
 
 def change(**arrays):
@@ -333,7 +360,10 @@ FAULTS = {
     "block too long": (header("run", "block_length", value=10**6), "block_length is 1000000"),
     "start": (header("start", value=[3]), "start or environment"),
     "written without confidence": (
-        change(confidence=lambda a: np.full_like(a, -np.inf)),
+        lambda a, h: [
+            a.update(confidence=np.full_like(a["confidence"], -np.inf)),
+            *(a.pop(name) for name in GUESSES),
+        ],
         "no confidence for it",
     ),
     "no mask left": (change(tokens=lambda a: a * 0), "a canvas without a mask"),
@@ -398,6 +428,11 @@ FAULTS = {
     "seconds negative": (change(seconds=put(-1)), "seconds has values outside"),
     "seconds infinite": (change(seconds=put(np.inf)), "seconds has values outside"),
     "predicted high": (change(predicted=put(33)), "predicted has values outside 0 to 32"),
+    "guesses without counts": (lambda a, h: a.pop("guess_count"), "without the other arrays"),
+    "guess too high": (change(guess=put(60)), "guess has values outside 0 to 59"),
+    "guess too many": (change(guess_count=put(200)), "guess_count has values outside 0 to 5"),
+    "guess one short": (change(guess=lambda x: x[1:]), "guess has shape"),
+    "guess share NaN": (change(guess_share=put(np.nan)), "guess_share has values outside"),
     "share NaN": (change(candidate_confidence=put(np.nan)), "candidate_confidence has values"),
     "confidence NaN": (change(confidence=put(np.nan)), "confidence has values that are neither"),
     "confidence +inf": (change(confidence=put(np.inf)), "confidence has values that are neither"),
