@@ -13,6 +13,7 @@ from typing import Any
 
 import d2cache
 from analysis import probes
+from analysis.page import stored
 from analysis.page.events import LiveEvents, ending, trace_events
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
@@ -71,6 +72,7 @@ class Board:
     runs: list[Run] = field(default_factory=list)
     paused: bool = False
     stopped: bool = False
+    forgotten: bool = False  # another board has taken its place
     driver: threading.Lock = field(default_factory=threading.Lock)  # one thread advances it
 
     @property
@@ -92,7 +94,7 @@ class Board:
 
     def forget(self) -> None:
         """Stop it and free what it holds; lanes that just make a step end after it."""
-        self.stopped = True
+        self.stopped = self.forgotten = True
         if self.driver.acquire(blocking=False):
             for run in self.runs:
                 run.steps = None
@@ -105,6 +107,8 @@ class Board:
             raise ValueError(
                 f"There are {MOST_LANES} lanes and no more fit: press Run to start again."
             )
+        for made in self.runs:  # stored ones have waited for it
+            made.model = made.model or model
         policy = lane.make_policy()
         steps = d2cache.generate(
             model,
@@ -225,6 +229,23 @@ def loaded_board(trace: d2cache.Trace, key: str) -> Board:
     return Board(key, runs=[Run(key, name=trace.run["policy"], trace=trace)])
 
 
+def stored_board(asked: Asked, key: str) -> Board | None:
+    """The board that a request makes, if all its lanes are stored; None if one is not.
+
+    It is like a live one, except that its lanes have no model before another lane is started.
+    """
+    found = stored.lanes(asked)
+    if found is None:
+        return None
+    runs = [
+        Run(f"{name}-{key}", lane, label, trace=trace, looks=looks)
+        for lane, label, (name, trace, looks) in zip(
+            asked.lanes, name_lanes(asked.lanes), found, strict=True
+        )
+    ]
+    return Board(key, asked, runs)
+
+
 def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
     """The events of a board's lanes, in portions for one message each, until all lanes end, the
     board is paused, or each running lane has made `most` steps.
@@ -242,7 +263,7 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
             left = [run for run in board.runs if run.steps is not None]
             for run in left if board.wanted.turns or most else left[:1]:
                 waiting += _guarded(board, run)
-                if time.perf_counter() - sent >= MESSAGE_SECONDS:
+                if time.perf_counter() - sent >= MESSAGE_SECONDS and not board.forgotten:
                     yield waiting
                     sent, waiting = time.perf_counter(), []
             turn += 1
@@ -253,7 +274,7 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
                 waiting += board.finish(run)
             elif run.events:
                 waiting.append(run.events.pause())
-        if waiting:
+        if waiting and not board.forgotten:  # else its place on the stage is taken
             yield waiting
 
 

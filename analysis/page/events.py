@@ -31,6 +31,11 @@ def link(board: str, query: str) -> dict:
     return {"k": "link", "board": board, "query": query}
 
 
+def renamed(board: str, to: str, runs: dict[str, str]) -> dict:
+    """The event that gives a board and its runs other keys; runs: old key -> new one."""
+    return {"k": "keys", "board": board, "to": to, "runs": runs}
+
+
 @dataclass(frozen=True)
 class StepDone:
     """What one step of one row did, in numpy. T positions, G of them of the answer, L layers."""

@@ -7,9 +7,17 @@ import tempfile
 from pathlib import Path
 
 from analysis.page import lessons, stored
-from analysis.page.boards import Board, Boards, Run, advance, loaded_board, summary
+from analysis.page.boards import (
+    Board,
+    Boards,
+    Run,
+    advance,
+    loaded_board,
+    stored_board,
+    summary,
+)
 from analysis.page.models import Models
-from analysis.page.query import Asked
+from analysis.page.query import Asked, Link
 from analysis.page.questions import Questions
 
 
@@ -52,6 +60,29 @@ class Host:
             if board.key == key:
                 return board
         board = loaded_board(stored.load(name), key)
+        self.boards.stored.append(board)
+        return board
+
+    def stored_lanes(self, asked: Asked, key: str = "") -> Board | None:
+        """A new board with the stored lanes of a request, ended; None if one of them is not stored.
+
+        It needs no model. key: of the board; default: a new one. Put it with `Boards.put`.
+        """
+        if self.models.offered.get(asked.model, stored.MODEL) != stored.MODEL:
+            return None  # another model with the bundled one's label
+        return stored_board(asked, key or secrets.token_hex(8))
+
+    def opening(self) -> Board:
+        """The board of `stored.OPENING`, which every visitor's page opens with."""
+        key = "stored-opening"
+        for board in self.boards.stored:
+            if board.key == key:
+                return board
+        board = stored_board(Asked(**Link.parse(stored.OPENING).settings), key)
+        if board is None:
+            raise ValueError(
+                "the opening's runs are not stored: python -m analysis.tools.stored_runs"
+            )
         self.boards.stored.append(board)
         return board
 

@@ -30,7 +30,7 @@ import d2cache
 from analysis.page import stored
 from analysis.page.boards import Board, advance, describe_edit, loaded_board
 from analysis.page.controls import asked_of, values_of
-from analysis.page.events import link, message
+from analysis.page.events import link, message, renamed
 from analysis.page.host import Host
 from analysis.page.models import Loading
 from analysis.page.query import Asked, Link
@@ -103,6 +103,9 @@ class Session:
     def add_lane(self, controls: Controls) -> Iterator[Changes]:
         """Another lane on the board."""
         board, asked = self.board, asked_of(controls)
+        if board is None and asked == replace(self.host.opening().wanted, lanes=asked.lanes):
+            board, change = self._own_opening()
+            yield change
         if board is None or board.asked is None:
             yield from self._begin(asked)
             return
@@ -200,6 +203,17 @@ class Session:
         board = self.host.stored_board(name)
         return self._put(board, f"A stored run. {stored.listed()[name]['words']}", f"trace={name}")
 
+    def _own_opening(self) -> tuple[Board, Changes]:
+        """The board that the page opens with, as the visitor's own, which can get other lanes; and
+        the event that tells the stage what its runs are called from now on."""
+        first = self.host.opening()
+        own = self.host.stored_lanes(first.wanted)
+        if own is None:
+            raise ValueError("the runs that the page opens with are gone; press Run")
+        called = {old.key: new.key for old, new in zip(first.runs, own.runs, strict=True)}
+        self.host.boards.put(self.key, own)
+        return own, {"board": message([renamed(first.key, own.key, called)])}
+
     def _put(self, board: Board, text: str, query: str = "") -> Changes:
         """A board of finished runs onto the stage."""
         self.host.boards.put(self.key, board)
@@ -232,16 +246,28 @@ class Session:
                 preset = next(keys, None)
             else:
                 return
-            self.host.models.start(asked.model)
+            if self.host.stored_lanes(asked) is None:  # else no model is needed yet
+                self.host.models.start(asked.model)
         except ValueError:  # `follow` tells the visitor
             return
-        yield values_of(asked) | {"preset": preset}
+        yield self._values(asked) | {"preset": preset}
+
+    def _values(self, asked: Asked) -> Changes:
+        """The controls that would make a run; the choice of models stays where its own is not
+        offered, as may be with stored runs."""
+        values = values_of(asked)
+        if asked.model not in self.host.models.offered:
+            values.pop("model")
+        return values
 
     @explained
     def follow(
         self, query: str, controls: Controls, number: int | None = None
     ) -> Iterator[Changes]:
-        """What a link asks for: a run, a stored run, or a what-if."""
+        """What a link asks for: a run, a stored run, or a what-if.
+
+        Lanes that are stored are shown at once; no model, and nobody's turn, is waited for.
+        """
         if self._outdated(number):
             return
         opened = Link.parse(query)
@@ -250,17 +276,28 @@ class Session:
         elif opened.branch is not None:
             yield from self._what_if(*opened.branch)
         elif opened.settings:  # else it only says what to look at, or nothing
-            yield from self._begin(opened.over(asked_of(controls)))
+            asked = opened.over(asked_of(controls))
+            board = self.host.stored_lanes(asked)
+            if board is None:
+                yield from self._begin(asked)
+            else:
+                text = "A stored run." if len(board.runs) == 1 else "Stored runs."
+                shown = self._put(board, f"{text} Press Run for a live one.", board.query())
+                yield shown | {"awaited": ""}
 
     def _what_if(self, key: str, edit: d2cache.Edit) -> Iterator[Changes]:
         """A lane that leaves another one at a step, with something changed."""
         board, parent = self.host.boards.holding(key)
-        if parent.lane is None or parent.model is None or self.board is not board:
+        if parent.lane is None or (self.board or self.host.opening()) is not board:
             raise ValueError("this run was loaded, not made here: press Run, then ask what if")
+        model = self.host.models.get(board.wanted.model)
+        at = board.runs.index(parent)
         lane = replace(parent.lane, edits=(*parent.lane.edits, edit))
-        text = describe_edit(edit, parent.model, board.wanted)
-        branch = {"lane": board.runs.index(parent), "step": edit.step, "says": text}
-        board.start(lane, parent.model, branch)
+        text = describe_edit(edit, model, board.wanted)
+        if self.board is None:
+            board, change = self._own_opening()
+            yield change
+        board.start(lane, model, {"lane": at, "step": edit.step, "says": text})
         text = f"Lane {len(board.runs)} continues from step {edit.step + 1}: see Compare."
         yield from self._show(board, text=text)
 

@@ -1,8 +1,9 @@
 """Record the stored runs, which ship with the page: python -m analysis.tools.stored_runs [NAME...]
 
-Runs each story of this file on the bundled model and saves its trace in assets/traces, with an
-index.
-Record them again whenever the model changes; otherwise only their times differ.
+Runs each story of this file, and each lane that a lesson, a preset or the opening of the page asks
+for, on the bundled model; saves the traces in assets/traces and assets/traces/lanes.
+Record them again whenever the model changes; otherwise only their times differ. --check runs the
+lanes again and lists the files that are missing, too large, not wanted or not what a run gives now.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 import d2cache
+from analysis.page import lessons, stored
+from analysis.page.query import Asked, Link
 from analysis.page.stored import ASSETS
+from analysis.probes import Look, Truth
 from d2cache.teaching import tasks
 
 FOLDER = ASSETS / "traces"
 REPEATS = 5  # recordings of each run; the fastest is kept
+LARGEST = 200_000  # bytes of a file
 
 
 @dataclass(frozen=True)
@@ -179,21 +188,148 @@ def write_index() -> None:
     (FOLDER / "index.json").write_text(text + "\n", encoding="utf-8")
 
 
+# ------------------------------------------------------------------------------ lanes
+
+
+def queries() -> list[str]:
+    """What the lessons, the presets and the opening ask for."""
+    cards = [card for one in lessons.lessons() for card in one["cards"]]
+    runs = [acts["run"] for acts in (dict(card["acts"]) for card in cards) if "run" in acts]
+    presets = [one["query"] for one in lessons.presets()]
+    found = dict.fromkeys([*runs, *presets, stored.OPENING])
+    return [query for query in found if Link.parse(query).settings]
+
+
+def wanted() -> dict[str, Asked]:
+    """Name of a lane -> the request for it alone, with exact passes where somebody wants them."""
+    out: dict[str, Asked] = {}
+    for asked in (Asked(**Link.parse(query).settings) for query in queries()):
+        for name, lane in zip(stored.lane_names(asked), asked.lanes, strict=True):
+            truth = asked.truth or (name in out and out[name].truth)
+            out[name] = replace(asked, lanes=(lane,), truth=truth)
+    return out
+
+
+def record_lane(asked: Asked, model: d2cache.Model) -> tuple[d2cache.Trace, list[Look]]:
+    """The run of a request with one lane, as the page makes it, and what exact passes see of it."""
+    (lane,) = asked.lanes
+    policy = lane.make_policy()
+    steps = d2cache.generate(
+        model,
+        model.encode(asked.prompt),
+        policy,
+        lane.make_decoder(),
+        gen_length=asked.gen_length,
+        block_length=asked.block_length or None,
+        seed=asked.seed,
+        stop_at_eos=not asked.full,
+        edits=lane.edits,
+    )
+    if not asked.truth:
+        return d2cache.Trace.record(steps), []
+    truth, looks = Truth(model, policy), []
+
+    def watched():
+        for step in steps:
+            looks.append(truth.look(step))
+            yield step
+
+    return d2cache.Trace.record(watched()), looks
+
+
+def keep_lane(name: str, asked: Asked, model: d2cache.Model) -> None:
+    """Save the fastest of several recordings of a lane, which differ only in their times."""
+    made = (record_lane(asked, model) for _ in range(REPEATS))
+    trace, looks = min(made, key=lambda pair: pair[0].seconds.sum())
+    trace.save(stored.lane_file(name))
+    narrow(stored.lane_file(name))
+    if looks:
+        stored.save_looks(name, looks)
+    size = stored.lane_file(name).stat().st_size
+    print(f"{name}: {len(trace.seconds)} steps, {size / 1e3:.0f} kB: {asked.prompt[:40]!r}")
+
+
+def narrow(file: Path) -> None:
+    """Write a trace again with the smallest types that hold its numbers exactly."""
+    header = file.read_bytes()[8:]
+    metadata = json.JSONDecoder().raw_decode(header.decode("utf-8", "ignore"))[0]["__metadata__"]
+    arrays = load_file(file)
+    save_file({name: narrowed(array) for name, array in arrays.items()}, file, metadata)
+
+
+def narrowed(array: np.ndarray) -> np.ndarray:
+    """The same numbers, of the same kind, in fewer bytes where that is exact."""
+    kinds = (np.float16, np.float32) if array.dtype.kind == "f" else (np.uint8, np.uint16, np.int32)
+    with np.errstate(over="ignore"):  # what does not fit is not equal
+        smaller = (array.astype(kind) for kind in kinds if np.dtype(kind) < array.dtype)
+        return next((a for a in smaller if np.array_equal(a, array, equal_nan=True)), array)
+
+
+def faults() -> list[str]:
+    """What is wrong with the files of the lanes, without a run: missing, unwanted, too large."""
+    lanes = wanted()
+    files = {stored.lane_file(name) for name in lanes}
+    files |= {stored.looks_file(name) for name, asked in lanes.items() if asked.truth}
+    there = set(stored.LANES.iterdir()) if stored.LANES.is_dir() else set()
+    large = (file for file in files & there if file.stat().st_size > LARGEST)
+    return [
+        *(f"{file.name} is missing" for file in sorted(files - there)),
+        *(f"{file.name} is wanted by nobody: delete it" for file in sorted(there - files)),
+        *(f"{file.name} has more than {LARGEST} bytes" for file in large),
+    ]
+
+
+def differs(name: str, asked: Asked, model: d2cache.Model) -> str:
+    """How a stored lane differs from its run now; "" if it does not, but for times."""
+    trace, looks = record_lane(asked, model)
+    kept = stored.lane(name)
+    if kept.run != json.loads(json.dumps(trace.run)) | {"device": kept.run["device"]}:
+        return f"{name} was run with other settings"
+    if kept.tokens.shape != trace.tokens.shape or (kept.tokens != trace.tokens).any():
+        return f"{name} has other tokens than a run now"
+    if asked.truth and len(stored.looks(name)) != len(looks):
+        return f"{name} has other exact passes than a run now"
+    return ""
+
+
+def check(model: d2cache.Model) -> list[str]:
+    """Every fault of the lanes; each lane is run again."""
+    found = faults()
+    return found or [text for one in wanted().items() if (text := differs(*one, model))]
+
+
+# ------------------------------------------------------------------------------ the command
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.tools.stored_runs", description=__doc__.split("\n\n")[1]
     )
     names = [story.name for story in STORIES]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(names)}")
+    choice = f"lanes, or one of {', '.join(names)}; default: all"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=choice)
+    parser.add_argument("--check", action="store_true", help="run the lanes again, write nothing")
     args = parser.parse_args(argv)
-    unknown = [name for name in args.names if name not in names]
+    unknown = [name for name in args.names if name not in [*names, "lanes"]]
     if unknown:
-        parser.error(f"there is no run {unknown[0]!r}; choose from {', '.join(names)}")
+        parser.error(f"there is no run {unknown[0]!r}; choose from lanes, {', '.join(names)}")
     model = d2cache.load("tiny", device="cpu")
+    if args.check:
+        raise SystemExit("\n".join(check(model)) or None)
     for story in STORIES:
         if not args.names or story.name in args.names:
             keep(story, model)
+    if not args.names or "lanes" in args.names:
+        keep_lanes(model)
     write_index()
+
+
+def keep_lanes(model: d2cache.Model) -> None:
+    stored.LANES.mkdir(exist_ok=True)
+    for name, asked in wanted().items():
+        keep_lane(name, asked, model)
+    for fault in faults():
+        print(fault)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ const asksForRuns = (query) =>
     (word) => !Object.values(VIEW_WORDS).includes(word) && !word.startsWith("__"),
   );
 
-// The runs' query with the view on screen; what has its default value is left out.
+// The runs' query with the view on screen; what has its default value is left out. A card of a
+// lesson says both by itself.
 function addressOf(query, state) {
+  if (state.lesson) return new URLSearchParams(state.lesson).toString();
   const rest = new URLSearchParams(query);
   for (const word of Object.values(VIEW_WORDS)) rest.delete(word);
   const view = {
@@ -107,9 +109,10 @@ class LinkedStage {
 
   write() {
     this.timer = 0;
-    if (this.query === null) return; // the address is what the page was opened with
+    const state = this.stage.state();
+    if (this.query === null && !state.lesson) return; // the address is what the page was opened with
     const own = new URLSearchParams(this.own).toString(),
-      text = this.query ? addressOf(this.query, this.stage.state()) : "",
+      text = this.query || state.lesson ? addressOf(this.query ?? "", state) : "",
       search = [text, own].filter(Boolean).join("&");
     if (`?${search}` !== location.search)
       history.replaceState(history.state, "", search ? `?${search}` : location.pathname);

@@ -10,6 +10,7 @@ const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, 
 function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
+  else if (ev.k === "keys") renameKeys(board, ev);
   else {
     const run = board.lanes.find((one) => one.key === ev.run);
     if (run) applyEvent(run, ev);
@@ -17,10 +18,20 @@ function applyToBoard(board, ev) {
   return board;
 }
 
+// A board that everybody has becomes the visitor's own.
+function renameKeys(board, { board: key, to, runs }) {
+  if (board.key !== key) return;
+  board.key = to;
+  for (const run of board.lanes) run.key = runs[run.key] ?? run.key;
+}
+
 function addLane(board, ev) {
   const key = ev.board ?? ev.run,
     run = applyEvent(emptyRun(), ev);
-  if (board.key !== key) return { ...emptyBoard(board.clock), key, lanes: [run] };
+  if (board.key !== key) {
+    const { clock, link } = board; // a board's link comes before its first lane
+    return { ...emptyBoard(clock), key, link, lanes: [run] };
+  }
   const on = board.lanes[board.lane],
     others = board.lanes.filter((other) => other.lane !== run.lane && other.key !== run.key);
   board.lanes = [...others, run].sort((a, b) => a.lane - b.lane);

@@ -105,11 +105,17 @@ class LessonCard {
     this.ask.setAttribute("aria-expanded", String(wanted));
   }
 
-  // Card `at` of a lesson, not done yet.
-  show(lesson, at) {
+  // Whether the page is as the card wants it, for styles and for whoever waits for it.
+  settle(settled) {
+    this.el.dataset.settled = settled;
+  }
+
+  // Card `at` of a lesson, not done yet. number: of the lesson, from 1.
+  show(lesson, number, at) {
     const card = lesson.cards[at],
       last = at === lesson.cards.length - 1;
-    this.where.textContent = `${lesson.title} · ${at + 1} of ${lesson.cards.length}`;
+    const count = lesson.cards.length;
+    this.where.textContent = `Lesson ${number}: ${lesson.title} · ${at + 1} of ${count}`;
     this.title.textContent = card.title;
     this.words.replaceChildren(...card.blocks.map(blockOf));
     this.task.hidden = !card.do;

@@ -1,8 +1,11 @@
 /* What a card of a lesson does to the page: asks for a run, goes to its place, points at a part. */
-import { policiesAsked } from "./lesson-state.js";
+import { placeBeside } from "./lesson-place.js";
+import { lanesAsked, sameRuns } from "./lesson-state.js";
 
 const OFFLINE =
   "This card needs the running app: nothing can be run here, so read on with the run on view.";
+const PHONE = "(max-width: 700px)"; // the card is at the bottom there, as wide as the page
+const CLOCK = 110; // pixels above what is scrolled to, where the clock stays
 
 class CardSetup {
   // say: shows a sentence on the card
@@ -19,8 +22,8 @@ class CardSetup {
 
   // acts: {run, tab, lane, step, clock}; force: the run is made again even if it is on view
   perform(acts, force) {
-    this.todo = { ...acts, before: null, policies: [] };
-    if (acts.run && this.page.offline) this.say(OFFLINE);
+    this.todo = { ...acts, before: null };
+    if (acts.run && !this.page.canShow(acts.run)) this.say(OFFLINE);
     else if (acts.run) this.prepare(acts.run, force);
     if (acts.tab) this.page.show(acts.tab);
     this.page.schedule();
@@ -31,7 +34,7 @@ class CardSetup {
     if (same && this.ran.runs === this.runs()) return; // on view
     const coming = same && !this.ran.runs;
     if (!coming) this.ran = { query, before: this.runs(), runs: null };
-    Object.assign(this.todo, { before: this.ran.before, policies: policiesAsked(query) });
+    this.todo.before = this.ran.before;
     if (!coming) this.send(query);
   }
 
@@ -55,11 +58,14 @@ class CardSetup {
   }
 
   arrived() {
-    const { before, policies, step } = this.todo,
-      { lanes } = this.page.board,
+    const { before, run, step } = this.todo,
+      { lanes, link } = this.page.board,
       here = (l) => l.status !== "running" || l.records.length >= (step ?? 0);
-    if (before !== null && this.runs() === before) return false; // the new run has not begun
-    return policies.every((name, i) => lanes[i]?.start.policy === name) && lanes.every(here);
+    if (before !== null) {
+      if (this.runs() === before || !sameRuns(run, link)) return false; // it has not begun
+      if (lanes.length < lanesAsked(run)) return false;
+    }
+    return lanes.every(here);
   }
 
   goThere() {
@@ -125,11 +131,29 @@ class Ring {
 
   bringIntoView(el) {
     el.classList.add("d2-ring");
-    const box = el.getBoundingClientRect(); // the card keeps off it: on the other side, or below
-    this.card.classList.toggle("d2-aside", box.left + box.width / 2 > innerWidth / 2);
-    el.style.scrollMarginBottom = `${this.card.offsetHeight + 32}px`;
-    const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches;
-    el.scrollIntoView({ block: "nearest", inline: "nearest", behavior: calm ? "auto" : "smooth" });
+    const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches,
+      below = globalThis.matchMedia(PHONE).matches ? this.card.offsetHeight + 32 : 32,
+      room = innerHeight - below - CLOCK,
+      block = el.offsetHeight > room ? "start" : "nearest"; // its beginning, if not all of it fits
+    el.style.scrollMarginBottom = `${below}px`;
+    el.scrollIntoView({ block, inline: "nearest", behavior: calm ? "auto" : "smooth" });
+    this.place();
+  }
+
+  // Puts the card where it does not cover what it points at; on a phone it is at the bottom.
+  place() {
+    const { card, el } = this;
+    if (card.hidden) return;
+    const free = !el?.isConnected || globalThis.matchMedia(PHONE).matches;
+    const { left, top } = free ? {} : this.besideRing();
+    card.style.inset = free ? "" : `${top}px auto auto ${left}px`;
+  }
+
+  besideRing() {
+    const { card, el } = this,
+      view = { left: 0, top: 0, width: document.documentElement.clientWidth, height: innerHeight },
+      size = { width: card.offsetWidth, height: card.offsetHeight };
+    return placeBeside(el.getBoundingClientRect(), size, view);
   }
 }
 

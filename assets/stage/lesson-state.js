@@ -1,5 +1,5 @@
 /* What a card of a lesson tests: the names that tests may use, and whether a test holds. Pure. */
-import { EDIT, LANE_MARKS, RUN_WORDS } from "./contract.js";
+import { EDIT, RUN_WORDS } from "./contract.js";
 import { totalsAt, writeAt } from "./run.js";
 
 const OPERATORS = {
@@ -107,11 +107,14 @@ const nowWords = (until, state) =>
     .map((name) => nameWords(name, state[name]))
     .join(", ");
 
-// The policy of a lane, as the address writes one: POLICY,KNOB=VALUE/DECODER~EDIT.
-const policyOf = (lane) =>
-  Object.values(LANE_MARKS).reduce((text, mark) => text.split(mark)[0], lane);
+const runWords = (query) =>
+  [...new URLSearchParams(query ?? "")].filter(([word]) => Object.hasOwn(RUN_WORDS, word));
 
-// The policies of the lanes that a query asks for: another run on its way is not taken for it.
-const policiesAsked = (query) => new URLSearchParams(query).getAll(RUN_WORDS.lane).map(policyOf);
+// Whether two queries ask for the same runs, whatever they say of the view: a run that is on its way
+// for another card is not taken for this one's.
+const sameRuns = (a, b) => JSON.stringify(runWords(a)) === JSON.stringify(runWords(b));
 
-export { holds, agreementOf, lessonState, nowWords, policiesAsked };
+// How many lanes a query asks for.
+const lanesAsked = (query) => new URLSearchParams(query).getAll(RUN_WORDS.lane).length;
+
+export { holds, agreementOf, lessonState, nowWords, sameRuns, lanesAsked };

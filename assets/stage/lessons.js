@@ -12,6 +12,7 @@ import { setText } from "./widgets.js";
 
 const KEY = "d2-lessons-done"; // where the browser keeps the lessons done
 const WAITING = "Setting up the page … If nothing happens, press Show me again.";
+const OWN_RUN = "This card asks for a run of your own, which needs the live page: skip it here.";
 
 function readDone() {
   try {
@@ -29,32 +30,34 @@ function keepDone(done) {
   }
 }
 
+const minutesOf = ({ minutes }) => `${minutes} minute${minutes === 1 ? "" : "s"}`;
+
 // The bar with the list of lessons; onPick(index) opens one.
 class LessonList {
   constructor(lessons, onPick) {
     this.lessons = lessons;
-    this.count = h("span", "d2-lessons-count");
+    this.next = 0; // the lesson that `first` starts
+    this.first = h("button", "d2-lessons-first", {
+      type: "button",
+      onclick: () => onPick(this.next),
+    });
     this.list = h("ol", "d2-lessons-list", { hidden: true });
-    this.opener = h(
-      "button",
-      "d2-lessons-open",
-      { type: "button", "aria-expanded": "false" },
-      h("b", "", { textContent: "Lessons" }),
-      this.count,
-    );
+    this.opener = h("button", "d2-lessons-open", { type: "button", "aria-expanded": "false" });
     this.opener.addEventListener("click", () => this.fold(!this.list.hidden));
-    this.el = h("nav", "d2-lessons", { "aria-label": "Lessons" }, this.opener, this.list);
-    this.marks = lessons.map((lesson, i) => this.addRow(lesson, () => onPick(i)));
+    const bar = h("div", "d2-lessons-bar", {}, this.first, this.opener);
+    this.el = h("nav", "d2-lessons", { "aria-label": "Lessons" }, bar, this.list);
+    this.marks = lessons.map((_, i) => this.addRow(i, () => onPick(i)));
   }
 
-  addRow({ title, summary, minutes }, onclick) {
-    const mark = h("span", "d2-lessons-mark", { role: "img" }),
-      more = { textContent: ` ${summary} ${minutes} minutes.` },
+  addRow(i, onclick) {
+    const lesson = this.lessons[i],
+      mark = h("span", "d2-lessons-mark", { role: "img" }),
+      more = { textContent: ` ${lesson.summary} ${minutesOf(lesson)}.` },
       text = h(
         "span",
         "",
         {},
-        h("b", "", { textContent: title }),
+        h("b", "", { textContent: `${i + 1} ${lesson.title}` }),
         h("span", "d2-lessons-more", more),
       );
     const row = h("button", "d2-lessons-row", { type: "button", onclick }, mark, text);
@@ -69,11 +72,15 @@ class LessonList {
 
   // done: the keys of the lessons done
   paint(done) {
-    const { lessons, count } = this,
+    const { lessons, first, opener } = this,
       n = lessons.filter((l) => done.has(l.key)).length;
-    count.textContent = n
-      ? `${n} of ${lessons.length} done`
-      : `New here? ${lessons.length} short lessons, on the live page.`;
+    this.next = lessons.findIndex((l) => !done.has(l.key));
+    first.hidden = this.next < 0;
+    if (!first.hidden)
+      first.textContent = `${n ? "Go on" : "Start"} with lesson ${this.next + 1} (${minutesOf(lessons[this.next])})`;
+    opener.textContent = n
+      ? `Lessons · ${n} of ${lessons.length} done`
+      : `All ${lessons.length} lessons`;
     this.marks.forEach((mark, i) => {
       const is = done.has(lessons[i].key);
       mark.textContent = is ? "✓" : "";
@@ -102,6 +109,8 @@ class Lessons {
     this.setup = new CardSetup(page, (text) => (this.card.result.textContent = text));
     this.ring = new Ring(page.root, this.card.el);
     this.list.el.append(this.card.el);
+    for (const type of ["scroll", "resize"])
+      page.on(globalThis, type, () => this.lesson && this.ring.place(), { passive: true });
     host.prepend(this.list.el);
     this.list.paint(this.done);
   }
@@ -133,7 +142,8 @@ class Lessons {
 
   close() {
     if (!this.lesson) return;
-    this.lesson = null;
+    this.lesson = this.page.lesson = null;
+    this.page.schedule();
     this.setup.stop();
     this.ring.move(null);
     this.card.close();
@@ -148,7 +158,8 @@ class Lessons {
     }
     this.at = Math.max(0, to);
     this.solved = false;
-    this.card.show(this.lesson, this.at);
+    this.page.lesson = { lesson: this.lesson.key, card: this.at + 1 };
+    this.card.show(this.lesson, this.lessons.indexOf(this.lesson) + 1, this.at);
     this.paintNext();
     this.perform(false);
   }
@@ -156,16 +167,21 @@ class Lessons {
   // Sets the page up as the card wants it.
   perform(force) {
     const acts = Object.fromEntries(this.lesson.cards[this.at].acts);
+    this.card.settle(false); // at once: until the next frame, the page is that of the last card
     this.ring.aim(acts.point ?? null);
     this.setup.perform(acts, force);
+    setText(this.card.now, WAITING);
+    if (this.page.options.offline && acts.point?.startsWith("#"))
+      this.card.result.textContent = OWN_RUN;
   }
 
   paint() {
     if (!this.lesson) return;
     const settled = this.setup.settle();
+    this.card.settle(settled);
     this.ring.keep(settled);
     if (settled) this.check();
-    else if (this.setup.waits) setText(this.card.now, WAITING);
+    else if (this.setup.waits) setText(this.card.now, this.page.board.wait || WAITING);
   }
 
   get last() {
@@ -207,7 +223,7 @@ class Lessons {
   destroy() {
     cancelAnimationFrame(this.opening);
     this.ring.move(null);
-    this.lesson = null;
+    this.lesson = this.page.lesson = null;
     this.list.el.remove();
   }
 }

@@ -156,7 +156,8 @@ class Stage {
   // Where the reader is, for the address: only when it has changed.
   tellState() {
     const now = this.state(),
-      is = JSON.stringify([now.tab, now.lane, now.step, now.clock, now.selected, now.teach]);
+      { tab, lane, step, clock, selected, lesson, teach } = now,
+      is = JSON.stringify([tab, lane, step, clock, selected, lesson, teach]);
     if (is !== this.stateWas) {
       this.stateWas = is;
       this.tell("d2:state", now);
@@ -167,7 +168,7 @@ class Stage {
   // ---- the outside
 
   state() {
-    const { board, run, step, live, tab, selected, moment } = this.page;
+    const { board, run, step, live, tab, selected, moment, lesson } = this.page;
     return {
       run: run.key,
       received: run.received,
@@ -187,6 +188,7 @@ class Stage {
       moment,
       inside: this.depth.inside,
       playing: this.transport.playing !== 0,
+      lesson,
       teach: this.teach.active,
     };
   }

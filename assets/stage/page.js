@@ -13,6 +13,7 @@ class Page {
     this.dark = false;
     this.hover = null; // {p, s or null for the step on view, lane, chip: element or null}
     this.selected = null; // the pinned position
+    this.lesson = null; // {lesson, card} while a card is open: its key, and the card from 1
     this.chosenFor = null; // the board for which the reader chose a tab
     this.frame = 0;
   }
@@ -138,8 +139,13 @@ class Page {
     return this.options.ask(name, args);
   }
 
+  // Whether what a query asks for can be shown: a file has some runs, and makes none.
+  canShow(query) {
+    return this.options.offline ? Boolean(this.options.has?.(query)) : !this.offline;
+  }
+
   send(query) {
-    return this.options.offline ? undefined : this.options.send?.(query);
+    return this.options.offline && !this.canShow(query) ? undefined : this.options.send?.(query);
   }
 
   destroy() {

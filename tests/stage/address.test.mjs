@@ -32,6 +32,14 @@ test("what is looked at is added, counted from 1 as on screen, and read back", (
   assert.deepEqual(new URLSearchParams(text).getAll("lane"), ["d2"]);
 });
 
+test("a card of a lesson is all that the address says: it makes the runs and the view again", () => {
+  const lesson = { lesson: "two-stages", card: 3 };
+  const text = pure.addressOf("prompt=a&lane=none", { ...usual, tab: "cache", lesson });
+  assert.equal(text, "lesson=two-stages&card=3");
+  assert.equal(pure.asksForRuns(text), false);
+  assert.deepEqual(plain(pure.viewOf(text)), { lesson: "two-stages", card: "3" });
+});
+
 test("a prompt survives whatever is in it", () => {
   const prompt = "a&b=c, ~ / % + ü\n[x]?";
   const text = pure.addressOf(new URLSearchParams({ prompt }).toString(), {

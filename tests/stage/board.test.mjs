@@ -71,6 +71,23 @@ test("a start joins its board, replaces the run of its lane, or begins another b
   assert.equal(pure.applyToBoard(held, start("b", 1)).lane, 2); // the lane in hand stays the same lane
 });
 
+test("a board that becomes the visitor's own keeps its lanes under other keys", () => {
+  const b = board(...lane("a", 0, LEFT), ...lane("b", 1, LEFT)),
+    { key } = b,
+    runs = { a: "a2", b: "b2" };
+  pure.applyToBoard(b, { k: "keys", board: "another", to: "mine", runs });
+  assert.deepEqual([b.key, b.lanes[0].key], [key, "a"]);
+  pure.applyToBoard(b, { k: "keys", board: key, to: "mine", runs });
+  pure.applyToBoard(b, { k: "pause", run: "b2" });
+  assert.deepEqual([b.key, b.lanes.map((one) => one.key)], ["mine", ["a2", "b2"]]);
+  assert.equal(b.lanes[1].paused, true);
+  pure.applyToBoard(b, start("c", 2, { board: "mine" }));
+  assert.deepEqual(
+    b.lanes.map((one) => one.key),
+    ["a2", "b2", "c"],
+  );
+});
+
 test("the clock of a board outlives it; unknown events change nothing; a link is kept", () => {
   const b = board(
     ...lane("a", 0, LEFT),
@@ -79,7 +96,8 @@ test("the clock of a board outlives it; unknown events change nothing; a link is
   );
   assert.equal(b.link, "lane=none");
   b.clock = "ms";
-  assert.equal(pure.applyToBoard(b, start("z", 0, { board: "other" })).clock, "ms");
+  const next = pure.applyToBoard(b, start("z", 0, { board: "other" }));
+  assert.deepEqual([next.clock, next.link], ["ms", "lane=none"]); // it came just before
 });
 
 test("on steps all lanes stand at the same step, those that have ended at their last", () => {

@@ -164,16 +164,36 @@ test("how far it is, in words, each name once", () => {
   assert.equal(pure.nowWords([[["policy.rollout_p", "=", 0.1]]], {}), "rollout p not yet");
 });
 
-test("the policies that a query asks for", () => {
-  assert.deepEqual(
-    plain(
-      pure.policiesAsked(
-        "prompt=a&lane=none/pc,sigma=1&lane=d2,current_k=8&lane=prefix~8,refresh=all",
-      ),
-    ),
-    ["none", "d2", "prefix"],
-  );
-  assert.deepEqual(plain(pure.policiesAsked("trace=x")), []);
+test("a query asks for the same runs whatever it says of the view, and for so many lanes", () => {
+  const query = "prompt=a%20b&lane=none/pc,sigma=1&lane=prefix~8,refresh=all";
+  assert.equal(pure.sameRuns(query, `prompt=a+b&tab=cache&${query.slice(13)}&at=3`), true);
+  assert.equal(pure.sameRuns(query, query.replace("sigma=1", "sigma=2")), false);
+  assert.equal(pure.sameRuns(query, null), false);
+  assert.equal(pure.sameRuns("trace=x", "trace=x"), true);
+  assert.equal(pure.lanesAsked(query), 2);
+  assert.equal(pure.lanesAsked("trace=x"), 0);
+});
+
+const VIEW = { left: 0, top: 0, width: 1400, height: 900 };
+const CARD = { width: 330, height: 500 };
+const placed = (left, top, width, height, view = VIEW) => {
+  const ring = { left, top, width, height },
+    place = pure.placeBeside(ring, CARD, view);
+  assert.ok(place.left >= view.left && place.left + CARD.width <= view.left + view.width);
+  assert.ok(place.top >= view.top && place.top + CARD.height <= view.top + view.height);
+  return { ...place, covered: pure.overlap(place, ring) };
+};
+
+test("a card is beside what it points at, or below or above, and never over it if there is room", () => {
+  assert.deepEqual(placed(400, 100, 900, 300), { left: 46, top: 100, ...CARD, covered: 0 });
+  assert.ok(placed(20, 600, 330, 250).left > 350); // a control on the left
+  assert.ok(placed(100, 20, 1290, 200).top > 220); // as wide as the page: below
+  assert.ok(placed(100, 600, 1290, 280).top + CARD.height < 600); // or above
+  for (let left = 0; left < 1300; left += 100)
+    for (let top = 0; top < 850; top += 50) assert.equal(placed(left, top, 60, 40).covered, 0);
+  assert.ok(placed(0, 0, 1400, 900).covered > 0); // no room: in a corner
+  const shown = { left: 0, top: 2000, width: 1400, height: 900 };
+  assert.equal(placed(400, 2100, 900, 300, shown).top, 2100);
 });
 
 const glossary = pure.readGlossary({

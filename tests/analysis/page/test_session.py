@@ -6,11 +6,12 @@ import pickle
 import pytest
 
 import d2cache
-from analysis.page import controls
+from analysis.page import controls, stored
 from analysis.page.controls import asked_of, values_of
 from analysis.page.host import Host
-from analysis.page.query import Asked, Lane
+from analysis.page.query import Asked, Lane, Link, name_lanes
 from analysis.page.session import Session, Sessions, first_problem
+from analysis.tools import stored_runs
 from d2cache import CachePolicy, Decoder, Edit
 
 SUM = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
@@ -195,6 +196,72 @@ def test_a_what_if_leaves_its_parent_at_the_step(session):
     assert changes[0]["said"][0] == "Lane 2 continues from step 4: see Compare."
     start = next(e for e in events(changes) if e["k"] == "start")
     assert (start["branch"]["lane"], start["branch"]["step"]) == (0, 3)
+
+
+def test_what_is_stored_is_shown_at_once_with_its_controls_and_without_a_model():
+    here = Host({"never/there": "never/there"})
+    session = Sessions(here).of("pupil")
+    for query in [*stored_runs.queries(), f"{stored.OPENING}&turns=0"]:
+        (filled,), (shown,) = session.fill(query, usual()), session.follow(query, usual())
+        asked = Asked(**Link.parse(query).settings)
+        assert asked_of(usual() | filled).lanes == asked.lanes[:1] and "model" not in filled
+        assert not here.models.state and "Press Run for a live one." in shown["said"][0]
+        told = events([shown])
+        assert told[0] == {"k": "link", "board": session.board.key, "query": asked.query()}
+        assert [e["name"] for e in told if e["k"] == "start"] == name_lanes(asked.lanes)
+        ends = [e["status"] for e in told if e["k"] == "end"]
+        assert ends == ["done"] * len(asked.lanes)
+        seen = {e["run"] for e in told if e["k"] == "truth"}
+        assert len(seen) == (len(asked.lanes) if asked.truth else 0)
+    assert d2cache.Trace.load(shown["download"]).run["policy"] == "none"
+
+
+def test_a_setting_changed_or_run_pressed_makes_a_live_run(session):
+    (shown,) = session.follow(stored.OPENING, usual())
+    board = session.board
+    list(session.follow(f"{stored.OPENING}&gen=8", usual()))
+    assert session.board is not board and session.board.runs[0].model is not None
+    list(session.run(usual(prompt=first_problem().prompt)))
+    assert not events(list(session.step(usual())))[1]["stored"]
+
+
+def test_a_what_if_and_another_lane_on_stored_runs_are_live(session):
+    list(session.follow(stored.OPENING, usual()))
+    parent = session.board.runs[1]
+    changes = list(session.follow(f"branch={parent.key}~{Edit(3, refresh='all')}", usual()))
+    start = next(e for e in events(changes) if e["k"] == "start")
+    assert not start["stored"] and (start["lane"], start["branch"]["lane"]) == (2, 1)
+    assert said(changes)[0].startswith("Done. none: ")
+    first = asked_of(usual(gen_length=64, prompt=first_problem().prompt))
+    list(session.add_lane(usual() | values_of(first) | {"policy": "dual"}))
+    assert [run.lane.policy for run in session.board.runs] == ["none", "d2", "d2", "dual"]
+
+
+def test_the_opening_becomes_the_visitors_own_when_they_add_to_it(session, host):
+    shared = host.opening()
+    edit = f"branch={shared.runs[1].key}~{Edit(3, refresh='all')}"
+    changes = list(session.follow(edit, usual()))
+    own = session.board
+    renamed, start = (next(e for e in events(changes) if e["k"] == k) for k in ("keys", "start"))
+    assert len(own.runs) == 3 and len(shared.runs) == 2 and shared is host.opening()
+    assert (renamed["board"], renamed["to"]) == (shared.key, own.key) and start["board"] == own.key
+    called = {old.key: new.key for old, new in zip(shared.runs, own.runs[:2], strict=True)}
+    assert renamed["runs"] == called
+    other = Sessions(host).of("other")
+    opening = asked_of(usual() | values_of(shared.wanted))
+    added = list(other.add_lane(usual() | values_of(opening) | {"policy": "dual"}))
+    assert [e["lane"] for e in events(added) if e["k"] == "start"] == [2]
+    list(other.run(usual()))
+    (only,) = other.follow(edit, usual())  # the opening is no longer on the stage
+    assert only["said"][1] == "error"
+    host.boards.drop("other")
+
+
+def test_a_run_that_stored_ones_take_the_place_of_sends_nothing_more(session):
+    changes = session.run(usual(gen_length=64))
+    next(changes), next(changes)
+    list(session.follow(stored.OPENING, usual()))
+    assert list(changes) == [] and len(session.board.runs) == 2
 
 
 def test_only_the_owner_of_a_run_can_branch_off_it(session, host):
