@@ -38,7 +38,8 @@ RUN_WORDS = (*TEXTS, *WHOLE, *SWITCHES, LANE, TRACE, BRANCH)  # what to run
 VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card", "teach")  # what to look at
 EDIT_MARK, DECODER_MARK, KNOB_MARK = "~", "/", ","  # begin an edit, a decoder, a knob
 
-TABS = ("watch", "stage", "compare", "cache", "attention", "truth", "token", "figures")  # of the stage
+# of the stage
+TABS = ("watch", "stage", "compare", "cache", "attention", "truth", "token", "figures")
 CLOCKS = ("step", "ms", "flops")  # what the lanes race by
 
 

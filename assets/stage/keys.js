@@ -38,7 +38,7 @@ class Keys {
       { transport } = page;
     const actions = {
       ArrowLeft: () => transport.by(-1),
-      ArrowRight: () => transport.by(1),
+      ArrowRight: () => transport.forward(),
       Home: () => transport.goto(0),
       End: () => transport.end(),
       " ": () => transport.toggle(),

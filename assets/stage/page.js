@@ -148,6 +148,15 @@ class Page {
     return this.options.offline && !this.canShow(query) ? undefined : this.options.send?.(query);
   }
 
+  // Presses a button that the page has for a live run: pause, resume, step or stop.
+  press(name) {
+    this.options.press?.(name);
+  }
+
+  get presses() {
+    return Boolean(this.options.press);
+  }
+
   destroy() {
     cancelAnimationFrame(this.frame);
   }

@@ -57,14 +57,16 @@ class Transport {
       h("i", "d2-lamp"),
       h("span", "", { textContent: "live" }),
     );
-    const { back, play, next, range, speed, lamp } = this,
+    this.halt = iconButton("stop", "End the run here");
+    const { back, play, next, halt, range, speed, lamp } = this,
       point = { "data-point": POINTS.scrubber };
-    this.el = h("div", "d2-transport", point, back, play, next, range, speed, lamp);
+    this.el = h("div", "d2-transport", point, back, play, next, halt, range, speed, lamp);
   }
 
   listen(on) {
     on(this.back, "click", () => this.by(-1));
-    on(this.next, "click", () => this.by(1));
+    on(this.next, "click", () => this.forward());
+    on(this.halt, "click", () => this.page.press("stop"));
     on(this.play, "click", () => this.toggle());
     on(this.lamp, "click", () => this.end());
     on(this.range, "input", () => this.goto(Number(this.range.value)));
@@ -88,8 +90,27 @@ class Transport {
     this.goto(nextMoment(this.page.board, this.at, n));
   }
 
+  // At the newest step of a run that is paused, one more is made.
+  forward() {
+    if (this.going?.paused && this.at >= this.last()) {
+      this.live = true;
+      this.page.press("step");
+    } else this.by(1);
+  }
+
   end() {
     this.goto(this.last(), true);
+  }
+
+  // A lane that is not at its end and can be told what to do; undefined: there is none.
+  get going() {
+    const { board, presses } = this.page;
+    return presses ? board.lanes.find((lane) => lane.status === "running") : undefined;
+  }
+
+  // Whether a run is being watched while it is made.
+  get running() {
+    return this.live && Boolean(this.going) && !this.going.paused;
   }
 
   // Called before each frame is painted.
@@ -115,12 +136,14 @@ class Transport {
 
   // ---- replay
 
+  // A run that is being made is paused and goes on; one that was made is played again.
   toggle() {
-    if (!this.playing) {
-      this.start();
-      return;
-    }
-    this.stop();
+    if (this.running) this.page.press("pause");
+    else if (this.playing) this.stop();
+    else if (this.going?.paused && this.at >= this.last()) {
+      this.live = true;
+      this.page.press("resume");
+    } else this.start();
     this.page.schedule();
   }
 
@@ -128,7 +151,6 @@ class Transport {
     if (this.last() <= 0) return;
     if (this.at >= this.last()) this.at = 0;
     this.live = false;
-    this.play.show("pause", "Pause");
     this.tickedAt = performance.now();
     this.due = 0; // of the clock, not yet shown
     this.playing = requestAnimationFrame((now) => this.tick(now));
@@ -186,7 +208,6 @@ class Transport {
   stop() {
     cancelAnimationFrame(this.playing);
     this.playing = 0;
-    this.play.show("play", "Play");
   }
 
   // ---- painting
@@ -199,7 +220,10 @@ class Transport {
     range.value = Math.max(0, at);
     range.setAttribute("aria-valuetext", this.placeText());
     this.back.disabled = at <= 0;
-    this.next.disabled = at >= this.last();
+    this.next.disabled = at >= this.last() && !this.going?.paused;
+    const moving = this.playing !== 0 || this.running;
+    this.play.show(...(moving ? ["pause", "Pause"] : ["play", "Play"]));
+    this.halt.hidden = !this.going;
     const going = board.lanes.find((lane) => lane.status === "running") ?? run;
     lamp.classList.toggle("d2-on", live && going.status === "running");
     lamp.classList.toggle("d2-paused", going.paused);
