@@ -62,12 +62,12 @@ class WatchLane {
   // A token's place is as wide as the token that ends up in it: nothing moves while masks are filled.
   reserve(run) {
     const chips = this.chips.slice(run.P),
-      style = getComputedStyle(chips[0]);
+      widthOf = ruler(getComputedStyle(chips[0]));
     chips.forEach((chip, g) => {
       const text = writeAt(run, run.P + g, run.records.length)?.text;
       if (text === undefined) return;
       const shown = run.eos.has(text) ? "end" : visible(text).trim();
-      chip.style.width = `${(widthOf(shown, style) + 0.6).toFixed(2)}em`;
+      chip.style.width = `${(widthOf(shown) + 0.6).toFixed(2)}em`;
     });
   }
 
@@ -83,12 +83,11 @@ class WatchLane {
   }
 }
 
-const measuring = document.createElement("canvas").getContext("2d");
-
-// Width of a text in em.
-function widthOf(text, { font, fontSize }) {
-  measuring.font = font;
-  return measuring.measureText(text).width / parseFloat(fontSize);
+// Measures the width of a text in em.
+function ruler({ font, fontSize }) {
+  const context = h("canvas").getContext("2d");
+  context.font = font;
+  return (text) => context.measureText(text).width / parseFloat(fontSize);
 }
 
 class WatchView {
