@@ -220,9 +220,10 @@ def test_a_card_fits_a_phone_and_keeps_off_what_it_points_at(tab):
     tab.set_viewport_size({"width": 360, "height": 700})
     begin(tab, "two-stages")
     on_card(tab, LESSONS["two-stages"], 1)
-    tab.wait_for_function(  # the page glides
-        "() => { const at = document.querySelector('.d2-ring').getBoundingClientRect();"
-        " return at.top > 0 && at.top < document.querySelector('.d2-coach').offsetTop; }"
+    tab.wait_for_function(  # the page glides; the clock stays at the top
+        """() => { const [clock, ring, card] = ['.d2-topbar', '.d2-ring', '.d2-coach'].map((s) =>
+              document.querySelector(s).getBoundingClientRect());
+            return clock.bottom <= ring.top && ring.top < card.top; }"""
     )
     card, ring = (tab.locator(s).bounding_box() for s in (".d2-coach", ".d2-ring"))
     assert card["x"] >= 0 and card["x"] + card["width"] <= 360
