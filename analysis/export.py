@@ -2,6 +2,7 @@
 
 python -m analysis.export run.safetensors [more.safetensors] -o page.html   several: side by side
 python -m analysis.export --bundled -o index.html                           the stored runs
+python -m analysis.export --lessons -o lessons.html                         the lessons
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis.page.export import bundled_page, lanes, page, prompt_of
+from analysis.page.export import bundled_page, lanes, lessons_page, page, prompt_of
 from d2cache import Trace
 
 
@@ -22,12 +23,13 @@ def main(argv=None) -> int:
     parser.add_argument("-o", "--out", required=True, help="the file to write")
     parser.add_argument("--title", default=None, help="default: the first run's prompt")
     parser.add_argument("--bundled", action="store_true", help="the stored runs, with a choice")
+    parser.add_argument("--lessons", action="store_true", help="the lessons with their runs")
     args = parser.parse_args(argv)
     try:
-        if args.bundled == bool(args.traces):
-            raise ValueError("give trace files, or --bundled, and not both")
-        if args.bundled:
-            text = bundled_page()
+        if [args.bundled, args.lessons, bool(args.traces)].count(True) != 1:
+            raise ValueError("give trace files, or --bundled, or --lessons, and only one of them")
+        if args.bundled or args.lessons:
+            text = bundled_page() if args.bundled else lessons_page()
         else:
             traces = [Trace.load(file) for file in args.traces]
             text = page(lanes(traces), args.title or prompt_of(traces[0])[:120])

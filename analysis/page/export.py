@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html
 import json
@@ -10,13 +11,15 @@ from collections.abc import Sequence
 
 from analysis.page import bundle, stored
 from analysis.page.events import message, trace_events
-from analysis.page.lessons import glossary
-from analysis.page.query import MOST_LANES, name_runs
+from analysis.page.lessons import glossary, lessons, queries
+from analysis.page.query import MOST_LANES, Asked, Link, name_lanes, name_runs
 from d2cache import Trace
 
 # The look of what surrounds the stage.
 STYLE = bundle.STAGE.parent / "page" / "export.css"
 START = f"{bundle.GLOBAL}.play();"  # see assets/stage/player.js
+START_LESSONS = f"{bundle.GLOBAL}.playLessons();"  # see assets/stage/lesson-file.js
+RUNS_TAG = "d2-runs"  # id of the tag with the runs of the lessons
 
 
 # ------------------------------------------------------------------------------ one file
@@ -53,13 +56,6 @@ def _lines(events: Sequence) -> str:
 
 def _document(title: str, stories: list[tuple], view=None) -> str:
     """stories: (name, title, text, one message per line); several are offered as buttons."""
-    code = [bundle.scripts(), START]
-    # nothing is loaded, nothing is sent, and no script runs but these
-    allowed = " ".join(f"'sha256-{_digest(text)}'" for text in code)
-    policy = (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
     many = len(stories) > 1
     picks = "".join(
         f'<button type="button" aria-pressed="false">{html.escape(one[1])}</button>'
@@ -72,6 +68,20 @@ def _document(title: str, stories: list[tuple], view=None) -> str:
         f'data-words="{html.escape(words)}">{bundle.inert(lines)}</script>'
         for name, _, words, lines in stories
     )
+    texts = {"glossary": glossary(), "view": view or {}}
+    return _file(title, "A recorded run", pick + said, texts, data, START)
+
+
+def _file(title: str, what: str, above: str, texts: dict, data: str, start: str) -> str:
+    """The file around a stage. what: it holds; above: the stage, HTML; texts: see `bundle.data`;
+    data: tags with the runs; start: the script that plays them."""
+    code = [bundle.scripts(), start]
+    # nothing is loaded, nothing is sent, and no script runs but these
+    allowed = " ".join(f"'sha256-{_digest(text)}'" for text in code)
+    policy = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
     style = STYLE.read_text(encoding="utf-8") + bundle.styles()
     return "\n".join(
         [
@@ -80,10 +90,10 @@ def _document(title: str, stories: list[tuple], view=None) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(title)}</title>",
             f"<style>{style}</style>\n</head>\n<body>\n<main>",
-            f'<h1>{html.escape(title)}</h1>{pick}{said}<div id="stage"></div>',
-            "<footer>A recorded run, in one file: nothing is loaded from anywhere, and nothing is "
+            f'<h1>{html.escape(title)}</h1>{above}<div id="stage"></div>',
+            f"<footer>{what}, in one file: nothing is loaded from anywhere, and nothing is "
             "computed. The live page is the d2Cache explorer.</footer>\n</main>",
-            bundle.data({"glossary": glossary(), "view": view or {}}),
+            bundle.data(texts),
             data,
             *(f"<script>{text}</script>" for text in code),
             "</body>\n</html>\n",
@@ -113,6 +123,38 @@ def bundled_page() -> str:
         for name, one in stored.listed().items()
     ]
     return _document("How caching works in a diffusion language model", stories)
+
+
+def lessons_page() -> str:
+    """One HTML file with the lessons and their runs: a page that needs no server."""
+    wanted = [stored.OPENING, *queries()]
+    title = "How caching works in a diffusion language model: six short lessons"
+    packed = gzip.compress(json.dumps(_runs_of(wanted), separators=(",", ":")).encode(), mtime=0)
+    data = (
+        f'<script type="application/octet-stream" id="{RUNS_TAG}">'
+        f"{base64.b64encode(packed).decode()}</script>"
+    )
+    texts = {"glossary": glossary(), "lessons": lessons()}
+    return _file(title, "Lessons and their recorded runs", "", texts, data, START_LESSONS)
+
+
+def _runs_of(wanted: Sequence[str]) -> dict:
+    """{lanes: {key: [event]}, runs: {query: [[key, name of the lane there]]}} of stored queries;
+    each lane once, and once more where its exact passes are shown as well."""
+    told: dict[str, list[dict]] = {}
+    runs: dict[str, list[list[str]]] = {}
+    for query in wanted:
+        asked = Asked(**Link.parse(query).settings)
+        found = stored.lanes(asked)
+        if found is None:
+            raise ValueError("no stored runs; run python -m analysis.tools.stored_runs lanes")
+        runs[query] = []
+        for label, (name, trace, looks) in zip(name_lanes(asked.lanes), found, strict=True):
+            key = name + (" truth" if looks else "")
+            if key not in told:
+                told[key] = trace_events(trace, key, looks=looks)
+            runs[query].append([key, label])
+    return {"lanes": told, "runs": runs}
 
 
 def prompt_of(trace: Trace) -> str:

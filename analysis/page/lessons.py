@@ -109,6 +109,12 @@ def lessons(folder: Path = FOLDER) -> list[dict]:
     return [_Reader(path, terms).lesson() for path in files]
 
 
+def queries(folder: Path = FOLDER) -> list[str]:
+    """What the cards of all lessons run, each once."""
+    acts = (dict(card["acts"]) for one in lessons(folder) for card in one["cards"])
+    return list(dict.fromkeys(one["run"] for one in acts if "run" in one))
+
+
 def glossary(path: Path = FOLDER / "glossary.md") -> dict[str, str]:
     """Term or synonym -> its text, plain, in the order of the file."""
     return _named_texts(path)

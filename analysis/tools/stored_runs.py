@@ -22,6 +22,7 @@ from analysis.page import lessons, stored
 from analysis.page.query import Asked, Link
 from analysis.page.stored import ASSETS
 from analysis.probes import Look, Truth
+from d2cache.canvas import CANDIDATES
 from d2cache.teaching import tasks
 
 FOLDER = ASSETS / "traces"
@@ -193,10 +194,8 @@ def write_index() -> None:
 
 def queries() -> list[str]:
     """What the lessons, the presets and the opening ask for."""
-    cards = [card for one in lessons.lessons() for card in one["cards"]]
-    runs = [acts["run"] for acts in (dict(card["acts"]) for card in cards) if "run" in acts]
     presets = [one["query"] for one in lessons.presets()]
-    found = dict.fromkeys([*runs, *presets, stored.OPENING])
+    found = dict.fromkeys([*lessons.queries(), *presets, stored.OPENING])
     return [query for query in found if Link.parse(query).settings]
 
 
@@ -241,12 +240,29 @@ def keep_lane(name: str, asked: Asked, model: d2cache.Model) -> None:
     """Save the fastest of several recordings of a lane, which differ only in their times."""
     made = (record_lane(asked, model) for _ in range(REPEATS))
     trace, looks = min(made, key=lambda pair: pair[0].seconds.sum())
-    trace.save(stored.lane_file(name))
-    narrow(stored.lane_file(name))
+    for most in range(CANDIDATES, 0, -1):  # of the masked positions; those written keep all
+        with_guesses(trace, most).save(stored.lane_file(name))
+        narrow(stored.lane_file(name))
+        if stored.lane_file(name).stat().st_size <= LARGEST:
+            break
     if looks:
         stored.save_looks(name, looks)
     size = stored.lane_file(name).stat().st_size
     print(f"{name}: {len(trace.seconds)} steps, {size / 1e3:.0f} kB: {asked.prompt[:40]!r}")
+
+
+def with_guesses(trace: d2cache.Trace, most: int) -> d2cache.Trace:
+    """A trace with at most so many guesses for each prediction, the likeliest ones."""
+    if trace.guess_count is None or trace.guess is None or trace.guess_share is None:
+        return trace
+    first = np.cumsum(trace.guess_count, dtype=np.int64) - trace.guess_count
+    kept = np.arange(len(trace.guess)) - np.repeat(first, trace.guess_count) < most
+    return replace(
+        trace,
+        guess_count=np.minimum(trace.guess_count, most).astype(np.uint8),
+        guess=trace.guess[kept],
+        guess_share=trace.guess_share[kept],
+    )
 
 
 def narrow(file: Path) -> None:

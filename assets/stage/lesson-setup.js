@@ -5,7 +5,7 @@ import { lanesAsked, sameRuns } from "./lesson-state.js";
 const OFFLINE =
   "This card needs the running app: nothing can be run here, so read on with the run on view.";
 const PHONE = "(max-width: 700px)"; // the card is at the bottom there, as wide as the page
-const CLOCK = 110; // pixels above what is scrolled to, where the clock stays
+const ROOM = 24; // pixels above and below what is scrolled to, for the ring
 
 class CardSetup {
   // say: shows a sentence on the card
@@ -124,7 +124,7 @@ class Ring {
   move(el) {
     if (this.el === el) return;
     this.el?.classList.remove("d2-ring");
-    if (this.el) this.el.style.scrollMarginBottom = "";
+    if (this.el) this.el.style.scrollMarginBlock = "";
     this.el = el;
     if (el) this.bringIntoView(el);
   }
@@ -132,12 +132,18 @@ class Ring {
   bringIntoView(el) {
     el.classList.add("d2-ring");
     const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches,
-      below = globalThis.matchMedia(PHONE).matches ? this.card.offsetHeight + 32 : 32,
-      room = innerHeight - below - CLOCK,
-      block = el.offsetHeight > room ? "start" : "nearest"; // its beginning, if not all of it fits
-    el.style.scrollMarginBottom = `${below}px`;
+      above = ROOM + this.clockHeight(),
+      below = ROOM + (globalThis.matchMedia(PHONE).matches ? this.card.offsetHeight : 0),
+      fits = el.offsetHeight <= innerHeight - above - below,
+      block = fits ? "nearest" : "start"; // its beginning, if not all of it can be seen
+    el.style.scrollMarginBlock = `${above}px ${below}px`;
     el.scrollIntoView({ block, inline: "nearest", behavior: calm ? "auto" : "smooth" });
     this.place();
+  }
+
+  // The clock stays at the top while the page is scrolled.
+  clockHeight() {
+    return this.root.querySelector(".d2-topbar")?.offsetHeight ?? 0;
   }
 
   // Puts the card where it does not cover what it points at; on a phone it is at the bottom.

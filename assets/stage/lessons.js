@@ -52,7 +52,7 @@ class LessonList {
   addRow(i, onclick) {
     const lesson = this.lessons[i],
       mark = h("span", "d2-lessons-mark", { role: "img" }),
-      more = { textContent: ` ${lesson.summary} ${minutesOf(lesson)}.` },
+      more = { textContent: `${lesson.summary} ${minutesOf(lesson)}.` },
       text = h(
         "span",
         "",

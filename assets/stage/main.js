@@ -2,6 +2,7 @@
  * that plays its own runs, `mount` for a stage alone. */
 import { open } from "./address.js";
 import { pageData } from "./dom.js";
+import { playLessons } from "./lesson-file.js";
 import { mount } from "./mount.js";
 import { play } from "./player.js";
 
@@ -15,6 +16,11 @@ const D2Stage = {
   },
   play() {
     D2Stage.stage = play(pageData());
+    return D2Stage.stage;
+  },
+  async playLessons() {
+    const [host, runs] = ["stage", "d2-runs"].map((id) => document.getElementById(id));
+    D2Stage.stage = await playLessons(host, runs.textContent, pageData());
     return D2Stage.stage;
   },
   mount,

@@ -20,14 +20,14 @@ def model():
     return d2cache.load("tiny", device="cpu")
 
 
-def done(tab, lanes: int = 1, old: str = ""):
-    """Until a board other than the old one has that many finished lanes."""
+def done(tab, lanes: int = 1, old: str = "", says: str = "Done"):
+    """Until a board other than the old one has that many finished lanes, and the page says so."""
     tab.wait_for_function(
         """([lanes, old]) => { const s = D2Stage.stage.state();
         return s.board !== old && s.lanes === lanes && s.status !== 'running'; }""",
         arg=[lanes, old or "stored-d2-word"],
     )
-    wait_said(tab, "Done")
+    wait_said(tab, says)
 
 
 def answers(tab) -> list[str]:
@@ -222,12 +222,12 @@ def test_who_asks_for_the_next_thing_before_the_last_is_there_gets_the_next(tab)
 
 
 @pytest.mark.parametrize("preset", lessons.presets(), ids=lambda p: p["key"])
-def test_each_preset_runs_and_tells_its_story(tab, preset):
+def test_each_preset_shows_its_runs_and_tells_its_story(tab, preset):
     open_compare(tab)
     tab.locator("#preset input").click()
     tab.locator("[data-testid=dropdown-option]", has_text=preset["title"]).click()
     lanes = preset["query"].count("lane=")
-    done(tab, lanes)
+    done(tab, lanes, says="Stored runs.")
     assert lanes >= 2 and all(a.strip() for a in answers(tab))
     assert preset["story"][:60] in tab.inner_text("#comparing")
 
@@ -241,7 +241,7 @@ def test_a_story_goes_when_another_run_comes_and_comes_once(tab):
     preset = lessons.presets()[-1]
     tab.locator("#preset input").click()
     tab.locator("[data-testid=dropdown-option]", has_text=preset["title"]).click()
-    done(tab, preset["query"].count("lane="))
+    done(tab, preset["query"].count("lane="), says="Stored runs.")
     board = state(tab)["board"]
     tab.wait_for_timeout(1000)  # a second one would have begun
     assert tab.evaluate("[...boards].filter(b => b !== 'stored-d2-word').length") == 1

@@ -1,5 +1,7 @@
 """What is taken along: the page in one file, the notebook cell, the stored runs."""
 
+import base64
+import gzip
 import html.parser
 import json
 import random
@@ -12,9 +14,9 @@ import pytest
 import d2cache
 from analysis import bench
 from analysis import export as command
-from analysis.page import bundle, export, notebook, stored
+from analysis.page import bundle, export, lessons, notebook, stored
 from analysis.page.events import message, trace_events
-from analysis.page.query import name_runs
+from analysis.page.query import Asked, Link, name_runs
 from analysis.tools.stored_runs import STORIES, answer_is_right
 from d2cache.teaching import tasks
 
@@ -312,6 +314,23 @@ def test_the_static_page_holds_every_stored_run_and_is_small(tmp_path):
         start = events[0][0]
         assert start["policy"] == story.policy and start["decoder"] == story.decoder
         assert not start["stored"]  # no words about a live page
+
+
+def test_the_page_of_lessons_is_small_and_holds_what_every_card_runs(tmp_path):
+    out = tmp_path / "lessons.html"
+    assert command.main(["--lessons", "-o", str(out)]) == 0
+    assert out.stat().st_size < 1.5e6
+    page = Parsed(out.read_text())
+    (packed,) = (text for attrs, text in page.all("script") if attrs.get("id") == "d2-runs")
+    held = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert set(held["runs"]) == {stored.OPENING, *lessons.queries()}
+    for query, lanes in held["runs"].items():
+        asked = Asked(**Link.parse(query).settings)
+        for lane, (key, _) in zip(asked.lanes, lanes, strict=True):
+            start, *rest, end = held["lanes"][key]
+            assert start["policy"] == lane.policy and not start["stored"] and end["k"] == "end"
+            assert asked.truth == any(event["k"] == "truth" for event in rest)
+    assert command.main(["--lessons", "--bundled", "-o", str(out)]) == 2
 
 
 def test_stored_runs_by_name():

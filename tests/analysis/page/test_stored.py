@@ -80,6 +80,18 @@ def test_numbers_in_fewer_bytes_are_the_same_numbers():
         assert small.dtype == kind and np.array_equal(small, array, equal_nan=True)
 
 
+def test_fewer_guesses_are_the_likeliest_of_each_prediction(model):
+    (lane,) = asked_by("prompt=2 %2B 3?&gen=8&lane=none").lanes
+    steps = d2cache.generate(model, model.encode("2 + 3?"), lane.make_policy(), gen_length=8)
+    trace = d2cache.Trace.record(steps)
+    fewer = stored_runs.with_guesses(trace, 2)
+    assert trace.guess_count.max() > 2 == fewer.guess_count.max()
+    for step in range(len(trace.seconds)):
+        for position, (ids, shares) in trace.guesses(step).items():
+            kept = fewer.guesses(step)[position]
+            assert kept[0].tolist() == ids[:2].tolist() and (kept[1] == shares[:2]).all()
+
+
 def test_only_exactly_what_was_asked_is_taken_from_the_files(host):
     asked = asked_by(stored.OPENING)
     assert host.stored_lanes(asked) is not None
