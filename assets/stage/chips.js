@@ -47,7 +47,14 @@ function paintChip(el, p, look) {
     is = `${d.state}|${d.eos}|${fill}|${picked}|${guess ? `?${guess.text}|${guess.conf}` : d.text}`;
   if (el.was === is) return; // most chips stay as they are from step to step
   el.was = is;
-  const marks = { masked: d.masked, guessed: guess, ending: guess && run.eos.has(guess.text), eos: d.eos, filled: fill, picked },
+  const marks = {
+      masked: d.masked,
+      guessed: guess,
+      ending: guess && run.eos.has(guess.text),
+      eos: d.eos,
+      filled: fill,
+      picked,
+    },
     names = [d.state, ...Object.keys(marks).filter((name) => marks[name])];
   el.className = `d2-chip ${names.map((name) => `d2-${name}`).join(" ")}`;
   el.textContent = d.eos ? "end" : d.masked ? guessText(run, guess) : visible(d.text);

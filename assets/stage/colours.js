@@ -61,4 +61,16 @@ function colourAt(name, value, dark) {
 
 const massShade = (mass) => (Math.log2(mass) - MASS_LOG2[0]) / (MASS_LOG2[1] - MASS_LOG2[0]);
 
-export { WRITTEN_NOW, COMPUTED, MASKED_NOW, RAMPS, PAPER, MASS_LOG2, rgb, mixed, css, colourAt, massShade };
+export {
+  WRITTEN_NOW,
+  COMPUTED,
+  MASKED_NOW,
+  RAMPS,
+  PAPER,
+  MASS_LOG2,
+  rgb,
+  mixed,
+  css,
+  colourAt,
+  massShade,
+};

@@ -1,5 +1,6 @@
 /* The tabs, in their order, and the other parts of the page: a new one is added here. */
 import { part as exportMenu } from "./export.js";
+import { part as folds } from "./folds.js";
 import { part as lessons } from "./lessons.js";
 import { tab as viewAttention } from "./view-attention.js";
 import { tab as viewCache } from "./view-cache.js";
@@ -20,6 +21,6 @@ const TABS = [
   viewToken,
   viewFigures,
 ];
-const PARTS_OF_PAGE = [lessons, exportMenu];
+const PARTS_OF_PAGE = [lessons, exportMenu, folds];
 
 export { TABS, PARTS_OF_PAGE };

@@ -49,7 +49,10 @@ test("the sentence says what was written out of turn, and who computed how much"
   assert.match(pure.watchWords(b, [-1, -1]), /4 masks/);
   assert.match(pure.watchWords(b, [0, 0]), /every position is computed; .*'b'.*on its left/);
   const second = pure.watchWords(b, [1, 1]);
-  assert.match(second, /^'a' becomes text\. Computed: 6 positions without a cache, 2 with d2Cache\./);
+  assert.match(
+    second,
+    /^'a' becomes text\. Computed: 6 positions without a cache, 2 with d2Cache\./,
+  );
   assert.match(pure.watchWords(b, [2, 2]), /the end mark.*on its left/);
 });
 
@@ -64,7 +67,13 @@ test("the end says whether the answers are the same, by the tokens", () => {
 test("a mask shows the guess made last, as sure as it was then", () => {
   const plane = (...codes) => b64(codes),
     more = [
-      { g: [[0, "x"], [2, "z"]], c: plane(128, 0, 255, 0) },
+      {
+        g: [
+          [0, "x"],
+          [2, "z"],
+        ],
+        c: plane(128, 0, 255, 0),
+      },
       { g: [[0, "y"]], c: plane(255, 0, 0, 0) },
     ];
   const [run] = board(lane(0, "d2", [[], []], [6, 1], more)).lanes,
