@@ -130,7 +130,7 @@ def problem_shown(host: Host) -> Components:
     ui["run"] = gr.Button("Run", elem_id="run", variant="primary")
     for name in TRANSPORT:  # the stage's transport presses them
         ui[name] = gr.Button(name.title(), elem_id=name, visible="hidden")
-    first = ("Press Run to see the model do it now.", "info")
+    first = ("Press Run for a live one.", "info")
     ui["said"] = gr.HTML(notice(first), padding=False, elem_id="said")
     return ui
 
@@ -361,7 +361,7 @@ def build(host: Host) -> gr.Blocks:
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=1, min_width=260, elem_id="side"):
                 ui = side_column(host)
-            with gr.Column(scale=4, min_width=300):
+            with gr.Column(scale=4, min_width=300, elem_id="stage-column"):
                 ui["board"] = stage(host)
         knobs = [name for name in ui if "." in name]
         filled = [*CANVAS, "to_the_end", "policy", "decoder", *knobs]
@@ -391,7 +391,7 @@ def main() -> int:
         prevent_thread_lock=True,
         state_session_capacity=200,
         run_history=False,
-        footer_links=["api"],
+        footer_links=[],
     )
     server.get("/plotly.min.js")(lambda: FileResponse(PLOTLY))
     server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all

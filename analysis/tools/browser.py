@@ -98,6 +98,16 @@ def server(log: Path, **settings: str):
 
 
 @contextlib.contextmanager
+def served(address: str | None, log: Path):
+    """The address of a page that runs already, or that of one that is started for this."""
+    if address:
+        yield address
+        return
+    with server(log) as (started, _):
+        yield started
+
+
+@contextlib.contextmanager
 def open_tab(chrome, address, first_visit=False):
     """A new tab on the page; AssertionError at the end if its console had errors.
 

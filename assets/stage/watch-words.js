@@ -37,12 +37,10 @@ function outOfTurn(run, p, s) {
 function wroteWords(run, s) {
   const written = run.records[s].w.filter(([p]) => p >= run.P);
   if (!written.length) return "nothing is written";
-  if (written.length > 1) return `${written.length} words are written at once`;
+  if (written.length > 1) return `${written.length} tokens are written at once`;
   const [[p, text]] = written,
     what = run.eos.has(text) ? "the end mark" : quoted(text.trim() || text);
-  return outOfTurn(run, p, s)
-    ? `the surest guess, ${what}, becomes text, though masks on its left remain`
-    : `${what} becomes text`;
+  return outOfTurn(run, p, s) ? `${what} is written, ahead of its turn` : `${what} is written`;
 }
 
 // Who computes how much in this step: "52 positions without a cache, 15 with d2Cache".
@@ -72,7 +70,7 @@ function watchWords(board, steps) {
     shown = board.lanes[lane] ?? run;
   if (s < 0) return `Every word of the answer is masked. The model fills in ${run.G} masks.`;
   if (board.lanes.every((_, i) => progressAt(board, i, steps[i]).done)) return endWords(board);
-  if (s === 0) return `At first every position is computed; ${wroteWords(shown, 0)}.`;
+  if (s === 0) return `First every position is computed, and the surest guess is written.`;
   const wrote = wroteWords(shown, s);
   return `${wrote[0].toUpperCase()}${wrote.slice(1)}. ${computedWords(board, steps)}.`;
 }
