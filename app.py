@@ -15,7 +15,7 @@ import gradio as gr
 import plotly
 from fastapi.responses import FileResponse
 
-from analysis.page import bundle, controls, stored
+from analysis.page import bundle, controls
 from analysis.page.controls import CANVAS, Control
 from analysis.page.endpoints import Endpoints
 from analysis.page.events import message
@@ -28,8 +28,6 @@ from d2cache.registry import describe
 ASSETS = Path(__file__).parent / "assets" / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
-# on a phone the stage is far below the button
-SHOW_STAGE = "() => { if (innerWidth < 760) document.querySelector('#stage').scrollIntoView(); }"
 OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the address that the page has
 
 # How an event is handled: hidden from the API, and without Gradio's own progress display.
@@ -40,12 +38,15 @@ RUNNING = QUEUED | {"with_controls": True}
 LOADING = QUIET | {"concurrency_id": "loading", "concurrency_limit": 8}
 
 # What a run may change, by name.
-RUN = ("board", "said", "pause", "resume", "download", "awaited")
+TRANSPORT = ("pause", "resume", "step", "stop")  # of a live run; the stage has their buttons
+RUN = ("board", "said", "download", "awaited")
 
 Components = dict[str, gr.components.Component]
 
-# Gradio's own greys and orange are too pale to read
-THEME = gr.themes.Default(primary_hue="blue").set(
+# One typeface everywhere, that of the reader's system: Gradio's own has no bold letters for most
+# signs. Its greys and orange are too pale to read.
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+THEME = gr.themes.Default(primary_hue="blue", font=FONT).set(
     block_info_text_color="*neutral_600",
     block_info_text_color_dark="*neutral_300",
     button_primary_background_fill="*primary_700",
@@ -91,9 +92,15 @@ def knobs_shown(title: str, kind: str, owner: str | None) -> Components:
         return components(knobs)
 
 
-def method_shown(kind: str, label: str, chosen: str) -> Components:
-    """The choice of a policy or decoder; its text and its own knobs; the knobs that all share."""
-    ui, groups = components([controls.method_control(kind, label, chosen)]), {}
+def method_choice(kind: str, label: str, chosen: str) -> Components:
+    """The choice of a policy or decoder."""
+    return components([controls.method_control(kind, label, chosen)])
+
+
+def method_shown(ui: Components, kind: str) -> None:
+    """The text and the own knobs of the policy or decoder that is chosen; the knobs that all
+    share."""
+    groups, chosen = {}, ui[kind].value
     for entry in describe(controls.BASES[kind].registry):
         name = entry["name"]
         with gr.Group(visible=name == chosen) as groups[name]:
@@ -114,21 +121,16 @@ def method_shown(kind: str, label: str, chosen: str) -> Components:
     ui[kind].change(show_group, ui[kind], list(groups.values()), **INSTANT)
     if shared := [ui[knob] for knob in defaults[chosen]]:  # a link sets them itself
         ui[kind].input(set_defaults, ui[kind], shared, **INSTANT)
-    return ui
 
 
 def problem_shown(host: Host) -> Components:
     """The question, and the buttons that run it."""
     model, family, prompt = controls.problem_controls(host.models.offered, first_problem().prompt)
-    ui = components([model, family])
-    ui["new_problem"] = gr.Button("New problem", size="sm")
-    ui |= components([prompt])
-    with gr.Row():
-        for name in ("run", "pause", "resume", "step", "stop"):
-            style = {"variant": "primary"} if name == "run" else {"visible": name != "resume"}
-            ui[name] = gr.Button(name.title(), elem_id=name, size="sm", min_width=52, **style)
-    ui["add_lane"] = gr.Button("Add as another lane", size="sm", elem_id="beside")
-    first = ("A stored run is on the stage. Press Run for a live one.", "info")
+    ui = components([model, prompt, family]) | method_choice("policy", "Cache", "d2")
+    ui["run"] = gr.Button("Run", elem_id="run", variant="primary")
+    for name in TRANSPORT:  # the stage's transport presses them
+        ui[name] = gr.Button(name.title(), elem_id=name, visible="hidden")
+    first = ("Press Run to see the model do it now.", "info")
     ui["said"] = gr.HTML(notice(first), padding=False, elem_id="said")
     return ui
 
@@ -155,16 +157,22 @@ def files_shown() -> Components:
 
 
 def side_column(host: Host) -> Components:
-    """The controls, on the left."""
+    """The controls, on the left: what everybody needs, and one click away the rest."""
     opened = gr.Textbox(visible="hidden")  # the query that the page was opened with
     ui: Components = {"awaited": gr.State(""), "opened": opened}
     ui |= problem_shown(host)
-    ui |= method_shown("policy", "Cache policy", "d2")
-    ui |= method_shown("decoder", "Decoder", "confidence")
-    ui |= comparison_shown(host)
-    with gr.Accordion("Canvas", open=False):
-        ui |= components(controls.canvas_controls())
-    return ui | files_shown()
+    with gr.Accordion("More settings", open=False, elem_id="more"):
+        with gr.Row():
+            ui["new_problem"] = gr.Button("New problem", size="sm")
+            ui["add_lane"] = gr.Button("Add as another lane", size="sm", elem_id="beside")
+        method_shown(ui, "policy")
+        ui |= method_choice("decoder", "Decoder", "confidence")
+        method_shown(ui, "decoder")
+        with gr.Accordion("Canvas", open=False, elem_id="canvas"):
+            ui |= components(controls.canvas_controls())
+        ui |= comparison_shown(host)
+        ui |= files_shown()
+    return ui
 
 
 def stage(host: Host) -> gr.HTML:
@@ -174,7 +182,7 @@ def stage(host: Host) -> gr.HTML:
         return host.questions.answer(question)
 
     return gr.HTML(
-        message(host.stored_board(next(iter(stored.listed()))).events()),
+        message(host.opening().events()),
         html_template='<div class="stage-host"></div>',
         js_on_load=(ASSETS / "on-load.js").read_text(encoding="utf-8"),
         server_functions=[ask],
@@ -197,8 +205,6 @@ def notice(said: tuple[str, str]) -> str:
 # How the changes that a session yields are shown; all others are a component's new value.
 SHOWN: dict[str, Callable] = {
     "said": notice,
-    "pause": lambda shown: gr.Button(visible=shown),
-    "resume": lambda shown: gr.Button(visible=shown),
     "download": lambda path: gr.DownloadButton(value=path, interactive=path is not None),
     "story": lambda text: gr.Markdown(text, visible=bool(text)),
 }
@@ -280,7 +286,6 @@ def wire_runs(visits: Visits, ui: Components) -> None:
         (ui["compare"].click, Session.compare),
         (ui["add_lane"].click, Session.add_lane),
     )
-    gr.on([trigger for trigger, _ in starts], None, js=SHOW_STAGE)
     for trigger, method in starts:
         trigger(visits.pause, None, None, **INSTANT)  # a new run ends the old one
         trigger(lambda: None, None, ui["preset"], **INSTANT)  # and its story
@@ -353,10 +358,10 @@ def build(host: Host) -> gr.Blocks:
     """The page of a host's models."""
     with gr.Blocks(title="d2Cache explorer", fill_width=True, delete_cache=(3600, 3600)) as page:
         gr.Markdown((ASSETS / "intro.md").read_text(encoding="utf-8"), elem_id="intro")
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=1, min_width=300):
+        with gr.Row(equal_height=False, elem_id="columns"):
+            with gr.Column(scale=1, min_width=260, elem_id="side"):
                 ui = side_column(host)
-            with gr.Column(scale=4, min_width=320):
+            with gr.Column(scale=4, min_width=300):
                 ui["board"] = stage(host)
         knobs = [name for name in ui if "." in name]
         filled = [*CANVAS, "to_the_end", "policy", "decoder", *knobs]
@@ -386,6 +391,7 @@ def main() -> int:
         prevent_thread_lock=True,
         state_session_capacity=200,
         run_history=False,
+        footer_links=["api"],
     )
     server.get("/plotly.min.js")(lambda: FileResponse(PLOTLY))
     server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all

@@ -60,12 +60,11 @@ def problem_controls(offered: Mapping[str, str], prompt: str) -> list[Control]:
         Control(
             "family",
             "choice",
-            "Example problems",
+            "Example",
             "word",
-            "the bundled model knows these six families",
-            families,
+            options=families,
         ),
-        Control("prompt", "text", "Prompt", prompt, "Shift+Enter runs it"),
+        Control("prompt", "text", "Prompt", prompt),
     ]
 
 

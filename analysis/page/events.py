@@ -13,7 +13,7 @@ import numpy as np
 from analysis.page import planes
 from analysis.page.planes import plane
 from analysis.probes import Look
-from d2cache import ModelConfig, Part, Step, Trace
+from d2cache import ModelConfig, Part, Step, Trace, policies
 from d2cache.canvas import Run
 from d2cache.trace import Totals, answer_ids, density_of, density_sigma
 
@@ -128,6 +128,7 @@ class Events:
             "by_layer": self.by_layer,
             "model": run["model"],
             "policy": run["policy"],
+            "title": policy_title(run["policy"]),
             "decoder": run["decoder"],
             "block_length": run["block_length"],
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
@@ -227,6 +228,12 @@ class Events:
 
     def end(self, status: str, note: str = "") -> dict:
         return {"k": "end", "run": self.key, "status": status, "note": note}
+
+
+def policy_title(policy: str) -> str:
+    """What a cache policy is called where there is room for words; its key if it is not known."""
+    known = {one["name"]: one["paper"] for one in policies()}
+    return known.get(policy, policy).partition(" (")[0].rstrip(":.")
 
 
 def _short(value) -> float:

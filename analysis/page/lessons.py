@@ -56,6 +56,7 @@ from d2cache.registry import Registered, describe
 
 FOLDER = Path(__file__).parents[2] / "assets" / "lessons"
 POINTS = (  # parts of the stage, marked there with `data-point`
+    "watch",
     "stats",
     "scrubber",
     "sentence",

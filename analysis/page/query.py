@@ -6,7 +6,8 @@ A query names what should differ from the current settings; fields are joined by
     truth=1 (an exact pass after each step)  turns=1 (lanes take turns)
     lane=POLICY[,KNOB=VALUE...][/DECODER[,KNOB=VALUE...]][~EDIT...]      once for each lane
     trace=NAME (show a stored run)     branch=RUN~EDIT (add a what-if to a run on the stage)
-    tab, at (step, from 1), see (lane, from 1), clock, pos, lesson, card: what to look at
+    tab, at (step, from 1), see (lane, from 1), clock, pos, lesson, card, teach=1 (large, for a
+    class): what to look at
 
 EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults.
 """
@@ -34,10 +35,11 @@ WHOLE = {"gen": "gen_length", "block": "block_length", "seed": "seed"}
 SWITCHES = ("full", "truth", "turns")
 LANE, TRACE, BRANCH = "lane", "trace", "branch"
 RUN_WORDS = (*TEXTS, *WHOLE, *SWITCHES, LANE, TRACE, BRANCH)  # what to run
-VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card")  # what to look at
+VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card", "teach")  # what to look at
 EDIT_MARK, DECODER_MARK, KNOB_MARK = "~", "/", ","  # begin an edit, a decoder, a knob
 
-TABS = ("stage", "compare", "cache", "attention", "truth", "token", "figures")  # of the stage
+# of the stage
+TABS = ("watch", "stage", "compare", "cache", "attention", "truth", "token", "figures")
 CLOCKS = ("step", "ms", "flops")  # what the lanes race by
 
 

@@ -6,7 +6,6 @@ dicts of changes by name,
 
     board      a message for the stage (see `analysis.page.events`)
     said       (a sentence, its kind: info, right, wrong or error)
-    pause, resume        whether the button is shown
     download   path of the trace to download, None while there is none
     awaited    label of the model that Run was pressed for before it was ready, "" for none
     preset     key of the guided comparison on the stage, None for none
@@ -161,7 +160,7 @@ class Session:
         """The board's next steps, at most `most` for each lane, from where it is."""
         text = text or ("Running." if most is None else "Stepping.")
         opened = {"board": message([link(board.key, board.query())]), "said": (text, "info")}
-        yield opened | {"pause": True, "resume": False} | (also or {})
+        yield opened | (also or {})
         try:
             for events in advance(board, most):
                 yield {"board": message(events)}
@@ -175,8 +174,8 @@ class Session:
     def _rest(self, board: Board) -> Changes:
         """What the page shows of a board that is not advancing."""
         if board.running:
-            return _buttons(board) | {"said": ("Paused. Step, or Resume.", "info")}
-        done = _buttons(board) | {"said": verdict(board, self.problems.get(board.wanted.prompt))}
+            return {"said": ("Paused. Play goes on; the arrow makes one step.", "info")}
+        done: Changes = {"said": verdict(board, self.problems.get(board.wanted.prompt))}
         return done | ({"download": self.host.save(board.runs[0])} if board.runs[0].trace else {})
 
     # -------------------------------------------------------------------------- loaded runs
@@ -219,7 +218,7 @@ class Session:
         self.host.boards.put(self.key, board)
         events = [link(board.key, query), *board.events()]
         shown = {"board": message(events), "said": (text, "info")}
-        return _buttons(board) | shown | {"download": self.host.save(board.runs[0])}
+        return shown | {"download": self.host.save(board.runs[0])}
 
     # -------------------------------------------------------------------------- links
 
@@ -342,14 +341,9 @@ class Session:
         yield {"story": self.host.presets[key]["story"] if key in self.host.presets else ""}
 
 
-def _buttons(board: Board) -> Changes:
-    waits = board.paused and board.running
-    return {"pause": not waits, "resume": waits}
-
-
 def first_problem() -> tasks.Problem:
-    """The problem of the stored run that the page opens with."""
-    return tasks.draw("word", random.Random(129), held_out=True)
+    """The problem that the page opens with, see `stored.OPENING`."""
+    return tasks.draw("word", random.Random(9), held_out=True)
 
 
 class Sessions:

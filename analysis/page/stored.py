@@ -25,9 +25,8 @@ LANES = ASSETS / "traces" / "lanes"
 MODEL = "tiny"  # label and name of the bundled model, which made them all
 # What the page opens with: an address, see `analysis.page.query`.
 OPENING = (
-    "prompt=Finn starts with 10 cards. Finn gets 23 cards from Jane. Then he gets 4 bags with 11 "
-    "cards in each bag. Finn packs all the cards into boxes of 7. How many boxes does Finn need?"
-    "&gen=64&lane=none&lane=d2"
+    "prompt=Eric has 33 hats. Nora has 4 fewer hats than Eric. How many hats do they have in all?"
+    "&gen=24&lane=none/confidence,sigma=0&lane=d2/confidence,sigma=0"
 )
 
 

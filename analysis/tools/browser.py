@@ -27,6 +27,12 @@ FLAGS = [
 ]
 # errors that Gradio logs when a page is left or reloaded while a response is on its way
 LEAVING = ("AbortError: signal is aborted", "Unexpected error Connection errored out")
+# what the page remembers, set before its first visit in this tab alone: a test may change it
+BEEN_HERE = """if (location.protocol.startsWith("http") && !localStorage.getItem("d2-been")) {
+  localStorage.setItem("d2-been", "1");
+  localStorage.setItem("d2-inside", "stage");
+  localStorage.setItem("d2-folds", '["more"]');
+}"""
 NEEDED = (
     "a Chromium is needed: install Debian's package (apt-get install chromium), "
     "or run python -m playwright install chromium"
@@ -92,9 +98,15 @@ def server(log: Path, **settings: str):
 
 
 @contextlib.contextmanager
-def open_tab(chrome, address):
-    """A new tab on the page; AssertionError at the end if its console had errors."""
+def open_tab(chrome, address, first_visit=False):
+    """A new tab on the page; AssertionError at the end if its console had errors.
+
+    first_visit: of a reader who has not been here; else of one who has looked inside the stage and
+    unfolded the settings.
+    """
     context = chrome.new_context(viewport={"width": 1400, "height": 950}, accept_downloads=True)
+    if not first_visit:
+        context.add_init_script(BEEN_HERE)
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)

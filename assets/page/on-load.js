@@ -9,6 +9,7 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
     return got;
   },
   send: (query) => trigger("submit", { query, number: (sent += 1) }),
+  press: (name) => document.getElementById(name)?.click(),
 });
 if (props.value) stage.receive(props.value);
 watch("value", () => {

@@ -32,6 +32,7 @@ function addressOf(query, state) {
     see: state.lane ? state.lane + 1 : "",
     clock: state.clock === CLOCKS[0] ? "" : state.clock,
     pos: state.selected == null ? "" : state.selected + 1,
+    teach: state.teach ? 1 : "",
   };
   for (const [name, value] of Object.entries(view)) if (value) rest.set(VIEW_WORDS[name], value);
   // readable: what need not be escaped is not
@@ -56,6 +57,7 @@ class LinkedStage {
     this.wanted = viewOf(location.search); // where a link points, until the steps are there
     this.board = asksForRuns(location.search) ? "" : null; // of the link; null: any will do
     this.timer = 0;
+    this.opening = location.search === "" || this.wanted?.teach; // a board that plays by itself
     const send = (text) => this.send(text);
     this.stage = mount(host, { ...options, send, view: this.wanted || {} });
     host.addEventListener("d2:state", () => this.writeSoon());
@@ -80,6 +82,8 @@ class LinkedStage {
       if (this.board === "") this.board = event.board;
     }
     this.stage.receive(text);
+    if (this.opening && this.stage.state().tab === TAB_KEYS[0]) this.stage.playSlowly();
+    this.opening = false;
     this.writeSoon();
   }
 
@@ -87,7 +91,7 @@ class LinkedStage {
   look() {
     const state = this.stage.state();
     if (!this.wanted || !state.run || (this.board !== null && state.board !== this.board)) return;
-    const { tab, see, clock, pos, at } = this.wanted;
+    const { tab, see, clock, pos, at, teach } = this.wanted;
     if (see && Number(see) > state.lanes) return; // its lane has not started
     if (at && state.status === "running" && state.steps < Number(at)) return;
     this.wanted = null;
@@ -96,6 +100,7 @@ class LinkedStage {
     if (tab) this.stage.show(tab);
     if (pos) this.stage.select(Number(pos) - 1);
     if (at) this.stage.goto(Number(at) - 1);
+    if (teach) this.stage.setTeach(teach === "1");
   }
 
   writeSoon() {

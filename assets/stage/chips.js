@@ -1,9 +1,10 @@
 /* The tokens of one run as chips: a list to walk with the arrow keys, and to point at. */
-import { colourAt, css } from "./colours.js";
+import { colourAt, COMPUTED, css } from "./colours.js";
 import { h, onMouseLeave } from "./dom.js";
+import { fixed } from "./numbers.js";
 import { reasonOf, REASONS } from "./reasons.js";
-import { chipData } from "./run.js";
-import { placeOf, visible } from "./sentences.js";
+import { chipData, guessAt } from "./run.js";
+import { placeOf, quoted, visible } from "./sentences.js";
 
 const chipList = (cls, label) =>
   h("div", `d2-chips${cls}`, {
@@ -23,8 +24,9 @@ function makeChips(run) {
   return Array.from({ length: run.T }, (_, p) => Object.assign(make(p), { was: "" }));
 }
 
-// The colour under a token: its order, its confidence, or why it is recomputed in this step.
+// The colour under a token: its order, its confidence, whether or why this step computes it.
 function chipFill(p, write, { run, step, mode, dark }) {
+  if (mode === "computed") return run.records[step]?.y[p] ? COMPUTED : "";
   if (mode === "reason") {
     const reason = run.records[step] ? reasonOf(run.records[step].y[p]) : null;
     return reason ? REASONS.find((r) => r.key === reason).colour : "";
@@ -40,19 +42,41 @@ function paintChip(el, p, look) {
   const { run, step, selected } = look,
     d = chipData(run, p, step),
     fill = chipFill(p, d.write, look),
+    guess = d.masked ? guessAt(run, p, step) : null,
     picked = p === selected,
-    is = `${d.state}|${d.eos}|${fill}|${picked}|${d.text}`;
+    is = `${d.state}|${d.eos}|${fill}|${picked}|${guess ? `?${guess.text}|${guess.conf}` : d.text}`;
   if (el.was === is) return; // most chips stay as they are from step to step
   el.was = is;
-  const marks = { masked: d.masked, eos: d.eos, filled: fill, picked },
+  const marks = {
+      masked: d.masked,
+      guessed: guess,
+      ending: guess && run.eos.has(guess.text),
+      eos: d.eos,
+      filled: fill,
+      picked,
+    },
     names = [d.state, ...Object.keys(marks).filter((name) => marks[name])];
   el.className = `d2-chip ${names.map((name) => `d2-${name}`).join(" ")}`;
-  el.textContent = d.eos ? "end" : d.masked ? "" : visible(d.text);
-  if (d.masked) el.setAttribute("aria-label", `${placeOf(run, p)}, masked`);
+  el.textContent = d.eos ? "end" : d.masked ? guessText(run, guess) : visible(d.text);
+  if (d.masked) el.setAttribute("aria-label", maskedLabel(run, p, guess));
   else el.removeAttribute("aria-label");
+  el.style.setProperty("--d2-sure", String(guess?.conf ?? 0));
   el.setAttribute("aria-selected", String(picked));
   el.style.setProperty("--d2-fill", fill || "transparent");
   breakAfter(el, d.text.endsWith("\n"));
+}
+
+// A mask shows what the model would write there now.
+function guessText(run, guess) {
+  if (!guess) return "";
+  return run.eos.has(guess.text) ? "end" : visible(guess.text);
+}
+
+function maskedLabel(run, p, guess) {
+  const place = `${placeOf(run, p)}, masked`;
+  if (!guess) return place;
+  const sure = guess.conf === null ? "" : `, confidence ${fixed(guess.conf, 2)}`;
+  return `${place}; the model's guess is ${quoted(guess.text)}${sure}`;
 }
 
 function breakAfter(el, wanted) {

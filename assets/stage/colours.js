@@ -2,6 +2,7 @@
 import { clamp } from "./numbers.js";
 
 const WRITTEN_NOW = "#d55e00"; // what this step writes (also in stage.css)
+const COMPUTED = "#f2b90f"; // computed in this step, whatever the reason (also in watch.css)
 const MASKED_NOW = "#c2008f"; // what this step masks again (also in stage.css)
 
 // Colour maps as a few anchors, evenly spaced, with steadily falling lightness, so that they also
@@ -60,4 +61,16 @@ function colourAt(name, value, dark) {
 
 const massShade = (mass) => (Math.log2(mass) - MASS_LOG2[0]) / (MASS_LOG2[1] - MASS_LOG2[0]);
 
-export { WRITTEN_NOW, MASKED_NOW, RAMPS, PAPER, MASS_LOG2, rgb, mixed, css, colourAt, massShade };
+export {
+  WRITTEN_NOW,
+  COMPUTED,
+  MASKED_NOW,
+  RAMPS,
+  PAPER,
+  MASS_LOG2,
+  rgb,
+  mixed,
+  css,
+  colourAt,
+  massShade,
+};

@@ -64,6 +64,7 @@ const VIEW_WORDS = {
   pos: "pos",
   lesson: "lesson",
   card: "card",
+  teach: "teach",
 };
 const LANE_MARKS = {
   edit: "~",
@@ -78,7 +79,7 @@ const EDIT = {
   is: "=",
   dot: ".",
 };
-const TAB_KEYS = ["stage", "compare", "cache", "attention", "truth", "token", "figures"];
+const TAB_KEYS = ["watch", "stage", "compare", "cache", "attention", "truth", "token", "figures"];
 const CLOCKS = ["step", "ms", "flops"];
 const MOST_LANES = 6;
 const QUESTIONS = {
@@ -115,6 +116,7 @@ const LESSON_NAMES = [
 ];
 const OPERATORS = ["!=", "<=", ">=", "=", "<", ">"];
 const POINTS = {
+  watch: "watch",
   stats: "stats",
   scrubber: "scrubber",
   sentence: "sentence",
@@ -127,6 +129,7 @@ const POINTS = {
   tabs: "tabs",
   lanes: "lanes",
   clock: "clock",
+  "watch-tab": "watch-tab",
   "stage-tab": "stage-tab",
   "compare-tab": "compare-tab",
   "cache-tab": "cache-tab",

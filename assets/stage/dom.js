@@ -13,6 +13,7 @@ function h(tag, cls, props, ...kids) {
 const ICONS = {
   play: "M7 4.5v15l12-7.5z",
   pause: "M6.5 5h4v14h-4zM13.5 5h4v14h-4z",
+  stop: "M6 6h12v12H6z",
   back: "M15.5 5.5v13L8 12zM6 5.5h1.8v13H6z",
   next: "M8.5 5.5v13L16 12zM16.2 5.5H18v13h-1.8z",
 };

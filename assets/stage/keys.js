@@ -38,7 +38,7 @@ class Keys {
       { transport } = page;
     const actions = {
       ArrowLeft: () => transport.by(-1),
-      ArrowRight: () => transport.by(1),
+      ArrowRight: () => transport.forward(),
       Home: () => transport.goto(0),
       End: () => transport.end(),
       " ": () => transport.toggle(),
@@ -102,6 +102,7 @@ class Keys {
 
   // Keys are the stage's when it has the focus, or is pointed at and nothing has it.
   listens(focused) {
+    if (this.page.teaching) return true; // from wherever the teacher has clicked last
     const free = !document.activeElement || document.activeElement === document.body;
     return Boolean(focused) || (free && this.page.root.matches(":hover"));
   }

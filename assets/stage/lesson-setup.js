@@ -1,4 +1,5 @@
 /* What a card of a lesson does to the page: asks for a run, goes to its place, points at a part. */
+import { reveal } from "./folds.js";
 import { placeBeside } from "./lesson-place.js";
 import { lanesAsked, sameRuns } from "./lesson-state.js";
 
@@ -114,10 +115,11 @@ class Ring {
   }
 
   find() {
-    const { wanted } = this,
-      found = wanted.startsWith("#")
-        ? [document.getElementById(wanted.slice(1))]
-        : [...this.root.querySelectorAll(`[data-point="${wanted}"]`)];
+    const { wanted } = this;
+    if (wanted.startsWith("#")) reveal(wanted.slice(1));
+    const found = wanted.startsWith("#")
+      ? [document.getElementById(wanted.slice(1))]
+      : [...this.root.querySelectorAll(`[data-point="${wanted}"]`)];
     return found.find((el) => el && el.getClientRects().length) || null;
   }
 

@@ -136,6 +136,7 @@ class Lessons {
   show(i, at) {
     this.lesson = this.lessons[i];
     this.list.fold(true);
+    this.page.depth.set(true); // a card may point at anything
     this.card.open();
     this.go(at);
   }

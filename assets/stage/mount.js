@@ -1,6 +1,7 @@
 /* The stage: mount(element) draws a board, receive(text) feeds it. */
 import { boardFrom } from "./board.js";
 import { TAB_KEYS } from "./contract.js";
+import { Depth } from "./depth.js";
 import { h } from "./dom.js";
 import { Announcer, HoverLine, Stats } from "./header.js";
 import { Keys } from "./keys.js";
@@ -8,11 +9,13 @@ import { Lanes } from "./lanes.js";
 import { Page } from "./page.js";
 import { explain } from "./sentences.js";
 import { Tabs } from "./tabs.js";
+import { Teach } from "./teach.js";
 import { watchTheme } from "./theme.js";
 import { Tip } from "./tip.js";
 import { Transport } from "./transport.js";
 import { PARTS_OF_PAGE } from "./views.js";
 
+const [WATCH, STAGE] = TAB_KEYS; // what is shown alone at first, and what looking inside opens
 let mounted = 0; // makes ids unique when a page holds two stages
 
 const LABEL = "Denoising stage: arrow keys step, space plays";
@@ -69,6 +72,9 @@ class Stage {
     this.tip = new Tip({ uid, inner: this.inner, on });
     this.transport = new Transport(page, { on });
     this.tabs = new Tabs(page, { uid });
+    const changed = () => this.setDepth();
+    this.depth = new Depth(page, { first: WATCH, second: STAGE, changed });
+    this.teach = new Teach(page, { on });
     page.attach(this);
     this.lanes = new Lanes(page);
     this.stats = new Stats(page);
@@ -77,13 +83,16 @@ class Stage {
     this.keys = new Keys(page, { on, close: () => this.closeAll() });
     this.empty = emptyStage();
     this.full = this.buildFull();
-    this.inner.append(this.empty, this.full, this.announcer.el, this.tip.help, this.tip.el);
+    const { empty, full, announcer, tip, teach } = this;
+    this.inner.append(empty, full, announcer.el, tip.help, tip.el, teach.pointer);
     this.element.append(this.root);
-    this.tabs.show(TAB_KEYS[0]);
+    const known = this.depth.inside && this.tabs.show(this.depth.tab);
+    if (!known) this.tabs.show(WATCH);
+    this.setDepth();
   }
 
   buildFull() {
-    const { transport, stats, lanes, hoverLine, keys, tabs } = this;
+    const { transport, stats, lanes, hoverLine, keys, tabs, depth, teach } = this;
     transport.el.append(keys.button);
     return h(
       "div",
@@ -94,7 +103,13 @@ class Stage {
       h("div", "d2-topbar", {}, transport.el, hoverLine.el, keys.list),
       tabs.bar,
       tabs.panels,
+      h("div", "d2-actions", {}, depth.button, teach.button),
     );
+  }
+
+  setDepth() {
+    this.root.classList.toggle("d2-simple", !this.depth.inside);
+    this.page.schedule();
   }
 
   closeAll() {
@@ -141,7 +156,8 @@ class Stage {
   // Where the reader is, for the address: only when it has changed.
   tellState() {
     const now = this.state(),
-      is = JSON.stringify([now.tab, now.lane, now.step, now.clock, now.selected, now.lesson]);
+      { tab, lane, step, clock, selected, lesson, teach } = now,
+      is = JSON.stringify([tab, lane, step, clock, selected, lesson, teach]);
     if (is !== this.stateWas) {
       this.stateWas = is;
       this.tell("d2:state", now);
@@ -170,7 +186,10 @@ class Stage {
       clock: board.clock,
       selected,
       moment,
+      inside: this.depth.inside,
+      playing: this.transport.playing !== 0,
       lesson,
+      teach: this.teach.active,
     };
   }
 
@@ -202,6 +221,7 @@ class Stage {
   compare() {
     const { board, chosenFor, tab } = this.page;
     if (board.lanes.length < 2 || chosenFor === board.key || tab === "compare") return;
+    if (!this.depth.inside) return; // Watch shows them all
     if (this.page.open("compare")) this.openedFrom = tab;
   }
 
@@ -211,6 +231,7 @@ class Stage {
     this.themes.disconnect();
     this.transport.stop();
     this.tabs.destroy();
+    this.teach.destroy();
     this.page.destroy();
     this.announcer.destroy();
     this.root.remove();
@@ -232,6 +253,8 @@ function mount(element, options = {}) {
     setLane: (i) => page.setLane(i),
     setClock: (name) => page.setClock(name),
     select: (p) => page.select(p),
+    playSlowly: () => stage.transport.playSlowly(),
+    setTeach: (on) => stage.teach.set(on),
   };
 }
 

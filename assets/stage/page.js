@@ -19,8 +19,8 @@ class Page {
   }
 
   // The parts of the stage that know the rest, as soon as they are made.
-  attach({ root, transport, tabs, tip }) {
-    Object.assign(this, { root, transport, tabs, tip });
+  attach({ root, transport, tabs, tip, depth, teach }) {
+    Object.assign(this, { root, transport, tabs, tip, depth, teach });
   }
 
   // ---- what is on view
@@ -51,6 +51,10 @@ class Page {
 
   get tab() {
     return this.tabs.key;
+  }
+
+  get teaching() {
+    return this.teach.active;
   }
 
   get offline() {
@@ -95,12 +99,13 @@ class Page {
   // The reader's choice of a tab; false when there is none of that name.
   show(key) {
     this.chosenFor = this.board.key;
-    return this.open(key);
+    return this.open(key, true);
   }
 
-  open(key) {
+  open(key, chosen = false) {
     const done = this.tabs.show(key);
     if (done) {
+      this.depth.opened(key, chosen);
       this.hover = null;
       this.tip.hide();
       this.schedule();
@@ -141,6 +146,15 @@ class Page {
 
   send(query) {
     return this.options.offline && !this.canShow(query) ? undefined : this.options.send?.(query);
+  }
+
+  // Presses a button that the page has for a live run: pause, resume, step or stop.
+  press(name) {
+    this.options.press?.(name);
+  }
+
+  get presses() {
+    return Boolean(this.options.press);
   }
 
   destroy() {

@@ -1,6 +1,6 @@
 /* One run, built from its events; pure questions about it. */
 import { PART } from "./contract.js";
-import { decodePlane, unpack } from "./numbers.js";
+import { confidence, decodePlane, unpack } from "./numbers.js";
 import { reasonsOf } from "./reasons.js";
 
 const EOS = new Set([
@@ -48,6 +48,7 @@ const emptyRun = () => ({
   prompt: [],
   records: [],
   changes: [],
+  guesses: [],
   filled: [],
   again: false,
   received: 0,
@@ -60,6 +61,7 @@ const emptyRun = () => ({
   eos: EOS,
   expected: 1,
   name: "",
+  title: "",
   branch: null,
   lane: 0,
   truth: false,
@@ -79,10 +81,12 @@ function startRun(ev) {
     start: ev,
     reasons: reasonsOf(ev),
     changes: Array.from({ length: ev.T }, () => []),
+    guesses: Array.from({ length: ev.G }, () => []),
     eos: ev.eos ? new Set(ev.eos) : EOS,
     expected: Math.max(1, ev.steps || ev.G),
     name: ev.name || [ev.policy, ev.decoder].filter(Boolean).join(" · ") || "run",
     branch: ev.branch || null,
+    title: ev.title || ev.policy || "run",
     lane: ev.lane || 0,
     truth: Boolean(ev.truth),
   };
@@ -151,6 +155,7 @@ function addRecord(run, ev) {
     if (pos >= run.P && writeAt(run, pos, ev.s)) filled--;
     run.changes[pos].push({ s: ev.s, text: null });
   }
+  for (const [g, text] of ev.g || []) run.guesses[g]?.push({ s: ev.s, text });
   run.filled[ev.s] = filled;
   run.again ||= record.m.length > 0;
   run.expected = Math.max(run.expected, run.records.length);
@@ -201,6 +206,24 @@ const applyText = (run, text) => (text ? JSON.parse(text).events.reduce(applyEve
 function changeAt(run, p, s) {
   const list = run.changes[p] || [];
   for (let i = list.length - 1; i >= 0; i--) if (list[i].s <= s) return list[i];
+  return null;
+}
+
+// The model's best guess at a masked position after step s, {text, conf: null where it is not
+// known}; null without one.
+function guessAt(run, p, s) {
+  const list = run.guesses[p - run.P] || [];
+  let i = list.length - 1;
+  while (i >= 0 && list[i].s > s) i--;
+  return i < 0 ? null : { text: list[i].text, conf: sureness(run, p - run.P, s) };
+}
+
+// The confidence of answer position g when it was predicted last.
+function sureness(run, g, s) {
+  for (let i = s; i >= 0; i--) {
+    const code = run.records[i]?.c?.[g];
+    if (code) return confidence(code);
+  }
   return null;
 }
 
@@ -258,6 +281,7 @@ export {
   filledAt,
   applyText,
   changeAt,
+  guessAt,
   writeAt,
   textBefore,
   chipData,

@@ -7,7 +7,10 @@ import { lampText } from "./sentences.js";
 
 // How fast a replay runs: on the clock of steps, of measured time, of the whole race.
 const SPEEDS = {
-  step: { picked: 15, options: [5, 15, 30, 60].map((n) => [n, `${n} steps/s`]) },
+  step: {
+    picked: 15,
+    options: [1, 2, 5, 15, 30, 60].map((n) => [n, n === 1 ? "1 step/s" : `${n} steps/s`]),
+  },
   ms: {
     picked: 0.25,
     options: [
@@ -19,6 +22,7 @@ const SPEEDS = {
   },
   flops: { picked: 10, options: [5, 10, 20, 40].map((n) => [n, `all in ${n} s`]) },
 };
+const SLOW = 2; // steps per second of a run that plays by itself
 const RANGE_LABELS = { step: "Denoising step", ms: "Measured time", flops: "Arithmetic done" };
 
 class Transport {
@@ -53,14 +57,16 @@ class Transport {
       h("i", "d2-lamp"),
       h("span", "", { textContent: "live" }),
     );
-    const { back, play, next, range, speed, lamp } = this,
+    this.halt = iconButton("stop", "End the run here");
+    const { back, play, next, halt, range, speed, lamp } = this,
       point = { "data-point": POINTS.scrubber };
-    this.el = h("div", "d2-transport", point, back, play, next, range, speed, lamp);
+    this.el = h("div", "d2-transport", point, back, play, next, halt, range, speed, lamp);
   }
 
   listen(on) {
     on(this.back, "click", () => this.by(-1));
-    on(this.next, "click", () => this.by(1));
+    on(this.next, "click", () => this.forward());
+    on(this.halt, "click", () => this.page.press("stop"));
     on(this.play, "click", () => this.toggle());
     on(this.lamp, "click", () => this.end());
     on(this.range, "input", () => this.goto(Number(this.range.value)));
@@ -84,8 +90,27 @@ class Transport {
     this.goto(nextMoment(this.page.board, this.at, n));
   }
 
+  // At the newest step of a run that is paused, one more is made.
+  forward() {
+    if (this.going?.paused && this.at >= this.last()) {
+      this.live = true;
+      this.page.press("step");
+    } else this.by(1);
+  }
+
   end() {
     this.goto(this.last(), true);
+  }
+
+  // A lane that is not at its end and can be told what to do; undefined: there is none.
+  get going() {
+    const { board, presses } = this.page;
+    return presses ? board.lanes.find((lane) => lane.status === "running") : undefined;
+  }
+
+  // Whether a run is being watched while it is made.
+  get running() {
+    return this.live && Boolean(this.going) && !this.going.paused;
   }
 
   // Called before each frame is painted.
@@ -111,12 +136,14 @@ class Transport {
 
   // ---- replay
 
+  // A run that is being made is paused and goes on; one that was made is played again.
   toggle() {
-    if (!this.playing) {
-      this.start();
-      return;
-    }
-    this.stop();
+    if (this.running) this.page.press("pause");
+    else if (this.playing) this.stop();
+    else if (this.going?.paused && this.at >= this.last()) {
+      this.live = true;
+      this.page.press("resume");
+    } else this.start();
     this.page.schedule();
   }
 
@@ -124,11 +151,28 @@ class Transport {
     if (this.last() <= 0) return;
     if (this.at >= this.last()) this.at = 0;
     this.live = false;
-    this.play.show("pause", "Pause");
     this.tickedAt = performance.now();
     this.due = 0; // of the clock, not yet shown
     this.playing = requestAnimationFrame((now) => this.tick(now));
     this.page.schedule();
+  }
+
+  // Plays from the first step at a reader's pace; still, halfway, where motion is not wanted.
+  playSlowly() {
+    if (this.last() <= 0) return;
+    if (globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches) {
+      this.goto(Math.floor(this.last() / 2));
+      return;
+    }
+    this.goto(0);
+    this.setPace(SLOW);
+    this.start();
+  }
+
+  // Steps per second of a replay, on the clock of steps.
+  setPace(steps) {
+    if (this.clock !== this.page.board.clock) this.showClock();
+    if (this.clock === "step") this.speed.value = String(steps);
   }
 
   tick(now) {
@@ -164,7 +208,6 @@ class Transport {
   stop() {
     cancelAnimationFrame(this.playing);
     this.playing = 0;
-    this.play.show("play", "Play");
   }
 
   // ---- painting
@@ -177,7 +220,10 @@ class Transport {
     range.value = Math.max(0, at);
     range.setAttribute("aria-valuetext", this.placeText());
     this.back.disabled = at <= 0;
-    this.next.disabled = at >= this.last();
+    this.next.disabled = at >= this.last() && !this.going?.paused;
+    const moving = this.playing !== 0 || this.running;
+    this.play.show(...(moving ? ["pause", "Pause"] : ["play", "Play"]));
+    this.halt.hidden = !this.going;
     const going = board.lanes.find((lane) => lane.status === "running") ?? run;
     lamp.classList.toggle("d2-on", live && going.status === "running");
     lamp.classList.toggle("d2-paused", going.paused);

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import assert from "node:assert/strict";
 import { plain, pure } from "./load.mjs";
 
-const usual = { tab: "stage", live: true, step: 4, lane: 0, clock: "step", selected: null };
+const usual = { tab: "watch", live: true, step: 4, lane: 0, clock: "step", selected: null };
 
 test("what has its default value is left out", () => {
   assert.equal(
