@@ -233,8 +233,7 @@ def test_a_what_if_and_another_lane_on_stored_runs_are_live(session):
     start = next(e for e in events(changes) if e["k"] == "start")
     assert not start["stored"] and (start["lane"], start["branch"]["lane"]) == (2, 1)
     assert said(changes)[0].startswith("Done. none: ")
-    first = asked_of(usual(gen_length=64, prompt=first_problem().prompt))
-    list(session.add_lane(usual() | values_of(first) | {"policy": "dual"}))
+    list(session.add_lane(usual() | values_of(session.board.wanted) | {"policy": "dual"}))
     assert [run.lane.policy for run in session.board.runs] == ["none", "d2", "d2", "dual"]
 
 
