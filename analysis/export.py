@@ -27,7 +27,7 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     try:
         if [args.bundled, args.lessons, bool(args.traces)].count(True) != 1:
-            raise ValueError("give trace files, or --bundled, or --lessons, and only one of them")
+            raise ValueError("give trace files, or one of --bundled and --lessons, and not both")
         if args.bundled or args.lessons:
             text = bundled_page() if args.bundled else lessons_page()
         else:

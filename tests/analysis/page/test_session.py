@@ -201,7 +201,8 @@ def test_a_what_if_leaves_its_parent_at_the_step(session):
 def test_what_is_stored_is_shown_at_once_with_its_controls_and_without_a_model():
     here = Host({"never/there": "never/there"})
     session = Sessions(here).of("pupil")
-    for query in [*stored_runs.queries(), f"{stored.OPENING}&turns=0"]:
+    truth = next(query for query in stored_runs.queries() if "truth=1" in query)
+    for query in (truth, here.presets["prefix-stale"]["query"], f"{stored.OPENING}&turns=0"):
         (filled,), (shown,) = session.fill(query, usual()), session.follow(query, usual())
         asked = Asked(**Link.parse(query).settings)
         assert asked_of(usual() | filled).lanes == asked.lanes[:1] and "model" not in filled
@@ -232,8 +233,7 @@ def test_a_what_if_and_another_lane_on_stored_runs_are_live(session):
     start = next(e for e in events(changes) if e["k"] == "start")
     assert not start["stored"] and (start["lane"], start["branch"]["lane"]) == (2, 1)
     assert said(changes)[0].startswith("Done. none: ")
-    first = asked_of(usual(gen_length=64, prompt=first_problem().prompt))
-    list(session.add_lane(usual() | values_of(first) | {"policy": "dual"}))
+    list(session.add_lane(usual() | values_of(session.board.wanted) | {"policy": "dual"}))
     assert [run.lane.policy for run in session.board.runs] == ["none", "d2", "d2", "dual"]
 
 
