@@ -27,6 +27,7 @@ from d2cache.registry import describe
 
 ASSETS = Path(__file__).parent / "assets" / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+LARGEST_FILE = "256mb"  # that is taken to be looked at
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
 # on a phone the stage is far below the button
 SHOW_STAGE = "() => { if (innerWidth < 760) document.querySelector('#stage').scrollIntoView(); }"
@@ -34,10 +35,10 @@ OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the address that the
 
 # How an event is handled: hidden from the API, and without Gradio's own progress display.
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-QUEUED = QUIET | {"concurrency_id": "engine", "concurrency_limit": 1}
+QUEUED = QUIET | {"concurrency_limit": None}  # who waits for the engine is told: `Line`
 INSTANT = QUIET | {"queue": False}
 RUNNING = QUEUED | {"with_controls": True}
-LOADING = QUIET | {"concurrency_id": "loading", "concurrency_limit": 8}
+MOST_STREAMS = 400  # that run or wait, each in a thread of its own
 
 # What a run may change, by name.
 RUN = ("board", "said", "pause", "resume", "download", "awaited")
@@ -296,12 +297,12 @@ def wire_runs(visits: Visits, ui: Components) -> None:
 
 def wire_waiting(visits: Visits, running) -> None:
     """When Run was pressed before the model was ready: says when it is."""
-    visits.on(running.then, Session.await_model, ["awaited"], ["said"], **LOADING)
+    visits.on(running.then, Session.await_model, ["awaited"], ["said"], **QUEUED)
 
 
 def wire_choices(visits: Visits, ui: Components, filled: Sequence[str]) -> None:
     """What a visitor chooses on the left, short of running it."""
-    visits.on(ui["model"].input, Session.choose_model, ["model"], ["said"], **LOADING)
+    visits.on(ui["model"].input, Session.choose_model, ["model"], ["said"], **QUEUED)
     blocks = (["policy", "block_length"], ["block_length", "said"])
     visits.on(ui["policy"].input, Session.choose_policy, *blocks, **INSTANT)
     for trigger in (ui["new_problem"].click, ui["family"].select):
@@ -346,7 +347,7 @@ def wire_endpoints(host: Host) -> None:
 
     ends = Endpoints(host)
     for endpoint in (ends.run, ends.compare, ends.policies, ends.decoders, ends.models):
-        gr.api(one_line(endpoint), api_name=endpoint.__name__, concurrency_id="engine")
+        gr.api(one_line(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
 
 
 def build(host: Host) -> gr.Blocks:
@@ -376,7 +377,7 @@ def main() -> int:
         print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
         return 2
     page = build(host)
-    page.queue(max_size=32)
+    page.queue(max_size=MOST_STREAMS)
     server, _, _ = page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
@@ -386,6 +387,8 @@ def main() -> int:
         prevent_thread_lock=True,
         state_session_capacity=200,
         run_history=False,
+        max_threads=MOST_STREAMS,
+        max_file_size=LARGEST_FILE,
     )
     server.get("/plotly.min.js")(lambda: FileResponse(PLOTLY))
     server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all

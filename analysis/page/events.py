@@ -31,6 +31,11 @@ def link(board: str, query: str) -> dict:
     return {"k": "link", "board": board, "query": query}
 
 
+def waiting(words: str) -> dict:
+    """The event of a board that waits for its turn; "" when it waits no more."""
+    return {"k": "wait", "says": words}
+
+
 @dataclass(frozen=True)
 class StepDone:
     """What one step of one row did, in numpy. T positions, G of them of the answer, L layers."""
@@ -278,6 +283,7 @@ class LiveEvents:
         self.texts: dict[int, str] = {}
         self.events = Events(key, step.run.settings(), step.parts is not None, self.text, **place)
         self.canvas, self.has_rollout = step.before, step.rollout is not None
+        self.written = 0  # answer positions
 
     def text(self, token: int) -> str:
         if token not in self.texts:
@@ -291,6 +297,7 @@ class LiveEvents:
 
     def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
+        self.written = self.run.gen_length - int((step.tokens[0] == step.before.mask_id).sum())
         ids, shares = step.likeliest
         top, share = ids[0].cpu().numpy(), shares[0].float().cpu().numpy()
         target = step.rows.target[0].tolist()

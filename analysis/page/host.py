@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analysis.page import lessons, stored
 from analysis.page.boards import Board, Boards, Run, advance, loaded_board, summary
+from analysis.page.line import Line
 from analysis.page.models import Models
 from analysis.page.query import Asked
 from analysis.page.questions import Questions
@@ -17,7 +18,7 @@ class Host:
     """One page on one machine. offered: label of a model -> what `d2cache.load` takes."""
 
     def __init__(self, offered: dict[str, str]):
-        self.models, self.boards = Models(offered), Boards()
+        self.models, self.boards, self.line = Models(offered), Boards(), Line()
         self.questions = Questions(self.boards, self.models)
         self.presets = {one["key"]: one for one in lessons.presets()}
         self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
@@ -38,8 +39,9 @@ class Host:
     def results(self, asked: Asked) -> list[dict]:
         """Runs all lanes to the end, one dict of results for each; ValueError if a lane fails."""
         board = self.open_board(asked)
-        for _ in advance(board):
-            pass
+        with self.line.turn(board.key):
+            for _ in advance(board):
+                pass
         failed = [run.error for run in board.runs if run.error]
         if failed:
             raise ValueError(failed[0])

@@ -8,7 +8,8 @@ A query names what should differ from the current settings; fields are joined by
     trace=NAME (show a stored run)     branch=RUN~EDIT (add a what-if to a run on the stage)
     tab, at (step, from 1), see (lane, from 1), clock, pos, lesson, card: what to look at
 
-EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults.
+EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults. Other fields are
+left alone: mail and social sites add their own to a link, and so does Gradio.
 """
 
 from __future__ import annotations
@@ -247,8 +248,6 @@ class Link:
                 if value not in ("0", "1"):
                     raise ValueError(f"the link: {name} is {value[:20]!r}; it must be 0 or 1")
                 settings[name] = value == "1"
-            elif not name.startswith("__"):  # Gradio's own, such as __theme
-                raise ValueError(f"the link asks for {name[:40]!r}, which this page does not know")
         if lanes:
             settings["lanes"] = tuple(lanes)
         return Link(settings, trace, branch, view)
@@ -278,6 +277,5 @@ def name_runs(runs: Sequence[dict]) -> list[str]:
         if any((other["decoder"], other["decoder_knobs"]) != decoder for other in others):
             label += " + " + _text(Decoder, *decoder)
         labels.append(label.replace(KNOB_MARK, " ") + (" what if" if run.get("edits") else ""))
-    if len(set(labels)) < len(labels):  # some are alike in everything
-        return [f"{label} {i}" for i, label in enumerate(labels, 1)]
-    return labels
+    # those that are alike in everything are told apart by their place
+    return [f"{one} {i}" if labels.count(one) > 1 else one for i, one in enumerate(labels, 1)]

@@ -49,13 +49,11 @@ class Questions:
     def attention(self, run: str, step: int, layer="rollout") -> dict:
         """The rollout, or one layer's head-averaged map, of an exact pass before a step."""
         one, trace, model = self._run(run)
-        with ENGINE:
-            if layer == "rollout":
-                weights = probes.rollout_map(model, trace, _whole("step", step))
-            else:
-                weights = probes.attention_map(
-                    model, trace, _whole("step", step), _whole("layer", layer)
-                )
+        if layer == "rollout":
+            weights = ENGINE(probes.rollout_map, model, trace, _whole("step", step))
+        else:
+            places = _whole("step", step), _whole("layer", layer)
+            weights = ENGINE(probes.attention_map, model, trace, *places)
         return map_payload(weights, trace.prompt_length) | {
             "columns": _plain(probes.column_sums(weights)),
             "layers": model.config.layers,
@@ -64,15 +62,12 @@ class Questions:
     def life(self, run: str, position: int) -> dict:
         """How one position's exact keys and values move over the steps, in two dimensions."""
         one, trace, model = self._run(run)
-        with ENGINE:
-            found = probes.life(model, trace, _whole("position", position))
-        return _plain(found)
+        return _plain(ENGINE(probes.life, model, trace, _whole("position", position)))
 
     def figures(self, run: str) -> dict:
         """The figures of one run, as plotly's JSON and as CSV."""
         one, trace, model = self._run(run)
-        with ENGINE:
-            rollouts = probes.rollout_columns(model, trace)
+        rollouts = ENGINE(probes.rollout_columns, model, trace)
         return {"figures": report.run_figures(trace, rollouts)}
 
     def sigmas(self, run: str) -> dict:
@@ -157,8 +152,7 @@ def title(board: Board) -> str:
 def _in_turn(steps):
     """Steps of a run that frees the engine for others between them."""
     while True:
-        with ENGINE:
-            step = next(steps, None)
+        step = ENGINE(next, steps, None)
         if step is None:
             return
         yield step

@@ -30,8 +30,9 @@ import d2cache
 from analysis.page import stored
 from analysis.page.boards import Board, advance, describe_edit, loaded_board
 from analysis.page.controls import asked_of, values_of
-from analysis.page.events import link, message
+from analysis.page.events import link, message, waiting
 from analysis.page.host import Host
+from analysis.page.line import Place
 from analysis.page.models import Loading
 from analysis.page.query import Asked, Link
 from analysis.page.verdict import verdict
@@ -71,6 +72,7 @@ class Session:
     def __init__(self, host: Host, key: str):
         self.host, self.key = host, key
         self.newest = 0  # number of the last request from the stage
+        self.place: Place | None = None  # in the line, of the last run that was wanted
         self.problems = OrderedDict({p.prompt: p for p in [first_problem()]})
 
     @property
@@ -133,6 +135,7 @@ class Session:
         """Takes effect after the step being made; the run's own changes then say so."""
         if board := self.board:
             board.paused = True
+        self.host.line.give_up(self.key)
 
     def stop(self) -> Iterator[Changes]:
         board = self.board
@@ -140,6 +143,7 @@ class Session:
             yield {"said": ("Nothing is running.", "info")}
         elif board.running:
             board.stopped = True
+            self.host.line.give_up(self.key)
             if not board.driver.locked():  # else the run's own changes say so after its step
                 messages = [message(events) for events in advance(board)]
                 yield self._rest(board) | ({"board": messages[-1]} if messages else {})
@@ -157,16 +161,25 @@ class Session:
     ) -> Iterator[Changes]:
         """The board's next steps, at most `most` for each lane, from where it is."""
         text = text or ("Running." if most is None else "Stepping.")
-        opened = {"board": message([link(board.key, board.query())]), "said": (text, "info")}
-        yield opened | {"pause": True, "resume": False} | (also or {})
+        place = self.place = self.host.line.join(self.key, board.share)
+        told, shown = board.opening(), {"pause": True, "resume": False} | (also or {})
         try:
-            for events in advance(board, most):
-                yield {"board": message(events)}
+            for words in self.host.line.wait(place):
+                yield {"board": message([*told, waiting(words)]), "said": (words, "info")} | shown
+                told, shown = [waiting("")], {}  # what is said when the turn comes
+            if place.since is not None:
+                yield {"board": message(told), "said": (text, "info")} | shown
+                for events in advance(board, most):
+                    yield {"board": message(events)}
+            elif self.board is board:
+                yield {"board": message(told)}
         except GeneratorExit:  # the tab was closed, or the request cancelled
             if self.board is board:
                 self.host.boards.drop(self.key)
             raise
-        if self.board is board:
+        finally:
+            self.host.line.leave(place)
+        if self.board is board and self.place is place:  # else another of the visitor's runs tells
             yield self._rest(board)
 
     def _rest(self, board: Board) -> Changes:
@@ -333,4 +346,5 @@ class Sessions:
         """A visitor has closed the page: stop and forget what was made for them."""
         with self.lock:
             self.sessions.pop(key, None)
+        self.host.line.give_up(key, for_good=True)
         self.host.boards.drop(key)

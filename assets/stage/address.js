@@ -2,7 +2,7 @@
  *
  * The server sends the half that makes the runs (a link event); this file adds what is shown,
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
-import { CLOCKS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
+import { CLOCKS, RUN_WORDS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { mount } from "./mount.js";
 
 // The view that a query asks for; null when it asks for none.
@@ -14,16 +14,15 @@ function viewOf(query) {
   return Object.keys(view).length ? view : null;
 }
 
-// Whether a query asks for more than a view: a run, a stored run, a branch.
+// Whether a query asks for more than a view: a run, a stored run, a branch. Words that are not the
+// page's own are left alone.
 const asksForRuns = (query) =>
-  [...new URLSearchParams(query).keys()].some(
-    (word) => !Object.values(VIEW_WORDS).includes(word) && !word.startsWith("__"),
-  );
+  [...new URLSearchParams(query).keys()].some((word) => Object.hasOwn(RUN_WORDS, word));
 
 // The runs' query with the view on screen; what has its default value is left out.
 function addressOf(query, state) {
   const rest = new URLSearchParams(query);
-  for (const word of Object.values(VIEW_WORDS)) rest.delete(word);
+  for (const word of [...rest.keys()]) if (!Object.hasOwn(RUN_WORDS, word)) rest.delete(word);
   const view = {
     tab: state.tab === TAB_KEYS[0] ? "" : state.tab,
     at: state.live ? "" : state.step + 1,
@@ -77,6 +76,8 @@ class LinkedStage {
       this.query = event.query;
       if (this.board === "") this.board = event.board;
     }
+    // what the page opens with is not what the link asks for, which may have to wait
+    if (this.board === "" && !events.length && !this.stage.state().run) return;
     this.stage.receive(text);
     this.writeSoon();
   }

@@ -4,17 +4,31 @@
  * Lane 0 is what the others are compared with. */
 import { applyEvent, emptyRun, filledAt, writeAt } from "./run.js";
 
-const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, link: null });
+const emptyBoard = (clock = "step") => ({
+  key: null,
+  lanes: [],
+  clock,
+  lane: 0,
+  link: null,
+  wait: "", // for the engine: what the server says about it
+});
 
 // The board after one event. A start with another board's key begins a new one.
 function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
+  else if (ev.k === "wait") board.wait = ev.says;
+  else if (ev.k === "names") renameLanes(board, ev.names);
   else {
     const run = board.lanes.find((one) => one.key === ev.run);
     if (run) applyEvent(run, ev);
   }
   return board;
+}
+
+// What distinguishes the lanes changes with each new one.
+function renameLanes(board, names) {
+  for (const run of board.lanes) run.name = names[run.key] ?? run.name;
 }
 
 function addLane(board, ev) {

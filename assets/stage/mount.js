@@ -2,7 +2,7 @@
 import { boardFrom } from "./board.js";
 import { TAB_KEYS } from "./contract.js";
 import { h } from "./dom.js";
-import { Announcer, HoverLine, Stats } from "./header.js";
+import { Announcer, Banner, HoverLine, Stats } from "./header.js";
 import { Keys } from "./keys.js";
 import { Lanes } from "./lanes.js";
 import { Page } from "./page.js";
@@ -74,10 +74,12 @@ class Stage {
     this.stats = new Stats(page);
     this.hoverLine = new HoverLine(page, this.tip);
     this.announcer = new Announcer();
+    this.banner = new Banner();
     this.keys = new Keys(page, { on, close: () => this.closeAll() });
     this.empty = emptyStage();
     this.full = this.buildFull();
-    this.inner.append(this.empty, this.full, this.announcer.el, this.tip.help, this.tip.el);
+    const { banner, empty, full, announcer, tip } = this;
+    this.inner.append(banner.el, empty, full, announcer.el, tip.help, tip.el);
     this.element.append(this.root);
     this.tabs.show(TAB_KEYS[0]);
   }
@@ -114,6 +116,7 @@ class Stage {
   paint() {
     this.transport.follow();
     const { run } = this.page;
+    this.banner.paint(this.page);
     this.empty.hidden = Boolean(run.key);
     this.full.hidden = !run.key;
     if (run.key) this.paintFull(run);
@@ -231,6 +234,7 @@ function mount(element, options = {}) {
     setLane: (i) => page.setLane(i),
     setClock: (name) => page.setClock(name),
     select: (p) => page.select(p),
+    setAway: (text) => page.setAway(text),
   };
 }
 

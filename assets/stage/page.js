@@ -14,6 +14,7 @@ class Page {
     this.hover = null; // {p, s or null for the step on view, lane, chip: element or null}
     this.selected = null; // the pinned position
     this.chosenFor = null; // the board for which the reader chose a tab
+    this.away = ""; // what is said while the server cannot be reached
     this.frame = 0;
   }
 
@@ -114,6 +115,11 @@ class Page {
 
   select(p) {
     this.selected = p;
+    this.schedule();
+  }
+
+  setAway(text) {
+    this.away = text;
     this.schedule();
   }
 
