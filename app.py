@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import json
 import operator
 import os
@@ -17,12 +16,13 @@ from fastapi.responses import FileResponse
 
 from analysis.page import bundle, controls, stored
 from analysis.page.controls import CANVAS, Control
-from analysis.page.endpoints import Endpoints
+from analysis.page.endpoints import Endpoints, one_line
 from analysis.page.events import message
 from analysis.page.host import Host
 from analysis.page.models import offered_models
-from analysis.page.query import LONGEST_PROMPT
-from analysis.page.session import Changes, Session, Sessions, first_problem
+from analysis.page.notice import changes_noticed, notice
+from analysis.page.problems import first_problem
+from analysis.page.session import Changes, Session, Sessions
 from d2cache.registry import describe
 
 ASSETS = Path(__file__).parent / "assets" / "page"
@@ -41,7 +41,7 @@ RUNNING = QUEUED | {"with_controls": True}
 MOST_STREAMS = 400  # that run or wait, each in a thread of its own
 
 # What a run may change, by name.
-RUN = ("board", "said", "pause", "resume", "download", "awaited")
+RUN = ("board", "said", "changed", "pause", "resume", "download", "awaited")
 
 Components = dict[str, gr.components.Component]
 
@@ -63,9 +63,7 @@ def component(control: Control):
     shown = {"label": control.label, "info": control.help, "elem_id": control.name}
     match control.kind:
         case "text":
-            return gr.Textbox(
-                control.value, lines=4, max_lines=10, max_length=LONGEST_PROMPT, **shown
-            )
+            return gr.Textbox(control.value, lines=4, max_lines=10, **shown)
         case "choice" | "choices":
             if control.kind == "choices":
                 shown |= {"multiselect": True, "max_choices": MOST_COMPARED}
@@ -108,13 +106,15 @@ def method_shown(kind: str, label: str, chosen: str) -> Components:
     def show_group(name: str) -> dict:
         return {group: gr.Group(visible=n == name) for n, group in groups.items()}
 
-    def set_defaults(name: str) -> dict:
-        return {ui[knob]: value for knob, value in defaults[name].items()}
+    shared = list(controls.shared_defaults(kind)[chosen])
 
-    defaults = controls.shared_defaults(kind)
+    def set_defaults(name: str, *values) -> dict:
+        given = dict(zip(shared, values, strict=True))
+        return {ui[n]: v for n, v in controls.with_defaults(kind, name, given).items()}
+
     ui[kind].change(show_group, ui[kind], list(groups.values()), **INSTANT)
-    if shared := [ui[knob] for knob in defaults[chosen]]:  # a link sets them itself
-        ui[kind].input(set_defaults, ui[kind], shared, **INSTANT)
+    if moving := [ui[knob] for knob in shared]:  # a link sets them itself
+        ui[kind].input(set_defaults, [ui[kind], *moving], moving, **INSTANT)
     return ui
 
 
@@ -131,6 +131,7 @@ def problem_shown(host: Host) -> Components:
     ui["add_lane"] = gr.Button("Add as another lane", size="sm", elem_id="beside")
     first = ("A stored run is on the stage. Press Run for a live one.", "info")
     ui["said"] = gr.HTML(notice(first), padding=False, elem_id="said")
+    ui["changed"] = gr.HTML(padding=False, elem_id="changed")
     return ui
 
 
@@ -189,18 +190,13 @@ def stage(host: Host) -> gr.HTML:
 # ------------------------------------------------------------------------------ changes
 
 
-def notice(said: tuple[str, str]) -> str:
-    """A sentence for the visitor, and its kind; the text may hold anything, so it is escaped."""
-    text, kind = said
-    return f'<p class="page-notice page-{kind}" role="status">{html.escape(text)}</p>'
-
-
 # How the changes that a session yields are shown; all others are a component's new value.
 SHOWN: dict[str, Callable] = {
     "said": notice,
     "pause": lambda shown: gr.Button(visible=shown),
     "resume": lambda shown: gr.Button(visible=shown),
     "download": lambda path: gr.DownloadButton(value=path, interactive=path is not None),
+    "changed": changes_noticed,
     "story": lambda text: gr.Markdown(text, visible=bool(text)),
 }
 
@@ -305,8 +301,13 @@ def wire_choices(visits: Visits, ui: Components, filled: Sequence[str]) -> None:
     visits.on(ui["model"].input, Session.choose_model, ["model"], ["said"], **QUEUED)
     blocks = (["policy", "block_length"], ["block_length", "said"])
     visits.on(ui["policy"].input, Session.choose_policy, *blocks, **INSTANT)
+    drawn = {"inputs": ["family"], "outputs": ["prompt", "gen_length", "said"], **INSTANT}
+    looked = {"outputs": ["changed"], "with_controls": True, **INSTANT}
     for trigger in (ui["new_problem"].click, ui["family"].select):
-        visits.on(trigger, Session.draw, ["family"], ["prompt", "gen_length", "said"], **INSTANT)
+        visits.on(visits.on(trigger, Session.draw, **drawn).then, Session.look_over, **looked)
+    looks = [ui["prompt"].blur, *(ui[n].change for n in visits.controls if n != "prompt")]
+    look = functools.partial(gr.on, looks)
+    visits.on(look, Session.look_over, trigger_mode="always_last", **looked)
     visits.on(ui["preset"].change, Session.choose_preset, ["preset"], ["story", "said"], **INSTANT)
     queries = {key: one["query"] for key, one in visits.sessions.host.presets.items()}
     send = f"(key) => {{ if (key) D2Stage.stage.send({json.dumps(queries)}[key]); }}"
@@ -333,21 +334,10 @@ def wire_links(page: gr.Blocks, visits: Visits, ui: Components, filled: Sequence
 
 
 def wire_endpoints(host: Host) -> None:
-    """The named endpoints, whose ValueErrors reach the caller as one line."""
-
-    def one_line(endpoint: Callable) -> Callable:
-        @functools.wraps(endpoint)
-        def call(*args, **kwargs):
-            try:
-                return endpoint(*args, **kwargs)
-            except ValueError as error:
-                raise gr.Error(str(error)) from error
-
-        return call
-
+    """The named endpoints."""
     ends = Endpoints(host)
     for endpoint in (ends.run, ends.compare, ends.policies, ends.decoders, ends.models):
-        gr.api(one_line(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
+        gr.api(one_line(endpoint, gr.Error), api_name=endpoint.__name__, concurrency_limit=None)
 
 
 def build(host: Host) -> gr.Blocks:
@@ -390,9 +380,10 @@ def main() -> int:
         max_threads=MOST_STREAMS,
         max_file_size=LARGEST_FILE,
     )
-    server.get("/plotly.min.js")(lambda: FileResponse(PLOTLY))
-    server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all
-    host.models.start(host.models.first)  # while the page is already up
+    # under Gradio's prefix, or its server of pages would answer; and before Gradio's catch-all
+    server.get(f"{gr.routes.API_PREFIX}/plotly.min.js")(lambda: FileResponse(PLOTLY))
+    server.router.routes.insert(0, server.router.routes.pop())
+    host.start()  # while the page is already up
     page.block_thread()
     return 0
 

@@ -36,6 +36,11 @@ def waiting(words: str) -> dict:
     return {"k": "wait", "says": words}
 
 
+def judged(rows: list[dict]) -> dict:
+    """The event with what the lanes of a finished board came to, see `verdict.results`."""
+    return {"k": "results", "rows": rows}
+
+
 @dataclass(frozen=True)
 class StepDone:
     """What one step of one row did, in numpy. T positions, G of them of the answer, L layers."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import threading
 from pathlib import Path
 
-from analysis.page import lessons, stored
+from analysis.page import familiar, lessons, stored
 from analysis.page.boards import Board, Boards, Run, advance, loaded_board, summary
 from analysis.page.line import Line
 from analysis.page.models import Models
@@ -22,6 +23,11 @@ class Host:
         self.questions = Questions(self.boards, self.models)
         self.presets = {one["key"]: one for one in lessons.presets()}
         self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
+
+    def start(self) -> None:
+        """Loads the first model, and makes what prompts are measured by, while the page is up."""
+        self.models.start(self.models.first)
+        threading.Thread(target=familiar.sequences, name="prompts", daemon=True).start()
 
     def texts(self) -> dict:
         """What the stage shows apart from runs: lessons, glossary and guided comparisons."""

@@ -139,6 +139,13 @@ def _text(base: type[Registered], name: str, settings: dict) -> str:
     return KNOB_MARK.join([name, *given])
 
 
+def too_long(prompt: str) -> str:
+    """What is wrong with a prompt that is too long; "" for others."""
+    if len(prompt) <= LONGEST_PROMPT:
+        return ""
+    return f"The prompt has {len(prompt)} characters; {LONGEST_PROMPT} are allowed: shorten it."
+
+
 @dataclass(frozen=True)
 class Asked:
     """Everything that a comparison needs. gen_length and block_length in masks, block_length 0: the
@@ -161,11 +168,8 @@ class Asked:
     def __post_init__(self):
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError("The prompt is empty: write a question, or press New problem.")
-        if len(self.prompt) > LONGEST_PROMPT:
-            raise ValueError(
-                f"The prompt has {len(self.prompt)} characters; {LONGEST_PROMPT} are allowed: "
-                "shorten it."
-            )
+        if fault := too_long(self.prompt):
+            raise ValueError(fault)
         object.__setattr__(self, "prompt", self.prompt.strip())
         for name, words, low, high in (
             ("gen_length", "answer length", 1, LONGEST_ANSWER),

@@ -9,6 +9,7 @@ dicts of changes by name,
     pause, resume        whether the button is shown
     download   path of the trace to download, None while there is none
     awaited    label of the model that Run was pressed for before it was ready, "" for none
+    changed    (a sentence, names of controls): what to know before Run is pressed; "" for nothing
     preset     key of the guided comparison on the stage, None for none
     story      the text of that comparison
 
@@ -29,13 +30,16 @@ from typing import Any
 import d2cache
 from analysis.page import stored
 from analysis.page.boards import Board, advance, describe_edit, loaded_board
+from analysis.page.changed import changed, in_words
 from analysis.page.controls import asked_of, values_of
-from analysis.page.events import link, message, waiting
+from analysis.page.events import judged, link, message, waiting
+from analysis.page.familiar import UNLIKE, is_familiar
 from analysis.page.host import Host
 from analysis.page.line import Place
 from analysis.page.models import Loading
-from analysis.page.query import Asked, Link
-from analysis.page.verdict import verdict
+from analysis.page.problems import first_problem, known
+from analysis.page.query import Asked, Link, too_long
+from analysis.page.verdict import results, verdict
 from d2cache.teaching import tasks
 
 USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
@@ -74,6 +78,8 @@ class Session:
         self.newest = 0  # number of the last request from the stage
         self.place: Place | None = None  # in the line, of the last run that was wanted
         self.problems = OrderedDict({p.prompt: p for p in [first_problem()]})
+        self.stored: Asked | None = None  # what would make the stored run on the stage
+        self.proposed = False  # whether the block length is one that the page has set
 
     @property
     def board(self) -> Board | None:
@@ -161,8 +167,12 @@ class Session:
     ) -> Iterator[Changes]:
         """The board's next steps, at most `most` for each lane, from where it is."""
         text = text or ("Running." if most is None else "Stepping.")
+        text += self._hint(board.wanted.model, board.wanted.prompt)
         place = self.place = self.host.line.join(self.key, board.share)
-        told, shown = board.opening(), {"pause": True, "resume": False} | (also or {})
+        told, shown = (
+            board.opening(),
+            {"pause": True, "resume": False, "changed": ("",)} | (also or {}),
+        )
         try:
             for words in self.host.line.wait(place):
                 yield {"board": message([*told, waiting(words)]), "said": (words, "info")} | shown
@@ -186,8 +196,30 @@ class Session:
         """What the page shows of a board that is not advancing."""
         if board.running:
             return _buttons(board) | {"said": ("Paused. Step, or Resume.", "info")}
-        done = _buttons(board) | {"said": verdict(board, self.problems.get(board.wanted.prompt))}
+        prompt = board.wanted.prompt
+        problem = self.problems.get(prompt) or known().get(prompt)
+        done = _buttons(board) | {"said": verdict(board, problem)}
+        finished = [run for run in board.runs if run.trace]
+        if len(finished) > 1:
+            done["board"] = message([judged(results(finished, problem))])
         return done | ({"download": self.host.save(board.runs[0])} if board.runs[0].trace else {})
+
+    def _hint(self, model: str, prompt: str) -> str:
+        """A sentence, after a space, where the bundled model does not know such prompts; or ""."""
+        bundled = self.host.models.offered.get(model) == "tiny"
+        return f" {UNLIKE}" if bundled and not is_familiar(prompt) else ""
+
+    def look_over(self, controls: Controls) -> Iterator[Changes]:
+        """What to know before Run is pressed: what has changed since the run on the stage, and
+        whether the model knows such prompts."""
+        board = self.board
+        asked = board.asked or self.stored if board else None
+        names = changed(asked, controls) if asked else []
+        prompt = controls["prompt"] or ""
+        fault = (
+            "" if not prompt.strip() else too_long(prompt) or self._hint(controls["model"], prompt)
+        )
+        yield {"changed": (f"{in_words(names)} {fault}".strip(), *names)}
 
     # -------------------------------------------------------------------------- loaded runs
 
@@ -210,15 +242,22 @@ class Session:
             yield self._stored(name)
 
     def _stored(self, name: str) -> Changes:
-        board = self.host.stored_board(name)
-        return self._put(board, f"A stored run. {stored.listed()[name]['words']}", f"trace={name}")
+        board, words = self.host.stored_board(name), stored.listed()[name]["words"]
+        return self._put(board, f"A stored run. {words}", f"trace={name}", self._asked(name))
 
-    def _put(self, board: Board, text: str, query: str = "") -> Changes:
-        """A board of finished runs onto the stage."""
+    def _asked(self, name: str) -> Asked:
+        """What would make a stored run again."""
+        run = self.host.stored_board(name).runs[0].finished.run
+        return Asked.of(run, stored.listed()[name]["prompt"], self.host.models.first)
+
+    def _put(self, board: Board, text: str, query: str = "", asked: Asked | None = None) -> Changes:
+        """A board of finished runs onto the stage; asked: what would make it again."""
         self.host.boards.put(self.key, board)
+        self.stored = asked
         events = [link(board.key, query), *board.events()]
         shown = {"board": message(events), "said": (text, "info")}
-        return _buttons(board) | shown | {"download": self.host.save(board.runs[0])}
+        shown |= {"download": self.host.save(board.runs[0]), "changed": ("",)}
+        return _buttons(board) | shown
 
     # -------------------------------------------------------------------------- links
 
@@ -235,9 +274,7 @@ class Session:
         try:
             opened, preset = Link.parse(query), None
             if opened.trace is not None:
-                run = self.host.stored_board(opened.trace).runs[0].finished.run
-                prompt = stored.listed()[opened.trace]["prompt"]
-                asked = Asked.of(run, prompt, self.host.models.first)
+                asked = self._asked(opened.trace)
             elif opened.settings and opened.branch is None:
                 asked = opened.over(asked_of(controls))
                 # the story under the presets is about what is on the stage
@@ -284,16 +321,18 @@ class Session:
     # -------------------------------------------------------------------------- choices
 
     def choose_policy(self, policy: str, block_length: int) -> Iterator[Changes]:
-        """A cache that is made for blocks gets blocks."""
-        if not block_length and d2cache.make_policy(policy).for_blocks:
-            yield {
-                "block_length": USUAL_BLOCK,
-                "said": (
-                    f"{policy} is made for blocks: the block length is now {USUAL_BLOCK} "
-                    "(under Canvas).",
-                    "info",
-                ),
-            }
+        """A cache that is made for blocks gets blocks; another one loses them again, unless the
+        visitor has changed their length."""
+        for_blocks = d2cache.make_policy(policy).for_blocks
+        text = ""
+        if for_blocks and not block_length:
+            text = f"{policy} is made for blocks: the block length is now {USUAL_BLOCK}"
+        elif not for_blocks and self.proposed and block_length == USUAL_BLOCK:
+            text = f"{policy} needs no blocks: the block length is 0 again"
+        if text:
+            self.proposed = for_blocks
+            length = USUAL_BLOCK if for_blocks else 0
+            yield {"block_length": length, "said": (f"{text} (under Canvas).", "info")}
 
     @explained
     def choose_model(self, model: str) -> Iterator[Changes]:
@@ -321,11 +360,6 @@ class Session:
 def _buttons(board: Board) -> Changes:
     waits = board.paused and board.running
     return {"pause": not waits, "resume": waits}
-
-
-def first_problem() -> tasks.Problem:
-    """The problem of the stored run that the page opens with."""
-    return tasks.draw("word", random.Random(129), held_out=True)
 
 
 class Sessions:

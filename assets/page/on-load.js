@@ -2,7 +2,7 @@
 // trigger and watch. D2Stage and the page's data come with the page's head.
 let sent = 0;
 const stage = D2Stage.open(element.querySelector(".stage-host"), {
-  plotly: "plotly.min.js",
+  plotly: "gradio_api/plotly.min.js",
   ask: async (name, given) => {
     const got = await server.ask(JSON.stringify([name, given || {}]));
     if (got.error) throw new Error(got.error);
