@@ -13,7 +13,7 @@ from typing import Any
 
 import d2cache
 from analysis import probes
-from analysis.page.events import LiveEvents, ending, link, trace_events
+from analysis.page.events import LiveEvents, decoder_of, ending, link, trace_events
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
 from d2cache.trace import Recorder
@@ -191,9 +191,8 @@ class Board:
         for run in self.runs:
             trace = run.snapshot()
             if trace is not None:
-                events += trace_events(
-                    trace, run.key, stored=True, looks=run.looks, **self.place(run)
-                )
+                decode = decoder_of(run.model.tokenizer) if run.model else None
+                events += trace_events(trace, run.key, True, run.looks, decode, **self.place(run))
         return events
 
 

@@ -40,7 +40,7 @@ def _check(name: str, value, annotation: str) -> None:
     types, words = TYPES[annotation]
     texts = value if annotation == "list[str]" and isinstance(value, list) else []
     if not isinstance(value, types) or not all(isinstance(one, str) for one in texts):
-        raise ValueError(f"{name} is {str(value)[:40]!r}; it must be {words}")
+        raise ValueError(f"{name} is {repr(value)[:40]}; it must be {words}")
 
 
 class Endpoints:

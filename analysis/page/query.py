@@ -6,7 +6,8 @@ A query names what should differ from the current settings; fields are joined by
     truth=1 (an exact pass after each step)  turns=1 (lanes take turns)
     lane=POLICY[,KNOB=VALUE...][/DECODER[,KNOB=VALUE...]][~EDIT...]      once for each lane
     trace=NAME (show a stored run)     branch=RUN~EDIT (add a what-if to a run on the stage)
-    tab, at (step, from 1), see (lane, from 1), clock, pos, lesson, card: what to look at
+    tab, at (step, from 1), see (lane, from 1), clock, map (of Compare), pos, lesson, card: what to
+    look at
 
 EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults. Other fields are
 left alone: mail and social sites add their own to a link, and so does Gradio.
@@ -36,6 +37,7 @@ SWITCHES = ("full", "truth", "turns")
 LANE, TRACE, BRANCH = "lane", "trace", "branch"
 RUN_WORDS = (*TEXTS, *WHOLE, *SWITCHES, LANE, TRACE, BRANCH)  # what to run
 VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card")  # what to look at
+MAP = "map"  # the map that the lanes of Compare show
 EDIT_MARK, DECODER_MARK, KNOB_MARK = "~", "/", ","  # begin an edit, a decoder, a knob
 
 TABS = ("stage", "compare", "cache", "attention", "truth", "token", "figures")  # of the stage
@@ -237,7 +239,7 @@ class Link:
         for name, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True):
             if name == LANE:
                 lanes.append(Lane.parse(value))
-            elif name in VIEW:
+            elif name in (*VIEW, MAP):
                 view[name] = value
             elif name == TRACE:
                 trace = value

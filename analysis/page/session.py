@@ -32,7 +32,7 @@ from analysis.page import stored
 from analysis.page.boards import Board, advance, describe_edit, loaded_board
 from analysis.page.changed import changed, in_words
 from analysis.page.controls import asked_of, values_of
-from analysis.page.events import judged, link, message, waiting
+from analysis.page.events import judged, link, message, refused, waiting
 from analysis.page.familiar import UNLIKE, is_familiar
 from analysis.page.host import Host
 from analysis.page.line import Place
@@ -294,6 +294,15 @@ class Session:
         """What a link asks for: a run, a stored run, or a what-if."""
         if self._outdated(number):
             return
+        try:
+            yield from self._follow(query, controls)
+        except Loading:
+            raise
+        except ValueError as error:  # told where it was asked for, too
+            said = sentence(error)
+            yield {"said": (said, "error"), "board": message([refused(said)])}
+
+    def _follow(self, query: str, controls: Controls) -> Iterator[Changes]:
         opened = Link.parse(query)
         if opened.trace is not None:
             yield self._stored(opened.trace)

@@ -4,6 +4,7 @@
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
 import { CLOCKS, RUN_WORDS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { mount } from "./mount.js";
+import { MAPS } from "./pixels.js";
 
 // The view that a query asks for; null when it asks for none.
 function viewOf(query) {
@@ -28,6 +29,7 @@ function addressOf(query, state) {
     at: state.live ? "" : state.step + 1,
     see: state.lane ? state.lane + 1 : "",
     clock: state.clock === CLOCKS[0] ? "" : state.clock,
+    map: state.map === MAPS[0].key ? "" : state.map,
     pos: state.selected == null ? "" : state.selected + 1,
   };
   for (const [name, value] of Object.entries(view)) if (value) rest.set(VIEW_WORDS[name], value);
@@ -86,12 +88,13 @@ class LinkedStage {
   look() {
     const state = this.stage.state();
     if (!this.wanted || !state.run || (this.board !== null && state.board !== this.board)) return;
-    const { tab, see, clock, pos, at } = this.wanted;
+    const { tab, see, clock, map, pos, at } = this.wanted;
     if (see && Number(see) > state.lanes) return; // its lane has not started
     if (at && state.status === "running" && state.steps < Number(at)) return;
     this.wanted = null;
     if (see) this.stage.setLane(Number(see) - 1);
     if (clock) this.stage.setClock(clock);
+    if (map) this.stage.setMap(map);
     if (tab) this.stage.show(tab);
     if (pos) this.stage.select(Number(pos) - 1);
     if (at) this.stage.goto(Number(at) - 1);

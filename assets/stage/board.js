@@ -11,6 +11,8 @@ const emptyBoard = (clock = "step") => ({
   lane: 0,
   link: null,
   wait: "", // for the engine: what the server says about it
+  refused: "", // why the last request was refused
+  results: [], // of the lanes, when all have ended
 });
 
 // The board after one event. A start with another board's key begins a new one.
@@ -18,6 +20,8 @@ function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
   else if (ev.k === "wait") board.wait = ev.says;
+  else if (ev.k === "refused") board.refused = ev.says;
+  else if (ev.k === "results") board.results = ev.rows;
   else if (ev.k === "names") renameLanes(board, ev.names);
   else {
     const run = board.lanes.find((one) => one.key === ev.run);
@@ -37,6 +41,7 @@ function addLane(board, ev) {
   if (board.key !== key) return { ...emptyBoard(board.clock), key, lanes: [run] };
   const on = board.lanes[board.lane],
     others = board.lanes.filter((other) => other.lane !== run.lane && other.key !== run.key);
+  board.results = [];
   board.lanes = [...others, run].sort((a, b) => a.lane - b.lane);
   board.lane = Math.max(
     0,
@@ -179,6 +184,17 @@ function nextDifference(board, s) {
   return null;
 }
 
+// Whether lanes i and 0 have both written some position at these steps.
+function meets(board, i, steps) {
+  const run = board.lanes[i],
+    first = board.lanes[0],
+    answer = Array.from({ length: run.G }, (_, g) => run.P + g);
+  return answer.some((p) => {
+    const q = placeIn(run, first, p);
+    return q !== null && writeAt(run, p, steps[i]) && writeAt(first, q, steps[0]);
+  });
+}
+
 // At these steps: how many tokens differ from lane 0, and how many were written at another step.
 function differencesAt(board, i, steps) {
   const run = board.lanes[i],
@@ -251,6 +267,7 @@ export {
   firstDivergence,
   nextDifference,
   differencesAt,
+  meets,
   raceAt,
   momentText,
 };

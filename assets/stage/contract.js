@@ -64,6 +64,7 @@ const VIEW_WORDS = {
   pos: "pos",
   lesson: "lesson",
   card: "card",
+  map: "map",
 };
 const LANE_MARKS = {
   edit: "~",

@@ -144,7 +144,7 @@ class Stage {
   // Where the reader is, for the address: only when it has changed.
   tellState() {
     const now = this.state(),
-      is = JSON.stringify([now.tab, now.lane, now.step, now.clock, now.selected]);
+      is = JSON.stringify([now.tab, now.lane, now.step, now.clock, now.map, now.selected]);
     if (is !== this.stateWas) {
       this.stateWas = is;
       this.tell("d2:state", now);
@@ -155,7 +155,7 @@ class Stage {
   // ---- the outside
 
   state() {
-    const { board, run, step, live, tab, selected, moment } = this.page;
+    const { board, run, step, live, tab, map, selected, moment } = this.page;
     return {
       run: run.key,
       received: run.received,
@@ -171,6 +171,7 @@ class Stage {
       lane: board.lane,
       tab,
       clock: board.clock,
+      map,
       selected,
       moment,
     };
@@ -233,6 +234,7 @@ function mount(element, options = {}) {
     show: (tab) => page.show(tab),
     setLane: (i) => page.setLane(i),
     setClock: (name) => page.setClock(name),
+    setMap: (key) => page.setMap(key),
     select: (p) => page.select(p),
     setAway: (text) => page.setAway(text),
   };

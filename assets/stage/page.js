@@ -1,6 +1,7 @@
 /* What the tabs and parts of the page see: the board, where the reader is on it, and what can be
  * done there. */
 import { emptyBoard, momentOf, nextDifference, stepAt } from "./board.js";
+import { MAPS } from "./pixels.js";
 import { emptyRun } from "./run.js";
 
 const NOBODY = emptyRun();
@@ -14,6 +15,8 @@ class Page {
     this.hover = null; // {p, s or null for the step on view, lane, chip: element or null}
     this.selected = null; // the pinned position
     this.chosenFor = null; // the board for which the reader chose a tab
+    this.map = MAPS[0].key; // of every lane in Compare
+    this.sought = null; // the lane that Compare is to bring into view
     this.away = ""; // what is said while the server cannot be reached
     this.frame = 0;
   }
@@ -86,6 +89,19 @@ class Page {
     this.board.lane = i;
     this.hover = null;
     this.schedule();
+  }
+
+  setMap(key) {
+    if (!MAPS.some((map) => map.key === key)) return;
+    this.map = key;
+    this.schedule();
+  }
+
+  // A lane beside the others, in view.
+  showLane(i) {
+    this.show("compare");
+    this.setLane(i);
+    this.sought = i;
   }
 
   setClock(name) {

@@ -162,7 +162,7 @@ def test_faults_are_one_sentence_and_leave_the_board(session):
         session.run(usual() | {"policy.d2.current_k": 10**6}),
         session.compare(usual(lanes=[])),
         session.follow("lane=nothing", usual()),
-        session.follow("gen=many", usual()),
+        session.follow("full=2", usual()),
         session.follow("trace=nothing", usual()),
         session.follow("branch=nothing~3,refresh=all", usual()),
         session.upload(__file__),
