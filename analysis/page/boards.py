@@ -14,6 +14,7 @@ from typing import Any
 import d2cache
 from analysis import probes
 from analysis.page.events import LiveEvents, decoder_of, ending, link, trace_events
+from analysis.page.memory import give_back
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
 from d2cache.trace import Recorder
@@ -268,6 +269,7 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
                 waiting += board.finish(run)
             elif run.events:
                 waiting.append(run.events.pause())
+        give_back()
         if waiting:
             yield waiting
 

@@ -16,6 +16,7 @@ from analysis import probes, report
 from analysis.page import export, notebook
 from analysis.page.boards import Board, Boards, Run
 from analysis.page.events import map_payload
+from analysis.page.memory import give_back
 from analysis.page.models import ENGINE, Models
 from analysis.page.query import Lane
 from d2cache.trace import Trace
@@ -45,6 +46,8 @@ class Questions:
             return self.known[name](**given)
         except (ValueError, TypeError, IndexError, RuntimeError, RecursionError) as error:
             return {"error": (str(error) or type(error).__name__).splitlines()[0]}
+        finally:
+            give_back()
 
     def attention(self, run: str, step: int, layer="rollout") -> dict:
         """The rollout, or one layer's head-averaged map, of an exact pass before a step."""

@@ -10,6 +10,20 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
   },
   send: (query) => trigger("submit", { query, number: (sent += 1) }),
 });
+// Gradio opens the page again as soon as the server is back; until then, what is on view stays.
+const AWAY =
+  "The server cannot be reached. What is on view stays; the page goes on when the server is back.";
+async function look() {
+  if (document.hidden) return;
+  let away = AWAY;
+  try {
+    if ((await fetch("gradio_api/app_id", { cache: "no-store" })).ok) away = "";
+  } catch {
+    // as when it answers with a fault
+  }
+  stage.setAway(away);
+}
+const looking = setInterval(() => (element.isConnected ? look() : clearInterval(looking)), 4000);
 if (props.value) stage.receive(props.value);
 watch("value", () => {
   if (props.value) stage.receive(props.value);
