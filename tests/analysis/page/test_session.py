@@ -391,7 +391,7 @@ def test_a_lane_that_joins_renames_those_on_the_stage(session):
 def test_a_refused_what_if_is_told_where_it_was_asked_for(session):
     list(session.run(usual()))
     key = session.board.runs[0].key
-    (only,) = session.follow(f"branch={key}~999,refresh=all", usual())
+    (only,) = session.follow(f"branch={key}~3,policy.current_k=0", usual())
     assert events([only]) == [{"k": "refused", "says": only["said"][0]}]
 
 
