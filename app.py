@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import json
 import operator
 import os
@@ -17,29 +16,31 @@ from fastapi.responses import FileResponse
 
 from analysis.page import bundle, controls
 from analysis.page.controls import CANVAS, Control
-from analysis.page.endpoints import Endpoints
+from analysis.page.endpoints import Endpoints, one_line
 from analysis.page.events import message
 from analysis.page.host import Host
 from analysis.page.models import offered_models
-from analysis.page.query import LONGEST_PROMPT
-from analysis.page.session import Changes, Session, Sessions, first_problem
+from analysis.page.notice import changes_noticed, notice
+from analysis.page.problems import first_problem
+from analysis.page.session import Changes, Session, Sessions
 from d2cache.registry import describe
 
 ASSETS = Path(__file__).parent / "assets" / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+LARGEST_FILE = "256mb"  # that is taken to be looked at
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
 OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the address that the page has
 
 # How an event is handled: hidden from the API, and without Gradio's own progress display.
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-QUEUED = QUIET | {"concurrency_id": "engine", "concurrency_limit": 1}
+QUEUED = QUIET | {"concurrency_limit": None}  # who waits for the engine is told: `Line`
 INSTANT = QUIET | {"queue": False}
 RUNNING = QUEUED | {"with_controls": True}
-LOADING = QUIET | {"concurrency_id": "loading", "concurrency_limit": 8}
+MOST_STREAMS = 400  # that run or wait, each in a thread of its own
 
 # What a run may change, by name.
+RUN = ("board", "said", "changed", "download", "awaited")
 TRANSPORT = ("pause", "resume", "step", "stop")  # of a live run; the stage has their buttons
-RUN = ("board", "said", "download", "awaited")
 
 Components = dict[str, gr.components.Component]
 
@@ -63,9 +64,7 @@ def component(control: Control):
     shown = {"label": control.label, "info": control.help, "elem_id": control.name}
     match control.kind:
         case "text":
-            return gr.Textbox(
-                control.value, lines=4, max_lines=10, max_length=LONGEST_PROMPT, **shown
-            )
+            return gr.Textbox(control.value, lines=4, max_lines=10, **shown)
         case "choice" | "choices":
             if control.kind == "choices":
                 shown |= {"multiselect": True, "max_choices": MOST_COMPARED}
@@ -114,13 +113,15 @@ def method_shown(ui: Components, kind: str) -> None:
     def show_group(name: str) -> dict:
         return {group: gr.Group(visible=n == name) for n, group in groups.items()}
 
-    def set_defaults(name: str) -> dict:
-        return {ui[knob]: value for knob, value in defaults[name].items()}
+    shared = list(controls.shared_defaults(kind)[chosen])
 
-    defaults = controls.shared_defaults(kind)
+    def set_defaults(name: str, *values) -> dict:
+        given = dict(zip(shared, values, strict=True))
+        return {ui[n]: v for n, v in controls.with_defaults(kind, name, given).items()}
+
     ui[kind].change(show_group, ui[kind], list(groups.values()), **INSTANT)
-    if shared := [ui[knob] for knob in defaults[chosen]]:  # a link sets them itself
-        ui[kind].input(set_defaults, ui[kind], shared, **INSTANT)
+    if moving := [ui[knob] for knob in shared]:  # a link sets them itself
+        ui[kind].input(set_defaults, [ui[kind], *moving], moving, **INSTANT)
 
 
 def problem_shown(host: Host) -> Components:
@@ -132,6 +133,7 @@ def problem_shown(host: Host) -> Components:
         ui[name] = gr.Button(name.title(), elem_id=name, visible="hidden")
     first = ("Press Run for a live one.", "info")
     ui["said"] = gr.HTML(notice(first), padding=False, elem_id="said")
+    ui["changed"] = gr.HTML(padding=False, elem_id="changed")
     return ui
 
 
@@ -196,16 +198,11 @@ def stage(host: Host) -> gr.HTML:
 # ------------------------------------------------------------------------------ changes
 
 
-def notice(said: tuple[str, str]) -> str:
-    """A sentence for the visitor, and its kind; the text may hold anything, so it is escaped."""
-    text, kind = said
-    return f'<p class="page-notice page-{kind}" role="status">{html.escape(text)}</p>'
-
-
 # How the changes that a session yields are shown; all others are a component's new value.
 SHOWN: dict[str, Callable] = {
     "said": notice,
     "download": lambda path: gr.DownloadButton(value=path, interactive=path is not None),
+    "changed": changes_noticed,
     "story": lambda text: gr.Markdown(text, visible=bool(text)),
 }
 
@@ -301,16 +298,21 @@ def wire_runs(visits: Visits, ui: Components) -> None:
 
 def wire_waiting(visits: Visits, running) -> None:
     """When Run was pressed before the model was ready: says when it is."""
-    visits.on(running.then, Session.await_model, ["awaited"], ["said"], **LOADING)
+    visits.on(running.then, Session.await_model, ["awaited"], ["said"], **QUEUED)
 
 
 def wire_choices(visits: Visits, ui: Components, filled: Sequence[str]) -> None:
     """What a visitor chooses on the left, short of running it."""
-    visits.on(ui["model"].input, Session.choose_model, ["model"], ["said"], **LOADING)
+    visits.on(ui["model"].input, Session.choose_model, ["model"], ["said"], **QUEUED)
     blocks = (["policy", "block_length"], ["block_length", "said"])
     visits.on(ui["policy"].input, Session.choose_policy, *blocks, **INSTANT)
+    drawn = {"inputs": ["family"], "outputs": ["prompt", "gen_length", "said"], **INSTANT}
+    looked = {"outputs": ["changed"], "with_controls": True, **INSTANT}
     for trigger in (ui["new_problem"].click, ui["family"].select):
-        visits.on(trigger, Session.draw, ["family"], ["prompt", "gen_length", "said"], **INSTANT)
+        visits.on(visits.on(trigger, Session.draw, **drawn).then, Session.look_over, **looked)
+    looks = [ui["prompt"].blur, *(ui[n].change for n in visits.controls if n != "prompt")]
+    look = functools.partial(gr.on, looks)
+    visits.on(look, Session.look_over, trigger_mode="always_last", **looked)
     visits.on(ui["preset"].change, Session.choose_preset, ["preset"], ["story", "said"], **INSTANT)
     queries = {key: one["query"] for key, one in visits.sessions.host.presets.items()}
     send = f"(key) => {{ if (key) D2Stage.stage.send({json.dumps(queries)}[key]); }}"
@@ -337,21 +339,10 @@ def wire_links(page: gr.Blocks, visits: Visits, ui: Components, filled: Sequence
 
 
 def wire_endpoints(host: Host) -> None:
-    """The named endpoints, whose ValueErrors reach the caller as one line."""
-
-    def one_line(endpoint: Callable) -> Callable:
-        @functools.wraps(endpoint)
-        def call(*args, **kwargs):
-            try:
-                return endpoint(*args, **kwargs)
-            except ValueError as error:
-                raise gr.Error(str(error)) from error
-
-        return call
-
+    """The named endpoints."""
     ends = Endpoints(host)
     for endpoint in (ends.run, ends.compare, ends.policies, ends.decoders, ends.models):
-        gr.api(one_line(endpoint), api_name=endpoint.__name__, concurrency_id="engine")
+        gr.api(one_line(endpoint, gr.Error), api_name=endpoint.__name__, concurrency_limit=None)
 
 
 def build(host: Host) -> gr.Blocks:
@@ -381,7 +372,7 @@ def main() -> int:
         print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
         return 2
     page = build(host)
-    page.queue(max_size=32)
+    page.queue(max_size=MOST_STREAMS)
     server, _, _ = page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
@@ -392,10 +383,13 @@ def main() -> int:
         state_session_capacity=200,
         run_history=False,
         footer_links=[],
+        max_threads=MOST_STREAMS,
+        max_file_size=LARGEST_FILE,
     )
-    server.get("/plotly.min.js")(lambda: FileResponse(PLOTLY))
-    server.router.routes.insert(0, server.router.routes.pop())  # before Gradio's catch-all
-    host.models.start(host.models.first)  # while the page is already up
+    # under Gradio's prefix, or its server of pages would answer; and before Gradio's catch-all
+    server.get(f"{gr.routes.API_PREFIX}/plotly.min.js")(lambda: FileResponse(PLOTLY))
+    server.router.routes.insert(0, server.router.routes.pop())
+    host.start()  # while the page is already up
     page.block_thread()
     return 0
 

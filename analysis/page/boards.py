@@ -14,7 +14,8 @@ from typing import Any
 import d2cache
 from analysis import probes
 from analysis.page import stored
-from analysis.page.events import LiveEvents, ending, trace_events
+from analysis.page.events import LiveEvents, decoder_of, ending, link, trace_events
+from analysis.page.memory import give_back
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
 from d2cache.trace import Recorder
@@ -40,13 +41,16 @@ class Run:
     branch: dict | None = None  # where a what-if leaves which lane
     trace: d2cache.Trace | None = None
     error: str = ""
+    written: int = 0  # answer positions so far
 
     def snapshot(self) -> d2cache.Trace | None:
         """The run so far, None before its first step."""
-        with ENGINE:  # no step is added meanwhile
-            if self.trace is None and self.recorder.run:
-                return self.recorder.trace()
-            return self.trace
+        return ENGINE(self._snapshot)  # no step is added meanwhile
+
+    def _snapshot(self) -> d2cache.Trace | None:
+        if self.trace is None and self.recorder.run:
+            return self.recorder.trace()
+        return self.trace
 
     @property
     def finished(self) -> d2cache.Trace:
@@ -131,22 +135,35 @@ class Board:
 
     def step(self, run: Run) -> list[dict]:
         """The events of the lane's next step; [] when it was the last."""
-        with ENGINE:
-            step = next(run.steps, None) if run.steps else None
-            if step is None:
-                return []
-            run.recorder.add(step)
-            events = []
-            if run.events is None:
-                run.events = LiveEvents(
-                    run.key, step, truth=run.truth is not None, **self.place(run)
-                )
-                events.append(run.events.start())
-            events += run.events.step(step)
-            if run.truth is not None:
-                run.looks.append(run.truth.look(step))
-                events.append(run.events.truth(run.looks[-1]))
+        return ENGINE(self._step, run)
+
+    def _step(self, run: Run) -> list[dict]:
+        step = next(run.steps, None) if run.steps else None
+        if step is None:
+            return []
+        run.recorder.add(step)
+        events = []
+        if run.events is None:
+            run.events = LiveEvents(run.key, step, truth=run.truth is not None, **self.place(run))
+            events.append(run.events.start())
+        events += run.events.step(step)
+        run.written = run.events.written
+        if run.truth is not None:
+            run.looks.append(run.truth.look(step))
+            events.append(run.events.truth(run.looks[-1]))
         return events
+
+    def share(self) -> float:
+        """How much of what runs here has been made, 0 to 1: of masks that are written."""
+        running = [run.written for run in self.runs if run.steps is not None]
+        return sum(running) / (len(running) * self.wanted.gen_length) if running else 1.0
+
+    def opening(self) -> list[dict]:
+        """What the stage is told before lanes run: the link, and what those that have run before
+        are called now, since another lane may change it."""
+        events = [link(self.key, self.query())]
+        called = {run.key: run.name for run in self.runs if run.events or run.trace}
+        return [*events, {"k": "names", "names": called}] if called else events
 
     def place(self, run: Run) -> dict:
         """Where a run is on the board, as its start event says."""
@@ -179,9 +196,8 @@ class Board:
         for run in self.runs:
             trace = run.snapshot()
             if trace is not None:
-                events += trace_events(
-                    trace, run.key, stored=True, looks=run.looks, **self.place(run)
-                )
+                decode = decoder_of(run.model.tokenizer) if run.model else None
+                events += trace_events(trace, run.key, True, run.looks, decode, **self.place(run))
         return events
 
 
@@ -274,6 +290,7 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
                 waiting += board.finish(run)
             elif run.events:
                 waiting.append(run.events.pause())
+        give_back()
         if waiting and not board.forgotten:  # else its place on the stage is taken
             yield waiting
 

@@ -38,7 +38,7 @@ def values() -> dict[str, dict | list | tuple | int | str]:
         "MAP_ROOT": planes.MAP_ROOT,
         # words and marks of the address
         "RUN_WORDS": _itself(query.RUN_WORDS),
-        "VIEW_WORDS": _itself(query.VIEW),
+        "VIEW_WORDS": _itself((*query.VIEW, query.MAP)),
         "LANE_MARKS": {
             "edit": query.EDIT_MARK,
             "decoder": query.DECODER_MARK,

@@ -162,6 +162,17 @@ def shared_defaults(kind: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def with_defaults(kind: str, chosen: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared knobs as they are after a policy or decoder is chosen, by control: those at a
+    default go to the new one, those that the visitor has set stay."""
+    defaults = shared_defaults(kind)
+    usual = {name: {given[name] for given in defaults.values()} for name in values}
+    return {
+        name: defaults[chosen][name] if value in usual[name] else value
+        for name, value in values.items()
+    }
+
+
 def knob_name(kind: str, owner: str | None, knob: str) -> str:
     """Name of a knob's control; owner: a policy or decoder, None where all of them have it."""
     return ".".join((kind, owner or "all", knob))

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict
 
 import d2cache
 from analysis.page.host import Host
 from analysis.page.query import Asked, Lane
+
+# What an argument may be, by its annotation: Python's types, and how they are called.
+TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "int": ((int, float), "a number"),
+    "dict | None": ((dict, type(None)), "an object of knobs and their values"),
+    "list[str]": ((list,), "a list of texts"),
+}
+
+
+def one_line(endpoint: Callable, error: type[Exception]) -> Callable:
+    """An endpoint that raises this error, one line, for what it cannot do, wrong types included."""
+    parameters = inspect.signature(endpoint).parameters
+
+    @functools.wraps(endpoint)
+    def call(*args, **kwargs):
+        try:
+            for name, value in [*zip(parameters, args, strict=False), *kwargs.items()]:
+                _check(name, value, str(parameters[name].annotation))
+            return endpoint(*args, **kwargs)
+        except ValueError as fault:
+            raise error(str(fault)) from fault
+
+    return call
+
+
+def _check(name: str, value, annotation: str) -> None:
+    types, words = TYPES[annotation]
+    texts = value if annotation == "list[str]" and isinstance(value, list) else []
+    if not isinstance(value, types) or not all(isinstance(one, str) for one in texts):
+        raise ValueError(f"{name} is {repr(value)[:40]}; it must be {words}")
 
 
 class Endpoints:

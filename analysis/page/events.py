@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.page import planes
+from analysis.page import characters, planes
 from analysis.page.planes import plane
 from analysis.probes import Look
 from d2cache import ModelConfig, Part, Step, Trace, policies
@@ -34,6 +34,21 @@ def link(board: str, query: str) -> dict:
 def renamed(board: str, to: str, runs: dict[str, str]) -> dict:
     """The event that gives a board and its runs other keys; runs: old key -> new one."""
     return {"k": "keys", "board": board, "to": to, "runs": runs}
+
+
+def waiting(words: str) -> dict:
+    """The event of a board that waits for its turn; "" when it waits no more."""
+    return {"k": "wait", "says": words}
+
+
+def refused(words: str) -> dict:
+    """The event that says why what the stage asked for cannot be."""
+    return {"k": "refused", "says": words}
+
+
+def judged(rows: list[dict]) -> dict:
+    """The event with what the lanes of a finished board came to, see `verdict.results`."""
+    return {"k": "results", "rows": rows}
 
 
 @dataclass(frozen=True)
@@ -79,10 +94,12 @@ class Events:
     A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, also a mean),
     w (what was written: position, text, confidence, candidates; without those two where an edit
     wrote), m (positions masked again), g (answer position and text of each best guess at a masked
-    position that is another than in the step before), and planes, base64 of uint8 on the scales of
-    `analysis.page.planes`: confidence c (G), 0 where nothing was predicted; density d (G); rollout
-    r (T); why y (T), bits of `d2cache.Why`. a, where the policy decides layer by layer:
-    bits of `d2cache.Part`, layer after layer, as base64 of uint8 pairs (value, times 1 to 255).
+    position that is another than in the step before), j, where there are any (other positions whose
+    text is another now, and that text: a token completed their character, or broke it), and planes,
+    base64 of uint8 on the scales of `analysis.page.planes`: confidence c (G), 0 where nothing was
+    predicted; density d (G); rollout r (T); why y (T), bits of `d2cache.Why`. a, where the policy
+    decides layer by layer: bits of `d2cache.Part`, layer after layer, as base64 of uint8 pairs
+    (value, times 1 to 255).
     At most about 4/3 (2 G + 2 T) bytes a step, or 4/3 (2 G + T) and 8/3 a run of equal parts: no
     policy has both r and a.
 
@@ -96,6 +113,7 @@ class Events:
         run: dict,
         by_layer: bool,
         text: Callable[[int], str],
+        decode: Callable[[list[int]], str] | None = None,
         *,
         board: str | None = None,
         lane: int = 0,
@@ -103,8 +121,8 @@ class Events:
         branch: dict | None = None,
         truth: bool = False,
     ):
-        self.key, self.run, self.text, self.seq = key, run, text, 0
         self.guesses: dict[int, int] = {}  # answer position -> the token that was sent last
+        self.key, self.run, self.text, self.decode, self.seq = key, run, text, decode, 0
         self.place = {
             "board": key if board is None else board,
             "lane": lane,
@@ -133,7 +151,7 @@ class Events:
             "block_length": run["block_length"],
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
             "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
-            "prompt": [self.text(int(i)) for i in prompt],
+            "prompt": self.texts(prompt),
             "rollout": rollout,
             "stored": stored,
             "eos": [self.text(run["shape"]["eos_id"])],
@@ -142,10 +160,15 @@ class Events:
             **self.place,
         }
 
+    def texts(self, ids: np.ndarray) -> list[str]:
+        """What the tokens of a canvas show, see `characters.texts`."""
+        return characters.texts(ids, self.text, self.decode)
+
     def step(self, done: StepDone) -> list[dict]:
         """rec and totals of one step."""
         p, mask_id = self.run["prompt_length"], self.run["shape"]["mask_id"]
         changed, masked = done.after != done.before, done.after == mask_id
+        texts, stays = self.texts(done.after), np.flatnonzero(~changed)
         rows, evicted = float(done.rows), 0.0
         if done.parts is not None:
             rows = ((done.parts & Part.MLP) > 0).sum() / self.layers
@@ -158,12 +181,15 @@ class Events:
             "ms": round(1e3 * done.seconds, 2),
             "rows": _short(rows),
             "out": _short(evicted),
-            "w": self.writes(done, np.flatnonzero(changed & ~masked)),
+            "w": self.writes(done, np.flatnonzero(changed & ~masked), texts),
             "m": np.flatnonzero(changed & masked).tolist(),
             "g": self.new_guesses(done, masked[p:]),
             **coded(done),
             "a": planes.run_lengths(done.parts),
         }
+        before = self.texts(done.before)
+        if joined := [[int(at), texts[at]] for at in stays if texts[at] != before[at]]:
+            record["j"] = joined
         self.seq += 1
         was_masked = int((done.before[p:] == mask_id).sum())
         self.totals.add(
@@ -185,9 +211,9 @@ class Events:
             },
         ]
 
-    def writes(self, done: StepDone, positions: np.ndarray) -> list[list]:
+    def writes(self, done: StepDone, positions: np.ndarray, texts: list[str]) -> list[list]:
         """What a step wrote: position, text, confidence, and candidates with their probabilities;
-        without the last two where an edit wrote."""
+        without the last two where an edit wrote. texts (T): of the canvas after the step."""
         p, by_hand, out = self.run["prompt_length"], self.edited(done.index), []
         for at in positions:
             g, top, sure = int(at) - p, [], None
@@ -195,7 +221,7 @@ class Events:
                 known = zip(*done.candidates.get(g, ((), ())), strict=True)
                 top = [[self.text(int(i)), _short(share)] for i, share in known if share > 0]
                 sure = _short(done.confidence[g]) if np.isfinite(done.confidence[g]) else None
-            out.append([int(at), self.text(int(done.after[at])), sure, top])
+            out.append([int(at), texts[at], sure, top])
         return out
 
     def new_guesses(self, done: StepDone, masked: np.ndarray) -> list[list]:
@@ -242,16 +268,22 @@ def _short(value) -> float:
 
 
 def trace_events(
-    trace: Trace, key: str, stored: bool = False, looks: Iterable[Look] | None = None, **place
+    trace: Trace,
+    key: str,
+    stored: bool = False,
+    looks: Iterable[Look] | None = None,
+    decode: Callable[[list[int]], str] | None = None,
+    **place,
 ) -> list[dict]:
     """Every event of a finished run of one row. A trace of an earlier version keeps the candidates
     of the last write of a position alone; an earlier write comes without candidates.
 
-    looks: of `probes.Truth`, for the steps that have one. place: board, lane, name, branch of
-    `Events`."""
+    looks: of `probes.Truth`, for the steps that have one. decode: of the model's tokenizer, for
+    characters of several tokens; a trace alone knows the text of single ones. place: board, lane,
+    name, branch of `Events`."""
     p, by_layer = trace.prompt_length, trace.parts is not None
     looked = {look.step: look for look in looks or ()}
-    events = Events(key, trace.run, by_layer, trace.text_of, truth=bool(looked), **place)
+    events = Events(key, trace.run, by_layer, trace.text_of, decode, truth=bool(looked), **place)
     has_rollout = not np.isnan(trace.rollout).all()
     out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
     for s in range(len(trace.seconds)):
@@ -293,6 +325,10 @@ def ending(trace: Trace) -> tuple[str, str]:
     return "stopped", f"Masks left: {masks}."
 
 
+def decoder_of(tokenizer: Any) -> Callable[[list[int]], str] | None:
+    return tokenizer.decode if tokenizer else None
+
+
 class LiveEvents:
     """Events of a run while it is made, one row; texts through the run's own tokenizer.
 
@@ -302,8 +338,11 @@ class LiveEvents:
     def __init__(self, key: str, step: Step, **place):
         self.run: Run = step.run
         self.texts: dict[int, str] = {}
-        self.events = Events(key, step.run.settings(), step.parts is not None, self.text, **place)
+        settings, by_layer = step.run.settings(), step.parts is not None
+        decode = decoder_of(step.run.tokenizer)
+        self.events = Events(key, settings, by_layer, self.text, decode, **place)
         self.canvas, self.has_rollout = step.before, step.rollout is not None
+        self.written = 0  # answer positions
 
     def text(self, token: int) -> str:
         if token not in self.texts:
@@ -317,6 +356,7 @@ class LiveEvents:
 
     def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
+        self.written = self.run.gen_length - int((step.tokens[0] == step.before.mask_id).sum())
         ids, shares = step.likeliest
         top, share = ids[0].cpu().numpy(), shares[0].float().cpu().numpy()
         target = step.rows.target[0].tolist()

@@ -41,7 +41,7 @@ def _lines(events: Sequence) -> str:
     for one in events:
         many = json.loads(one)["events"] if isinstance(one, str) else one
         for event in [many] if isinstance(many, dict) else many:
-            if event["k"] not in ("link", "pause"):
+            if "run" in event and event["k"] != "pause":
                 runs.setdefault(event["run"], []).append(event)
     lines = []
     for key, told in runs.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import threading
 from pathlib import Path
 
-from analysis.page import lessons, stored
+from analysis.page import familiar, lessons, stored
 from analysis.page.boards import (
     Board,
     Boards,
@@ -16,6 +17,7 @@ from analysis.page.boards import (
     stored_board,
     summary,
 )
+from analysis.page.line import Line
 from analysis.page.models import Models
 from analysis.page.query import Asked, Link
 from analysis.page.questions import Questions
@@ -25,10 +27,15 @@ class Host:
     """One page on one machine. offered: label of a model -> what `d2cache.load` takes."""
 
     def __init__(self, offered: dict[str, str]):
-        self.models, self.boards = Models(offered), Boards()
+        self.models, self.boards, self.line = Models(offered), Boards(), Line()
         self.questions = Questions(self.boards, self.models)
         self.presets = {one["key"]: one for one in lessons.presets()}
         self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
+
+    def start(self) -> None:
+        """Loads the first model, and makes what prompts are measured by, while the page is up."""
+        self.models.start(self.models.first)
+        threading.Thread(target=familiar.sequences, name="prompts", daemon=True).start()
 
     def texts(self) -> dict:
         """What the stage shows apart from runs: lessons, glossary and guided comparisons."""
@@ -46,8 +53,9 @@ class Host:
     def results(self, asked: Asked) -> list[dict]:
         """Runs all lanes to the end, one dict of results for each; ValueError if a lane fails."""
         board = self.open_board(asked)
-        for _ in advance(board):
-            pass
+        with self.line.turn(board.key):
+            for _ in advance(board):
+                pass
         failed = [run.error for run in board.runs if run.error]
         if failed:
             raise ValueError(failed[0])
@@ -78,13 +86,13 @@ class Host:
         for board in self.boards.stored:
             if board.key == key:
                 return board
-        board = stored_board(Asked(**Link.parse(stored.OPENING).settings), key)
-        if board is None:
+        made = stored_board(Asked(**Link.parse(stored.OPENING).settings), key)
+        if made is None:
             raise ValueError(
                 "the opening's runs are not stored: python -m analysis.tools.stored_runs"
             )
-        self.boards.stored.append(board)
-        return board
+        self.boards.stored.append(made)
+        return made
 
     def save(self, run: Run) -> str:
         """The path of a file with the trace of a finished run."""

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import d2cache
 from d2cache import models
 
 LOG = logging.getLogger("d2cache.models")
-ENGINE = threading.Lock()  # one step, or one probe, at a time on the device
+
+
+class Engine:
+    """The one thread that computes: a step, or a probe, at a time, whoever asks.
+
+    One thread rather than a lock: the C library keeps what each thread has freed apart for it, and
+    torch a team of workers for each, so that many threads would keep many times the memory.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    def __call__(self, work: Callable, *args) -> Any:
+        """Does the work there, and returns or raises what it does."""
+        return self.thread.submit(work, *args).result()
+
+
+ENGINE = Engine()
 
 
 class Loading(ValueError):
@@ -99,8 +119,7 @@ class Models:
                 model = d2cache.load(self.offered[label], progress=progress)
                 for policy in ("none", "d2"):  # the first steps of a process are slow
                     steps = d2cache.generate(model, model.encode("Hello"), policy, gen_length=64)
-                    with ENGINE:
-                        next(steps)
+                    ENGINE(next, steps)
             self.loaded[label], said = model, f"{label} is loaded."
         except Exception as error:  # of whatever library: the page goes on with other models
             known = isinstance(error, ValueError)

@@ -6,10 +6,11 @@ A query names what should differ from the current settings; fields are joined by
     truth=1 (an exact pass after each step)  turns=1 (lanes take turns)
     lane=POLICY[,KNOB=VALUE...][/DECODER[,KNOB=VALUE...]][~EDIT...]      once for each lane
     trace=NAME (show a stored run)     branch=RUN~EDIT (add a what-if to a run on the stage)
-    tab, at (step, from 1), see (lane, from 1), clock, pos, lesson, card, teach=1 (large, for a
-    class): what to look at
+    tab, at (step, from 1), see (lane, from 1), clock, map (of Compare), pos, lesson, card, teach=1
+    (large, for a class): what to look at
 
-EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults.
+EDIT is the text of a `d2cache.Edit`. Knobs that are not named have their defaults. Other fields are
+left alone: mail and social sites add their own to a link, and so does Gradio.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SWITCHES = ("full", "truth", "turns")
 LANE, TRACE, BRANCH = "lane", "trace", "branch"
 RUN_WORDS = (*TEXTS, *WHOLE, *SWITCHES, LANE, TRACE, BRANCH)  # what to run
 VIEW = ("tab", "at", "see", "clock", "pos", "lesson", "card", "teach")  # what to look at
+MAP = "map"  # the map that the lanes of Compare show
 EDIT_MARK, DECODER_MARK, KNOB_MARK = "~", "/", ","  # begin an edit, a decoder, a knob
 
 # of the stage
@@ -140,6 +142,13 @@ def _text(base: type[Registered], name: str, settings: dict) -> str:
     return KNOB_MARK.join([name, *given])
 
 
+def too_long(prompt: str) -> str:
+    """What is wrong with a prompt that is too long; "" for others."""
+    if len(prompt) <= LONGEST_PROMPT:
+        return ""
+    return f"The prompt has {len(prompt)} characters; {LONGEST_PROMPT} are allowed: shorten it."
+
+
 @dataclass(frozen=True)
 class Asked:
     """Everything that a comparison needs. gen_length and block_length in masks, block_length 0: the
@@ -162,11 +171,8 @@ class Asked:
     def __post_init__(self):
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError("The prompt is empty: write a question, or press New problem.")
-        if len(self.prompt) > LONGEST_PROMPT:
-            raise ValueError(
-                f"The prompt has {len(self.prompt)} characters; {LONGEST_PROMPT} are allowed: "
-                "shorten it."
-            )
+        if fault := too_long(self.prompt):
+            raise ValueError(fault)
         object.__setattr__(self, "prompt", self.prompt.strip())
         for name, words, low, high in (
             ("gen_length", "answer length", 1, LONGEST_ANSWER),
@@ -234,7 +240,7 @@ class Link:
         for name, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True):
             if name == LANE:
                 lanes.append(Lane.parse(value))
-            elif name in VIEW:
+            elif name in (*VIEW, MAP):
                 view[name] = value
             elif name == TRACE:
                 trace = value
@@ -249,8 +255,6 @@ class Link:
                 if value not in ("0", "1"):
                     raise ValueError(f"the link: {name} is {value[:20]!r}; it must be 0 or 1")
                 settings[name] = value == "1"
-            elif not name.startswith("__"):  # Gradio's own, such as __theme
-                raise ValueError(f"the link asks for {name[:40]!r}, which this page does not know")
         if lanes:
             settings["lanes"] = tuple(lanes)
         return Link(settings, trace, branch, view)
@@ -280,6 +284,5 @@ def name_runs(runs: Sequence[dict]) -> list[str]:
         if any((other["decoder"], other["decoder_knobs"]) != decoder for other in others):
             label += " + " + _text(Decoder, *decoder)
         labels.append(label.replace(KNOB_MARK, " ") + (" what if" if run.get("edits") else ""))
-    if len(set(labels)) < len(labels):  # some are alike in everything
-        return [f"{label} {i}" for i, label in enumerate(labels, 1)]
-    return labels
+    # those that are alike in everything are told apart by their place
+    return [f"{one} {i}" if labels.count(one) > 1 else one for i, one in enumerate(labels, 1)]

@@ -16,6 +16,7 @@ from analysis import probes, report
 from analysis.page import export, notebook
 from analysis.page.boards import Board, Boards, Run
 from analysis.page.events import map_payload
+from analysis.page.memory import give_back
 from analysis.page.models import ENGINE, Models
 from analysis.page.query import Lane
 from d2cache.trace import Trace
@@ -53,17 +54,17 @@ class Questions:
             return self.known[name](**given)
         except (ValueError, TypeError, IndexError, RuntimeError, RecursionError) as error:
             return {"error": (str(error) or type(error).__name__).splitlines()[0]}
+        finally:
+            give_back()
 
     def attention(self, run: str, step: int, layer="rollout") -> dict:
         """The rollout, or one layer's head-averaged map, of an exact pass before a step."""
         one, trace, model = self._run(run)
-        with ENGINE:
-            if layer == "rollout":
-                weights = probes.rollout_map(model, trace, _whole("step", step))
-            else:
-                weights = probes.attention_map(
-                    model, trace, _whole("step", step), _whole("layer", layer)
-                )
+        if layer == "rollout":
+            weights = ENGINE(probes.rollout_map, model, trace, _whole("step", step))
+        else:
+            places = _whole("step", step), _whole("layer", layer)
+            weights = ENGINE(probes.attention_map, model, trace, *places)
         return map_payload(weights, trace.prompt_length) | {
             "columns": _plain(probes.column_sums(weights)),
             "layers": model.config.layers,
@@ -83,15 +84,12 @@ class Questions:
     def life(self, run: str, position: int) -> dict:
         """How one position's exact keys and values move over the steps, in two dimensions."""
         one, trace, model = self._run(run)
-        with ENGINE:
-            found = probes.life(model, trace, _whole("position", position))
-        return _plain(found)
+        return _plain(ENGINE(probes.life, model, trace, _whole("position", position)))
 
     def figures(self, run: str) -> dict:
         """The figures of one run, as plotly's JSON and as CSV."""
         one, trace, model = self._run(run)
-        with ENGINE:
-            rollouts = probes.rollout_columns(model, trace)
+        rollouts = ENGINE(probes.rollout_columns, model, trace)
         return {"figures": report.run_figures(trace, rollouts)}
 
     def sigmas(self, run: str) -> dict:
@@ -176,8 +174,7 @@ def title(board: Board) -> str:
 def _in_turn(steps):
     """Steps of a run that frees the engine for others between them."""
     while True:
-        with ENGINE:
-            step = next(steps, None)
+        step = ENGINE(next, steps, None)
         if step is None:
             return
         yield step

@@ -8,6 +8,7 @@ dicts of changes by name,
     said       (a sentence, its kind: info, right, wrong or error)
     download   path of the trace to download, None while there is none
     awaited    label of the model that Run was pressed for before it was ready, "" for none
+    changed    (a sentence, names of controls): what to know before Run is pressed; "" for nothing
     preset     key of the guided comparison on the stage, None for none
     story      the text of that comparison
 
@@ -28,12 +29,16 @@ from typing import Any
 import d2cache
 from analysis.page import stored
 from analysis.page.boards import Board, advance, describe_edit, loaded_board
+from analysis.page.changed import changed, in_words
 from analysis.page.controls import asked_of, values_of
-from analysis.page.events import link, message, renamed
+from analysis.page.events import judged, link, message, refused, renamed, waiting
+from analysis.page.familiar import UNLIKE, is_familiar
 from analysis.page.host import Host
+from analysis.page.line import Place
 from analysis.page.models import Loading
-from analysis.page.query import Asked, Link
-from analysis.page.verdict import verdict
+from analysis.page.problems import first_problem, known
+from analysis.page.query import Asked, Link, too_long
+from analysis.page.verdict import results, verdict
 from d2cache.teaching import tasks
 
 USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
@@ -70,7 +75,10 @@ class Session:
     def __init__(self, host: Host, key: str):
         self.host, self.key = host, key
         self.newest = 0  # number of the last request from the stage
+        self.place: Place | None = None  # in the line, of the last run that was wanted
         self.problems = OrderedDict({p.prompt: p for p in [first_problem()]})
+        self.stored: Asked | None = None  # what would make the stored run on the stage
+        self.proposed = False  # whether the block length is one that the page has set
 
     @property
     def board(self) -> Board | None:
@@ -135,6 +143,7 @@ class Session:
         """Takes effect after the step being made; the run's own changes then say so."""
         if board := self.board:
             board.paused = True
+        self.host.line.give_up(self.key)
 
     def stop(self) -> Iterator[Changes]:
         board = self.board
@@ -142,6 +151,7 @@ class Session:
             yield {"said": ("Nothing is running.", "info")}
         elif board.running:
             board.stopped = True
+            self.host.line.give_up(self.key)
             if not board.driver.locked():  # else the run's own changes say so after its step
                 messages = [message(events) for events in advance(board)]
                 yield self._rest(board) | ({"board": messages[-1]} if messages else {})
@@ -159,24 +169,56 @@ class Session:
     ) -> Iterator[Changes]:
         """The board's next steps, at most `most` for each lane, from where it is."""
         text = text or ("Running." if most is None else "Stepping.")
-        opened = {"board": message([link(board.key, board.query())]), "said": (text, "info")}
-        yield opened | (also or {})
+        text += self._hint(board.wanted.model, board.wanted.prompt)
+        place = self.place = self.host.line.join(self.key, board.share)
+        told, shown = board.opening(), {"changed": ("",)} | (also or {})
         try:
-            for events in advance(board, most):
-                yield {"board": message(events)}
+            for words in self.host.line.wait(place):
+                yield {"board": message([*told, waiting(words)]), "said": (words, "info")} | shown
+                told, shown = [waiting("")], {}  # what is said when the turn comes
+            if place.since is not None:
+                yield {"board": message(told), "said": (text, "info")} | shown
+                for events in advance(board, most):
+                    yield {"board": message(events)}
+            elif self.board is board:
+                yield {"board": message(told)}
         except GeneratorExit:  # the tab was closed, or the request cancelled
             if self.board is board:
                 self.host.boards.drop(self.key)
             raise
-        if self.board is board:
+        finally:
+            self.host.line.leave(place)
+        if self.board is board and self.place is place:  # else another of the visitor's runs tells
             yield self._rest(board)
 
     def _rest(self, board: Board) -> Changes:
         """What the page shows of a board that is not advancing."""
         if board.running:
             return {"said": ("Paused. Play goes on; the arrow makes one step.", "info")}
-        done: Changes = {"said": verdict(board, self.problems.get(board.wanted.prompt))}
+        prompt = board.wanted.prompt
+        problem = self.problems.get(prompt) or known().get(prompt)
+        done: Changes = {"said": verdict(board, problem)}
+        finished = [run for run in board.runs if run.trace]
+        if len(finished) > 1:
+            done["board"] = message([judged(results(finished, problem))])
         return done | ({"download": self.host.save(board.runs[0])} if board.runs[0].trace else {})
+
+    def _hint(self, model: str, prompt: str) -> str:
+        """A sentence, after a space, where the bundled model does not know such prompts; or ""."""
+        bundled = self.host.models.offered.get(model) == "tiny"
+        return f" {UNLIKE}" if bundled and not is_familiar(prompt) else ""
+
+    def look_over(self, controls: Controls) -> Iterator[Changes]:
+        """What to know before Run is pressed: what has changed since the run on the stage, and
+        whether the model knows such prompts."""
+        board = self.board
+        asked = board.asked or self.stored if board else None
+        names = changed(asked, controls) if asked else []
+        prompt = controls["prompt"] or ""
+        fault = (
+            "" if not prompt.strip() else too_long(prompt) or self._hint(controls["model"], prompt)
+        )
+        yield {"changed": (f"{in_words(names)} {fault}".strip(), *names)}
 
     # -------------------------------------------------------------------------- loaded runs
 
@@ -199,8 +241,8 @@ class Session:
             yield self._stored(name)
 
     def _stored(self, name: str) -> Changes:
-        board = self.host.stored_board(name)
-        return self._put(board, f"A stored run. {stored.listed()[name]['words']}", f"trace={name}")
+        board, words = self.host.stored_board(name), stored.listed()[name]["words"]
+        return self._put(board, f"A stored run. {words}", f"trace={name}", self._asked(name))
 
     def _own_opening(self) -> tuple[Board, Changes]:
         """The board that the page opens with, as the visitor's own, which can get other lanes; and
@@ -213,12 +255,19 @@ class Session:
         self.host.boards.put(self.key, own)
         return own, {"board": message([renamed(first.key, own.key, called)])}
 
-    def _put(self, board: Board, text: str, query: str = "") -> Changes:
-        """A board of finished runs onto the stage."""
+    def _asked(self, name: str) -> Asked:
+        """What would make a stored run again."""
+        run = self.host.stored_board(name).runs[0].finished.run
+        return Asked.of(run, stored.listed()[name]["prompt"], self.host.models.first)
+
+    def _put(self, board: Board, text: str, query: str = "", asked: Asked | None = None) -> Changes:
+        """A board of finished runs onto the stage; asked: what would make it again."""
         self.host.boards.put(self.key, board)
+        self.stored = asked
         events = [link(board.key, query), *board.events()]
         shown = {"board": message(events), "said": (text, "info")}
-        return shown | {"download": self.host.save(board.runs[0])}
+        shown |= {"download": self.host.save(board.runs[0]), "changed": ("",)}
+        return shown
 
     # -------------------------------------------------------------------------- links
 
@@ -235,9 +284,7 @@ class Session:
         try:
             opened, preset = Link.parse(query), None
             if opened.trace is not None:
-                run = self.host.stored_board(opened.trace).runs[0].finished.run
-                prompt = stored.listed()[opened.trace]["prompt"]
-                asked = Asked.of(run, prompt, self.host.models.first)
+                asked = self._asked(opened.trace)
             elif opened.settings and opened.branch is None:
                 asked = opened.over(asked_of(controls))
                 # the story under the presets is about what is on the stage
@@ -269,6 +316,15 @@ class Session:
         """
         if self._outdated(number):
             return
+        try:
+            yield from self._follow(query, controls)
+        except Loading:
+            raise
+        except ValueError as error:  # told where it was asked for, too
+            said = sentence(error)
+            yield {"said": (said, "error"), "board": message([refused(said)])}
+
+    def _follow(self, query: str, controls: Controls) -> Iterator[Changes]:
         opened = Link.parse(query)
         if opened.trace is not None:
             yield self._stored(opened.trace)
@@ -307,16 +363,18 @@ class Session:
     # -------------------------------------------------------------------------- choices
 
     def choose_policy(self, policy: str, block_length: int) -> Iterator[Changes]:
-        """A cache that is made for blocks gets blocks."""
-        if not block_length and d2cache.make_policy(policy).for_blocks:
-            yield {
-                "block_length": USUAL_BLOCK,
-                "said": (
-                    f"{policy} is made for blocks: the block length is now {USUAL_BLOCK} "
-                    "(under Canvas).",
-                    "info",
-                ),
-            }
+        """A cache that is made for blocks gets blocks; another one loses them again, unless the
+        visitor has changed their length."""
+        for_blocks = d2cache.make_policy(policy).for_blocks
+        text = ""
+        if for_blocks and not block_length:
+            text = f"{policy} is made for blocks: the block length is now {USUAL_BLOCK}"
+        elif not for_blocks and self.proposed and block_length == USUAL_BLOCK:
+            text = f"{policy} needs no blocks: the block length is 0 again"
+        if text:
+            self.proposed = for_blocks
+            length = USUAL_BLOCK if for_blocks else 0
+            yield {"block_length": length, "said": (f"{text} (under Canvas).", "info")}
 
     @explained
     def choose_model(self, model: str) -> Iterator[Changes]:
@@ -341,11 +399,6 @@ class Session:
         yield {"story": self.host.presets[key]["story"] if key in self.host.presets else ""}
 
 
-def first_problem() -> tasks.Problem:
-    """The problem that the page opens with, see `stored.OPENING`."""
-    return tasks.draw("word", random.Random(9), held_out=True)
-
-
 class Sessions:
     """The sessions of a page's visitors, by the key that the server gives each."""
 
@@ -364,4 +417,5 @@ class Sessions:
         """A visitor has closed the page: stop and forget what was made for them."""
         with self.lock:
             self.sessions.pop(key, None)
+        self.host.line.give_up(key, for_good=True)
         self.host.boards.drop(key)

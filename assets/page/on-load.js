@@ -2,7 +2,7 @@
 // trigger and watch. D2Stage and the page's data come with the page's head.
 let sent = 0;
 const stage = D2Stage.open(element.querySelector(".stage-host"), {
-  plotly: "plotly.min.js",
+  plotly: "gradio_api/plotly.min.js",
   ask: async (name, given) => {
     const got = await server.ask(JSON.stringify([name, given || {}]));
     if (got.error) throw new Error(got.error);
@@ -11,6 +11,20 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
   send: (query) => trigger("submit", { query, number: (sent += 1) }),
   press: (name) => document.getElementById(name)?.click(),
 });
+// Gradio opens the page again as soon as the server is back; until then, what is on view stays.
+const AWAY =
+  "The server cannot be reached. What is on view stays; the page goes on when the server is back.";
+async function look() {
+  if (document.hidden) return;
+  let away = AWAY;
+  try {
+    if ((await fetch("gradio_api/app_id", { cache: "no-store" })).ok) away = "";
+  } catch {
+    // as when it answers with a fault
+  }
+  stage.setAway(away);
+}
+const looking = setInterval(() => (element.isConnected ? look() : clearInterval(looking)), 4000);
 if (props.value) stage.receive(props.value);
 watch("value", () => {
   if (props.value) stage.receive(props.value);

@@ -2,8 +2,9 @@
  *
  * The server sends the half that makes the runs (a link event); this file adds what is shown,
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
-import { CLOCKS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
+import { CLOCKS, RUN_WORDS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { mount } from "./mount.js";
+import { MAPS } from "./pixels.js";
 
 // The view that a query asks for; null when it asks for none.
 function viewOf(query) {
@@ -14,23 +15,23 @@ function viewOf(query) {
   return Object.keys(view).length ? view : null;
 }
 
-// Whether a query asks for more than a view: a run, a stored run, a branch.
+// Whether a query asks for more than a view: a run, a stored run, a branch. Words that are not the
+// page's own are left alone.
 const asksForRuns = (query) =>
-  [...new URLSearchParams(query).keys()].some(
-    (word) => !Object.values(VIEW_WORDS).includes(word) && !word.startsWith("__"),
-  );
+  [...new URLSearchParams(query).keys()].some((word) => Object.hasOwn(RUN_WORDS, word));
 
 // The runs' query with the view on screen; what has its default value is left out. A card of a
 // lesson says both by itself.
 function addressOf(query, state) {
   if (state.lesson) return new URLSearchParams(state.lesson).toString();
   const rest = new URLSearchParams(query);
-  for (const word of Object.values(VIEW_WORDS)) rest.delete(word);
+  for (const word of [...rest.keys()]) if (!Object.hasOwn(RUN_WORDS, word)) rest.delete(word);
   const view = {
     tab: state.tab === TAB_KEYS[0] ? "" : state.tab,
     at: state.live ? "" : state.step + 1,
     see: state.lane ? state.lane + 1 : "",
     clock: state.clock === CLOCKS[0] ? "" : state.clock,
+    map: state.map === MAPS[0].key ? "" : state.map,
     pos: state.selected == null ? "" : state.selected + 1,
     teach: state.teach ? 1 : "",
   };
@@ -81,6 +82,8 @@ class LinkedStage {
       this.query = event.query;
       if (this.board === "") this.board = event.board;
     }
+    // what the page opens with is not what the link asks for, which may have to wait
+    if (this.board === "" && !events.length && !this.stage.state().run) return;
     this.stage.receive(text);
     if (this.opening && this.stage.state().tab === TAB_KEYS[0]) this.stage.playSlowly();
     this.opening = false;
@@ -91,12 +94,13 @@ class LinkedStage {
   look() {
     const state = this.stage.state();
     if (!this.wanted || !state.run || (this.board !== null && state.board !== this.board)) return;
-    const { tab, see, clock, pos, at, teach } = this.wanted;
+    const { tab, see, clock, map, pos, at, teach } = this.wanted;
     if (see && Number(see) > state.lanes) return; // its lane has not started
     if (at && state.status === "running" && state.steps < Number(at)) return;
     this.wanted = null;
     if (see) this.stage.setLane(Number(see) - 1);
     if (clock) this.stage.setClock(clock);
+    if (map) this.stage.setMap(map);
     if (tab) this.stage.show(tab);
     if (pos) this.stage.select(Number(pos) - 1);
     if (at) this.stage.goto(Number(at) - 1);

@@ -4,13 +4,26 @@
  * Lane 0 is what the others are compared with. */
 import { applyEvent, emptyRun, filledAt, writeAt } from "./run.js";
 
-const emptyBoard = (clock = "step") => ({ key: null, lanes: [], clock, lane: 0, link: null });
+const emptyBoard = (clock = "step") => ({
+  key: null,
+  lanes: [],
+  clock,
+  lane: 0,
+  link: null,
+  wait: "", // for the engine: what the server says about it
+  refused: "", // why the last request was refused
+  results: [], // of the lanes, when all have ended
+});
 
 // The board after one event. A start with another board's key begins a new one.
 function applyToBoard(board, ev) {
   if (ev.k === "start") return addLane(board, ev);
   if (ev.k === "link") board.link = ev.query;
   else if (ev.k === "keys") renameKeys(board, ev);
+  else if (ev.k === "wait") board.wait = ev.says;
+  else if (ev.k === "refused") board.refused = ev.says;
+  else if (ev.k === "results") board.results = ev.rows;
+  else if (ev.k === "names") renameLanes(board, ev.names);
   else {
     const run = board.lanes.find((one) => one.key === ev.run);
     if (run) applyEvent(run, ev);
@@ -25,6 +38,11 @@ function renameKeys(board, { board: key, to, runs }) {
   for (const run of board.lanes) run.key = runs[run.key] ?? run.key;
 }
 
+// What distinguishes the lanes changes with each new one.
+function renameLanes(board, names) {
+  for (const run of board.lanes) run.name = names[run.key] ?? run.name;
+}
+
 function addLane(board, ev) {
   const key = ev.board ?? ev.run,
     run = applyEvent(emptyRun(), ev);
@@ -34,6 +52,7 @@ function addLane(board, ev) {
   }
   const on = board.lanes[board.lane],
     others = board.lanes.filter((other) => other.lane !== run.lane && other.key !== run.key);
+  board.results = [];
   board.lanes = [...others, run].sort((a, b) => a.lane - b.lane);
   board.lane = Math.max(
     0,
@@ -176,6 +195,17 @@ function nextDifference(board, s) {
   return null;
 }
 
+// Whether lanes i and 0 have both written some position at these steps.
+function meets(board, i, steps) {
+  const run = board.lanes[i],
+    first = board.lanes[0],
+    answer = Array.from({ length: run.G }, (_, g) => run.P + g);
+  return answer.some((p) => {
+    const q = placeIn(run, first, p);
+    return q !== null && writeAt(run, p, steps[i]) && writeAt(first, q, steps[0]);
+  });
+}
+
 // At these steps: how many tokens differ from lane 0, and how many were written at another step.
 function differencesAt(board, i, steps) {
   const run = board.lanes[i],
@@ -248,6 +278,7 @@ export {
   firstDivergence,
   nextDifference,
   differencesAt,
+  meets,
   raceAt,
   momentText,
 };

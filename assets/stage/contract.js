@@ -65,6 +65,7 @@ const VIEW_WORDS = {
   lesson: "lesson",
   card: "card",
   teach: "teach",
+  map: "map",
 };
 const LANE_MARKS = {
   edit: "~",

@@ -114,4 +114,17 @@ class HoverLine {
   }
 }
 
-export { Announcer, HoverLine, Stats };
+// Why nothing moves: the board waits for its turn, or the server is away.
+class Banner {
+  constructor() {
+    this.el = h("p", "d2-banner", { role: "status", hidden: true });
+  }
+
+  paint({ away, board }) {
+    const text = away || board.wait;
+    if (this.el.textContent !== text) this.el.textContent = text;
+    this.el.hidden = !text;
+  }
+}
+
+export { Announcer, Banner, HoverLine, Stats };

@@ -278,8 +278,6 @@ class LaneStrip {
   // Another run in this lane.
   restart(run) {
     this.run = run;
-    this.name.textContent = run.name;
-    this.el.setAttribute("aria-label", `Lane ${this.index + 1}: ${run.name}`);
     this.el.classList.toggle("d2-many", run.G > MANY);
     this.tokens.build(run);
     this.map.restart();
@@ -292,6 +290,7 @@ class LaneStrip {
       run = page.board.lanes[index],
       step = frame.steps[index];
     if (this.run !== run) this.restart(run);
+    this.paintName(run);
     this.paintHead(run, step, frame.race);
     if (!this.visible && !frame.all) return; // the rest waits until nothing else is to be drawn
     this.paintNotes(run, step, frame.steps);
@@ -300,6 +299,12 @@ class LaneStrip {
     map.set("step", step);
     map.set("got", run.records.length);
     this.paintHover();
+  }
+
+  paintName({ name }) {
+    if (this.name.textContent === name) return;
+    this.name.textContent = this.name.title = name;
+    this.el.setAttribute("aria-label", `Lane ${this.index + 1}: ${name}`);
   }
 
   paintHead(run, step, race) {

@@ -44,7 +44,7 @@ class Lanes {
       "d2-lane-pick",
       { type: "button", title: `Show lane ${i + 1} (${i + 1})`, onclick: () => page.setLane(i) },
       h("b", "d2-badge", { textContent: i + 1 }),
-      h("span", "d2-lane-name", { textContent: run.name }),
+      h("span", "d2-lane-name", { textContent: run.name, title: run.name }),
       note,
     );
     const jump = h("button", "d2-lane-jump", {

@@ -3,7 +3,7 @@ import { boardFrom } from "./board.js";
 import { TAB_KEYS } from "./contract.js";
 import { Depth } from "./depth.js";
 import { h } from "./dom.js";
-import { Announcer, HoverLine, Stats } from "./header.js";
+import { Announcer, Banner, HoverLine, Stats } from "./header.js";
 import { Keys } from "./keys.js";
 import { Lanes } from "./lanes.js";
 import { Page } from "./page.js";
@@ -80,11 +80,12 @@ class Stage {
     this.stats = new Stats(page);
     this.hoverLine = new HoverLine(page, this.tip);
     this.announcer = new Announcer();
+    this.banner = new Banner();
     this.keys = new Keys(page, { on, close: () => this.closeAll() });
     this.empty = emptyStage();
     this.full = this.buildFull();
-    const { empty, full, announcer, tip, teach } = this;
-    this.inner.append(empty, full, announcer.el, tip.help, tip.el, teach.pointer);
+    const { banner, empty, full, announcer, tip, teach } = this;
+    this.inner.append(banner.el, empty, full, announcer.el, tip.help, tip.el, teach.pointer);
     this.element.append(this.root);
     const known = this.depth.inside && this.tabs.show(this.depth.tab);
     if (!known) this.tabs.show(WATCH);
@@ -129,6 +130,7 @@ class Stage {
   paint() {
     this.transport.follow();
     const { run } = this.page;
+    this.banner.paint(this.page);
     this.empty.hidden = Boolean(run.key);
     this.full.hidden = !run.key;
     if (run.key) this.paintFull(run);
@@ -156,8 +158,8 @@ class Stage {
   // Where the reader is, for the address: only when it has changed.
   tellState() {
     const now = this.state(),
-      { tab, lane, step, clock, selected, lesson, teach } = now,
-      is = JSON.stringify([tab, lane, step, clock, selected, lesson, teach]);
+      { tab, lane, step, clock, map, selected, lesson, teach } = now,
+      is = JSON.stringify([tab, lane, step, clock, map, selected, lesson, teach]);
     if (is !== this.stateWas) {
       this.stateWas = is;
       this.tell("d2:state", now);
@@ -168,7 +170,7 @@ class Stage {
   // ---- the outside
 
   state() {
-    const { board, run, step, live, tab, selected, moment, lesson } = this.page;
+    const { board, run, step, live, tab, map, selected, moment, lesson } = this.page;
     return {
       run: run.key,
       received: run.received,
@@ -184,6 +186,7 @@ class Stage {
       lane: board.lane,
       tab,
       clock: board.clock,
+      map,
       selected,
       moment,
       inside: this.depth.inside,
@@ -252,9 +255,11 @@ function mount(element, options = {}) {
     show: (tab) => page.show(tab),
     setLane: (i) => page.setLane(i),
     setClock: (name) => page.setClock(name),
+    setMap: (key) => page.setMap(key),
     select: (p) => page.select(p),
     playSlowly: () => stage.transport.playSlowly(),
     setTeach: (on) => stage.teach.set(on),
+    setAway: (text) => page.setAway(text),
   };
 }
 

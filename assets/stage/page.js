@@ -1,6 +1,7 @@
 /* What the tabs and parts of the page see: the board, where the reader is on it, and what can be
  * done there. */
 import { emptyBoard, momentOf, nextDifference, stepAt } from "./board.js";
+import { MAPS } from "./pixels.js";
 import { emptyRun } from "./run.js";
 
 const NOBODY = emptyRun();
@@ -15,6 +16,9 @@ class Page {
     this.selected = null; // the pinned position
     this.lesson = null; // {lesson, card} while a card is open: its key, and the card from 1
     this.chosenFor = null; // the board for which the reader chose a tab
+    this.map = MAPS[0].key; // of every lane in Compare
+    this.sought = null; // the lane that Compare is to bring into view
+    this.away = ""; // what is said while the server cannot be reached
     this.frame = 0;
   }
 
@@ -92,6 +96,19 @@ class Page {
     this.schedule();
   }
 
+  setMap(key) {
+    if (!MAPS.some((map) => map.key === key)) return;
+    this.map = key;
+    this.schedule();
+  }
+
+  // A lane beside the others, in view.
+  showLane(i) {
+    this.show("compare");
+    this.setLane(i);
+    this.sought = i;
+  }
+
   setClock(name) {
     this.transport.setClock(name);
   }
@@ -120,6 +137,11 @@ class Page {
 
   select(p) {
     this.selected = p;
+    this.schedule();
+  }
+
+  setAway(text) {
+    this.away = text;
     this.schedule();
   }
 

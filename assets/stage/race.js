@@ -1,6 +1,6 @@
 /* The lanes of a board compared, in sentences: who leads, and how a lane differs from the first.
  * Pure. */
-import { differencesAt, firstDivergence, momentText } from "./board.js";
+import { differencesAt, firstDivergence, meets, momentText } from "./board.js";
 import { plural } from "./numbers.js";
 
 const listed = (names) =>
@@ -42,7 +42,10 @@ function differenceWords(board, i, steps) {
   const { tokens, order } = differencesAt(board, i, steps),
     differ = `${plural(tokens, "token")} ${tokens === 1 ? "differs" : "differ"} (≠)`,
     moved = `${order} ${order === 1 ? "was" : "were"} written at another step`;
-  return `Leaves lane 1 at step ${at + 1}. Here ${differ}, ${moved}.`;
+  const here = meets(board, i, steps)
+    ? `Here ${differ}, ${moved}`
+    : "Here they have written no position in common";
+  return `Leaves lane 1 at step ${at + 1}. ${here}.`;
 }
 
 // "12 of 32 positions written · leads": how far lane i is.

@@ -50,6 +50,7 @@ const emptyRun = () => ({
   changes: [],
   guesses: [],
   filled: [],
+  joined: new Map(),
   again: false,
   received: 0,
   next: 0,
@@ -82,6 +83,7 @@ function startRun(ev) {
     reasons: reasonsOf(ev),
     changes: Array.from({ length: ev.T }, () => []),
     guesses: Array.from({ length: ev.G }, () => []),
+    joined: new Map(), // position -> [{s, text}]: its text from step s on, see characters.py
     eos: ev.eos ? new Set(ev.eos) : EOS,
     expected: Math.max(1, ev.steps || ev.G),
     name: ev.name || [ev.policy, ev.decoder].filter(Boolean).join(" · ") || "run",
@@ -156,6 +158,8 @@ function addRecord(run, ev) {
     run.changes[pos].push({ s: ev.s, text: null });
   }
   for (const [g, text] of ev.g || []) run.guesses[g]?.push({ s: ev.s, text });
+  for (const [pos, text] of ev.j || [])
+    run.joined.set(pos, [...(run.joined.get(pos) ?? []), { s: ev.s, text }]);
   run.filled[ev.s] = filled;
   run.again ||= record.m.length > 0;
   run.expected = Math.max(run.expected, run.records.length);
@@ -226,11 +230,17 @@ function sureness(run, g, s) {
   }
   return null;
 }
+// What a neighbour has made of the text of position p by step s, in a character of several tokens;
+// undefined: nothing since step `from`.
+const joinedText = (run, p, s, from) =>
+  run.joined.get(p)?.findLast((one) => one.s <= s && one.s >= from)?.text;
 
 // The write whose token is at position p after step s, or null while it is masked.
 function writeAt(run, p, s) {
   const change = changeAt(run, p, s);
-  return change && change.text !== null ? change : null;
+  if (!change || change.text === null) return null;
+  const text = joinedText(run, p, s, change.s);
+  return text === undefined ? change : { ...change, text };
 }
 
 const textBefore = (run, p, s) => writeAt(run, p, s - 1)?.text ?? null; // null: its record was lost
@@ -242,7 +252,7 @@ function chipData(run, p, s) {
   if (p < run.P)
     return {
       state: write && now ? "now" : "prompt",
-      text: (write ?? { text: run.prompt[p] ?? "" }).text,
+      text: write?.text ?? joinedText(run, p, s, 0) ?? run.prompt[p] ?? "",
       write,
       masked: false,
       again: null,

@@ -9,6 +9,7 @@ import { densityBar, orderBar, rolloutBar } from "./maps.js";
 import { MAPS, tables } from "./pixels.js";
 import { raceWords } from "./race.js";
 import { reasonsIn, reasonsOf } from "./reasons.js";
+import { resultsTable } from "./results.js";
 import { captions } from "./sentences.js";
 import { fill, paper, paragraph } from "./widgets.js";
 
@@ -98,7 +99,7 @@ function storyList(page) {
 class CompareView {
   constructor(host, page) {
     this.page = page;
-    this.spec = MAPS[0]; // the map on view
+    this.mapFor = page.map;
     this.lanes = [];
     this.colours = null;
     this.coloursFor = "";
@@ -114,6 +115,7 @@ class CompareView {
     this.leader = h("p", "d2-sentence d2-leader", { role: "status" });
     this.caption = h("p", "d2-more d2-compare-caption");
     this.legend = h("div", "d2-legend");
+    this.results = h("div", "d2-results-of", { hidden: true });
     this.strips = h("div", "d2-strips");
     this.invitation = h(
       "div",
@@ -123,18 +125,16 @@ class CompareView {
       paragraph("d2-more", INVITATION),
       ...storyList(this.page),
     );
-    const { leader, caption, legend, strips, invitation } = this;
-    host.append(this.makeHead(), leader, caption, legend, strips, invitation);
+    const { leader, results, caption, legend, strips, invitation } = this;
+    host.append(this.makeHead(), leader, results, caption, legend, strips, invitation);
   }
 
   makeHead() {
     const { page } = this,
       options = MAPS.map((m) => [m.key, m.short]),
       label = h("button", "d2-label", { type: "button", textContent: "clock" });
-    const maps = choice("Map of every lane", options, this.spec.key, (key) => {
-      this.spec = MAPS.find((m) => m.key === key);
-      page.schedule();
-    });
+    const maps = choice("Map of every lane", options, page.map, (key) => page.setMap(key));
+    this.maps = maps;
     this.clocks = choice("Clock", CLOCK_WORDS, page.board.clock, (name) => page.setClock(name));
     this.clocks.dataset.point = POINTS.clock;
     return h(
@@ -156,6 +156,11 @@ class CompareView {
       this.page.schedule();
     });
     this.sizes.observe(this.strips);
+  }
+
+  // The map that all lanes show.
+  get spec() {
+    return MAPS.find((m) => m.key === this.page.map);
   }
 
   setVisible(entries) {
@@ -202,15 +207,37 @@ class CompareView {
       all = whole || this.resting,
       frame = { steps, race, rows, colours, spec, until, all };
     for (const lane of this.lanes) lane.paint(frame);
+    this.seek();
   }
 
   paintHead(board, race, moment) {
     const many = board.lanes.length > 1;
     if (this.clockFor !== board.clock) this.clocks.mark(board.clock);
     this.clockFor = board.clock;
+    if (this.mapFor !== this.page.map) this.maps.mark(this.page.map);
+    this.mapFor = this.page.map;
+    this.paintResults(board);
     this.invitation.hidden = many;
     this.leader.textContent = raceWords(board, race, moment);
     this.leader.hidden = !many;
+  }
+
+  paintResults(board) {
+    const is = JSON.stringify([board.results, board.lanes.map((run) => run.key)]);
+    if (this.results.was === is) return;
+    this.results.was = is;
+    const table = resultsTable(board);
+    this.results.hidden = !table;
+    this.results.replaceChildren(...(table ? [table] : []));
+  }
+
+  // Scrolls to the lane that the page is to bring into view, once.
+  seek() {
+    const { page } = this,
+      lane = this.lanes[page.sought];
+    if (!lane) return;
+    page.sought = null;
+    lane.el.scrollIntoView({ block: "nearest" });
   }
 
   coloursOf(rows) {

@@ -341,7 +341,6 @@ class TokenView {
 
   destroy() {
     this.strip.destroy();
-    this.whatIf.destroy();
   }
 }
 

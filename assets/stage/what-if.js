@@ -10,9 +10,6 @@ import { paragraph, pick } from "./widgets.js";
 const KEEP = "keep",
   OTHER = "other",
   MASK = "mask";
-const PATIENCE = 6000; // ms; a lane that was refused never comes, and the reason is shown elsewhere
-const LATE =
-  "No new lane has come yet. If it was refused, the line under the buttons on the left says why.";
 const LEAD =
   "Change something after the step on view and let the model run on from there. The new run " +
   "becomes a lane of its own, beside this one; this one stays as it is.";
@@ -65,7 +62,6 @@ class WhatIf {
     this.knobsFor = "";
     this.busy = false;
     this.before = null; // the runs on the board when a lane was asked for
-    this.timer = 0;
     this.buildFields();
     this.build();
   }
@@ -210,13 +206,12 @@ class WhatIf {
     const wanted = this.edit(),
       tokens = this.wantsToken() ? [[p, await this.tokenId()]] : [];
     this.before = new Set(this.page.board.lanes.map((lane) => lane.key));
-    this.timer = setTimeout(() => this.ended(LATE), PATIENCE);
+    this.page.board.refused = "";
     await this.page.send(branchQuery(run, { ...wanted, tokens }));
   }
 
   // The lane is there, or will not come: the button can be used again.
   ended(problem = "") {
-    clearTimeout(this.timer);
     this.busy = false;
     this.before = null;
     this.trouble.textContent = problem;
@@ -224,12 +219,25 @@ class WhatIf {
     this.page.schedule();
   }
 
+  // Whether the lane that was asked for has come, or was refused.
+  watch() {
+    if (!this.before) return;
+    const { board } = this.page,
+      at = board.lanes.findIndex((lane) => !this.before.has(lane.key));
+    if (at < 0) {
+      if (board.refused) this.ended(board.refused);
+      return;
+    }
+    this.ended();
+    this.page.showLane(at);
+  }
+
   // ---- what it shows
 
   paint(p) {
     const { page } = this;
     this.p = p;
-    if (this.before && page.board.lanes.some((lane) => !this.before.has(lane.key))) this.ended();
+    this.watch();
     this.offerTokens();
     this.offerKnobs();
     const obstacle = this.obstacle();
@@ -283,10 +291,6 @@ class WhatIf {
           ? " This policy decides layer by layer: it then refreshes every position."
           : "";
     return editWords(run, sketch, names) + whole;
-  }
-
-  destroy() {
-    clearTimeout(this.timer);
   }
 }
 

@@ -402,3 +402,38 @@ test("moments in words", () => {
     ["12 FLOPs", "1.23 GFLOPs", "5 TFLOPs"],
   );
 });
+
+test("lanes with nothing in common are said to have nothing in common", () => {
+  const b = board(...lane("a", 0, [[[2, "x"]]]), start("b", 1), record("b", 0, [[4, "z"]]));
+  assert.match(
+    pure.differenceWords(b, 1, [0, 0]),
+    /Here they have written no position in common\.$/,
+  );
+});
+
+test("what the server says about a board: it waits, it is refused, its lanes are renamed", () => {
+  const b = board(...lane("a", 0, LEFT));
+  pure.applyToBoard(b, { k: "wait", says: "Waiting: 1 run is ahead of yours." });
+  assert.equal(b.wait, "Waiting: 1 run is ahead of yours.");
+  pure.applyToBoard(b, { k: "wait", says: "" });
+  assert.equal(b.wait, "");
+  pure.applyToBoard(b, { k: "refused", says: "No." });
+  assert.equal(b.refused, "No.");
+  pure.applyToBoard(b, { k: "names", names: { a: "d2 current_k=4" } });
+  assert.equal(b.lanes[0].name, "d2 current_k=4");
+});
+
+test("a character of several tokens is whole from the step that completes it", () => {
+  const b = board(
+    start("a", 0),
+    record("a", 0, [[3, "\ufffd"]]),
+    record("a", 1, [[2, "你"]], { j: [[3, ""]] }),
+    record("a", 2, [], { m: [2], j: [[3, "\ufffd"]] }),
+  );
+  const shown = [0, 1, 2].map((s) => [2, 3].map((p) => pure.chipData(b.lanes[0], p, s).text));
+  assert.deepEqual(shown, [
+    ["", "\ufffd"],
+    ["你", ""],
+    ["", "\ufffd"],
+  ]);
+});

@@ -81,7 +81,6 @@ def test_what_to_look_at_travels_beside():
         ("lane=d2,as_shipped=2", "must be True or False"),
         ("gen=many", "'many' is not a number"),
         ("full=2", "it must be 0 or 1"),
-        ("policy=d2", "asks for 'policy', which this page does not know"),
         ("prompt=" + "a" * 30_000, "longer than 20000 characters"),
     ],
 )

@@ -163,7 +163,7 @@ def test_faults_are_one_sentence_and_leave_the_board(session):
         session.run(usual() | {"policy.d2.current_k": 10**6}),
         session.compare(usual(lanes=[])),
         session.follow("lane=nothing", usual()),
-        session.follow("hello=1", usual()),
+        session.follow("full=2", usual()),
         session.follow("trace=nothing", usual()),
         session.follow("branch=nothing~3,refresh=all", usual()),
         session.upload(__file__),
@@ -321,3 +321,151 @@ def test_a_stored_run_sets_the_controls_that_would_make_it_again(session):
     asked = asked_of(usual() | {k: v for k, v in filled.items() if k != "preset"})
     assert asked.lanes[0] == Lane.of(trace.run)
     assert list(session.open_stored(None)) == []
+
+
+def test_who_waits_is_told_their_place_and_served_in_turn(host):
+    sessions = Sessions(host)
+    one, two = sessions.of("one"), sessions.of("two")
+    first = one.run(usual(gen_length=64))
+    next(first), next(first)  # it has the engine
+    second = two.run(usual())
+    waits = next(second)
+    assert waits["said"][0].startswith("Waiting: 1 run is ahead of yours")
+    told = [e for e in events([waits]) if e["k"] == "wait"]
+    assert [e["says"] for e in told] == [waits["said"][0]]
+    list(first)
+    out = list(second)
+    assert events(out)[0] == {"k": "wait", "says": ""} and said(out)[0].startswith("Done")
+    assert host.line.places == []
+    for name in ("one", "two"):
+        sessions.leave(name)
+
+
+def test_stop_and_leaving_while_waiting_give_the_place_up(host):
+    sessions = Sessions(host)
+    one, two, three = (sessions.of(name) for name in ("one", "two", "three"))
+    first = one.run(usual(gen_length=64))
+    next(first), next(first)
+    second, third = two.run(usual()), three.run(usual())
+    next(second), next(third)
+    assert said(list(two.stop())) == ("Stopped.", "info")
+    assert events(list(second))[-1] == {"k": "wait", "says": ""}
+    sessions.leave("three")
+    assert list(third) == [] and host.boards.of("three") is None
+    assert [place.visitor for place in host.line.places if place.left is None] == ["one"]
+    list(first)
+    assert not [place for place in host.line.places if place.left is None]
+    for name in ("one", "two"):
+        sessions.leave(name)
+
+
+def test_pause_while_waiting_can_be_resumed(host):
+    sessions = Sessions(host)
+    one, two = sessions.of("one"), sessions.of("two")
+    first = one.run(usual(gen_length=64))
+    next(first), next(first)
+    second = two.run(usual())
+    next(second)
+    two.pause()
+    assert said(list(second)) == ("Paused. Step, or Resume.", "info")
+    list(first)
+    assert said(list(two.resume()))[0].startswith("Done")
+    for name in ("one", "two"):
+        sessions.leave(name)
+
+
+def test_a_prompt_that_the_model_does_not_know_is_told_before_and_after(session):
+    foreign = usual(prompt="What is the capital of France?")
+    (before,) = session.look_over(foreign)
+    assert "unlike anything" in before["changed"][0]
+    changes = list(session.run(foreign))
+    assert "unlike anything" in changes[0]["said"][0] and "unlike anything" in said(changes)[0]
+    assert "Example problems" in said(changes)[0]
+    (known,) = session.look_over(usual())
+    assert "unlike" not in known["changed"][0]
+    (long,) = session.look_over(usual(prompt="a" * 4001))
+    assert "4001 characters; 4000 are allowed" in long["changed"][0]
+
+
+def test_what_has_changed_since_the_run_is_named(session):
+    assert list(session.look_over(usual(seed=3))) == [{"changed": ("",)}]  # nothing was run
+    changes = list(session.run(usual()))
+    assert changes[0]["changed"] == ("",)
+    assert list(session.look_over(usual())) == [{"changed": ("",)}]
+    (one,) = session.look_over(usual(policy="none", gen_length=24))
+    assert one["changed"][0] == "Changed since this run: answer length, policy. Press Run."
+    assert set(one["changed"][1:]) == {"gen_length", "policy"}
+    (knob,) = session.look_over(usual() | {"policy.d2.current_k": 4})
+    assert knob["changed"] == (
+        "Changed since this run: current k. Press Run.",
+        "policy.d2.current_k",
+    )
+    assert list(session.look_over(usual() | {"policy.dllm.kp": 4})) == [{"changed": ("",)}]
+    list(session.compare(usual(lanes=["none", "d2"])))
+    assert list(session.look_over(usual(policy="none"))) == [{"changed": ("",)}]
+    session_filled = next(session.open_stored("dllm-facts"))
+    list(session.open_stored("dllm-facts"))
+    values = usual() | {k: v for k, v in session_filled.items() if k != "preset"}
+    assert list(session.look_over(values)) == [{"changed": ("",)}]
+    assert "seed" in next(session.look_over(values | {"seed": 5}))["changed"]
+
+
+def test_the_page_takes_back_the_block_length_that_it_set(session):
+    (blocks,) = session.choose_policy("dual", 0)
+    assert blocks["block_length"] == 16
+    (back,) = session.choose_policy("d2", 16)
+    assert back["block_length"] == 0
+    assert list(session.choose_policy("d2", 16)) == []  # the visitor's own
+    list(session.choose_policy("dual", 0))
+    assert list(session.choose_policy("d2", 8)) == []  # changed meanwhile
+
+
+def test_shared_knobs_at_a_default_follow_the_method_and_others_stay():
+    usual_sigma = {
+        d: v["decoder.all.sigma"] for d, v in controls.shared_defaults("decoder").items()
+    }
+    one, other = (
+        "confidence",
+        next(d for d in usual_sigma if usual_sigma[d] != usual_sigma["confidence"]),
+    )
+    name = "decoder.all.sigma"
+    assert controls.with_defaults("decoder", other, {name: usual_sigma[one]}) == {
+        name: usual_sigma[other]
+    }
+    assert controls.with_defaults("decoder", other, {name: 3.3}) == {name: 3.3}
+
+
+def test_lanes_of_a_known_problem_are_right_or_wrong(session, host):
+    preset = host.presets["prefix-stale"]
+    changes = list(session.follow(preset["query"], usual()))
+    text, kind = said(changes)
+    assert "Lane 1, none: right" in text and "Lane 2, prefix: wrong (Ruth)" in text
+    assert "% of tokens equal lane 1" in text and kind == "info"
+    (results,) = [e for e in events(changes) if e["k"] == "results"]
+    assert [row["right"] for row in results["rows"]] == [True, False, True]
+    assert [row["answer"] for row in results["rows"]] == ["Adam", "Ruth", "Adam"]
+    assert results["rows"][0]["equal"] is None and results["rows"][1]["equal"] < 1
+
+
+def test_a_lane_that_joins_renames_those_on_the_stage(session):
+    list(session.run(usual() | {"policy.d2.current_k": 4}))
+    changes = list(session.add_lane(usual()))
+    (names,) = [e["names"] for e in events(changes) if e["k"] == "names"]
+    assert names == {session.board.runs[0].key: "d2 current_k=4"}
+    assert [run.name for run in session.board.runs] == ["d2 current_k=4", "d2"]
+
+
+def test_a_refused_what_if_is_told_where_it_was_asked_for(session):
+    list(session.run(usual()))
+    key = session.board.runs[0].key
+    (only,) = session.follow(f"branch={key}~3,policy.current_k=0", usual())
+    assert events([only]) == [{"k": "refused", "says": only["said"][0]}]
+
+
+def test_what_others_add_to_a_link_is_left_alone(session):
+    query = Asked(SUM, (Lane("none"),), gen_length=16).query()
+    (filled,) = session.fill(query + "&utm_source=mail&fbclid=1", usual())
+    assert filled["policy"] == "none"
+    list(session.follow(query + "&utm_source=mail&fbclid=1&__theme=dark", usual()))
+    assert session.board.query() == query
+    assert list(session.follow("utm_source=mail", usual())) == []
