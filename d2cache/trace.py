@@ -13,8 +13,7 @@ from typing import Any, cast
 import numpy as np
 import safetensors
 import torch
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from d2cache.canvas import CANDIDATES, Canvas, Run, Step
 from d2cache.model import ModelConfig
@@ -22,7 +21,9 @@ from d2cache.rows import Part
 from d2cache.trace_format import (
     ARRAYS,
     LARGEST,
+    LONGEST_TEXT,
     SCHEMA,
+    check_layout,
     checked_arrays,
     checked_header,
 )
@@ -172,8 +173,11 @@ class Trace:
         save_file(arrays, path, metadata={"trace": json.dumps(self.header)})
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Trace:
+    def load(path: str | os.PathLike[str], largest: int | None = None) -> Trace:
         """Read a trace file; every size and value in it is checked.
+
+        largest: bytes of the largest file to open, for files that strangers send; None for any. In
+        either case no more is read than the shape of the run accounts for.
 
         Raises ValueError with one sentence that says what is wrong with the file.
         """
@@ -182,7 +186,7 @@ class Trace:
         except TypeError as error:
             raise ValueError(f"the trace is {path!r}; give the path of a file") from error
         try:
-            return _read(path)
+            return _read(path, largest)
         except FileNotFoundError as error:
             raise ValueError(f"there is no trace file {path.name}") from error
         except (safetensors.SafetensorError, RecursionError, OSError) as error:
@@ -193,14 +197,19 @@ class Trace:
             raise ValueError(f"{path.name} is not a valid trace: {reason}") from error
 
 
-def _read(path: Path) -> Trace:
+def _read(path: Path, largest: int | None) -> Trace:
     """`Trace.load` without its messages: raises whatever reading and checking raise."""
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-    data = path.read_bytes()
-    arrays = load_safetensors(data)
-    size = int.from_bytes(data[:8], "little")
-    header = checked_header(json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["trace"]))
+    size = path.stat().st_size
+    if largest is not None and size > largest:
+        raise ValueError(f"it is larger than {largest >> 20} MiB")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(size, LARGEST):
+            raise ValueError(f"its header would have {length} bytes")
+        tensors = json.loads(file.read(length))
+    header = checked_header(json.loads(tensors.pop("__metadata__")["trace"]))
+    check_layout(tensors, header["run"])
+    arrays = load_file(path)  # which refuses a file that is longer or shorter than its arrays
     return Trace(**checked_arrays(arrays, header["run"]), header=header)
 
 
@@ -379,7 +388,7 @@ def _header(run: Run, start: list[int], arrays: dict[str, np.ndarray]) -> dict[s
     texts, tokenizer = {}, cast(Any, run.tokenizer)
     if tokenizer is not None:
         ids = np.union1d(arrays["tokens"], arrays["candidates"])
-        texts = {str(i): tokenizer.decode([int(i)]) for i in ids}
+        texts = {str(i): tokenizer.decode([int(i)])[:LONGEST_TEXT] for i in ids}
     environment = {
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -6,6 +6,7 @@ written; `Trace.load` turns these into one message about the file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,7 @@ from d2cache.edits import MOST_EDITS, Edit
 from d2cache.model import ModelConfig
 
 SCHEMA = "d2cache-trace/2"
-LARGEST = 1 << 26  # bytes of the largest trace file that is opened
-MOST_CELLS = 1 << 22  # most steps x positions of a trace that is opened
+LARGEST = 1 << 26  # bytes of a header, and of a whole file where strangers send them
 LONGEST_TEXT = 256  # characters of a token
 
 # name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions,
@@ -35,6 +35,13 @@ ARRAYS: dict[str, tuple[type[np.generic], str]] = {
     "seconds": (np.float64, "S"),
     "candidates": (np.int64, "GK"),
     "candidate_confidence": (np.float32, "GK"),
+}
+# dtypes that a file may use, as safetensors names them -> numpy
+STORED = {
+    **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)},
+    "BOOL": np.dtype(np.bool_),
 }
 OPTIONAL = ("parts",)  # missing in runs of policies that do not decide layer by layer
 
@@ -106,33 +113,48 @@ def _check_run_types(run: dict[str, Any]) -> None:
         raise ValueError(f"weights is {str(run['weights'])[:40]!r}, not 'fp8'")
 
 
-def checked_arrays(arrays: Arrays, run: dict[str, Any]) -> Arrays:
-    """The arrays in their documented dtypes, once they fit each other and the run's header.
+def check_layout(tensors: Mapping[str, Any], run: dict[str, Any]) -> None:
+    """Compare what a file's header says of its arrays with the run, before any of them is read.
 
-    Sizes are checked first, before any array is converted to a wider dtype.
+    tensors: name -> an object with `shape` and `dtype`, as safetensors names dtypes.
     """
+    seconds = tensors["seconds"]["shape"]
+    steps = seconds[0] if len(seconds) == 1 else 0
+    if steps < 1:
+        raise ValueError(f"it has {steps} steps; it must have at least 1")
     length, config = run["prompt_length"] + run["gen_length"], ModelConfig(**run["shape"])
-    steps = len(arrays["seconds"]) if arrays["seconds"].ndim == 1 else 0
-    if not 1 <= steps <= MOST_CELLS // length:
-        raise ValueError(f"it has {steps} steps; 1 to {MOST_CELLS // length} are allowed")
-    present = [name for name in ARRAYS if name in arrays or name not in OPTIONAL]
-    axes = dict(T=length, G=run["gen_length"], K=CANDIDATES, S=steps, C=steps + 1)
-    for name in present:
-        _check_layout(name, arrays[name], axes | dict(L=config.layers, W=5))
-    _check_ranges(arrays, steps, length, config)
-    converted = {name: arrays[name].astype(ARRAYS[name][0]) for name in present}
-    _check_values(converted, run, config)
-    return converted
+    sizes = dict(T=length, G=run["gen_length"], K=CANDIDATES, S=steps, C=steps + 1)
+    sizes |= dict(L=config.layers, W=5)
+    for name in ARRAYS:
+        if name in tensors or name not in OPTIONAL:
+            _check_array(name, tensors[name]["shape"], tensors[name]["dtype"], sizes)
+    for name in sorted(set(tensors) - set(ARRAYS)):
+        raise ValueError(f"it has an unknown array {name[:40]!r}")
 
 
-def _check_layout(name: str, array: np.ndarray, sizes: dict[str, int]) -> None:
+def _check_array(name: str, shape: list[int], stored: str, sizes: dict[str, int]) -> None:
     """Shape and kind of dtype. sizes: of each axis letter."""
     dtype, axes = ARRAYS[name]
-    shape = tuple(sizes[axis] for axis in axes)
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; it must have {shape}")
-    if array.dtype.kind not in ("f" if np.dtype(dtype).kind == "f" else "iub"):
-        raise ValueError(f"{name} has type {array.dtype}, not {np.dtype(dtype)}")
+    wanted = tuple(sizes[axis] for axis in axes)
+    if tuple(shape) != wanted:
+        raise ValueError(f"{name} has shape {str(tuple(shape))[:60]}; it must have {wanted}")
+    found = STORED.get(stored)
+    if found is None or (found.kind == "f") != (np.dtype(dtype).kind == "f"):
+        raise ValueError(f"{name} has type {found or stored[:20]}, not {np.dtype(dtype)}")
+
+
+def checked_arrays(arrays: Arrays, run: dict[str, Any]) -> Arrays:
+    """The arrays in their documented dtypes, once their values fit each other and the run.
+
+    Their layout has passed `check_layout`.
+    """
+    length, config = run["prompt_length"] + run["gen_length"], ModelConfig(**run["shape"])
+    _check_ranges(arrays, len(arrays["seconds"]), length, config)
+    converted = {
+        name: arrays[name].astype(dtype) for name, (dtype, _) in ARRAYS.items() if name in arrays
+    }
+    _check_values(converted, run, config)
+    return converted
 
 
 def _check_ranges(arrays: Arrays, steps: int, length: int, config: ModelConfig) -> None:

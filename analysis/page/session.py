@@ -36,6 +36,7 @@ from analysis.page.models import Loading
 from analysis.page.query import Asked, Link
 from analysis.page.verdict import verdict
 from d2cache.teaching import tasks
+from d2cache.trace_format import LARGEST
 
 USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
 KEPT_PROBLEMS = 1000  # of one visitor, whose answers can be judged
@@ -182,7 +183,7 @@ class Session:
     def upload(self, path: str) -> Iterator[Changes]:
         """The trace in a file, on the stage."""
         try:
-            trace = d2cache.Trace.load(path)
+            trace = d2cache.Trace.load(path, LARGEST)
         except (ValueError, OSError) as error:
             raise ValueError(f"{error}. Load a file that this page saved.") from error
         run, steps = trace.run, len(trace.seconds)
