@@ -55,8 +55,8 @@ def _complete_llada(raw: dict[str, Any]) -> dict[str, Any]:
     """config.json with the sizes that LLaDA's class derives where they are missing or null."""
     sizes: dict[str, Any] = {}
     width, ratio = raw.get("d_model"), raw.get("mlp_ratio")
-    if raw.get("mlp_hidden_size") is None and isinstance(width, int) and ratio is not None:
-        sizes["mlp_hidden_size"] = ratio * width if isinstance(ratio, int) else ratio
+    if raw.get("mlp_hidden_size") is None and isinstance(width, int) and isinstance(ratio, int):
+        sizes["mlp_hidden_size"] = ratio * width
     if raw.get("n_kv_heads") is None and raw.get("multi_query_attention") is True:
         sizes["n_kv_heads"] = 1
     return raw | sizes

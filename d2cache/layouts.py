@@ -18,15 +18,16 @@ ADAPTER = (
     "a LoRA adapter, not a model; merge it into its base model (merge_and_unload of peft) and "
     "save the result"
 )
-GGUF = "GGUF, the format of llama.cpp; use the *.safetensors of the same model"
-# names of tensors -> who writes them, first match first
+GGUF = "a GGUF file, the format of llama.cpp; use the *.safetensors of the same model"
+# names of tensors -> how such weights are quantized, first match first
 QUANTIZED = {
-    r"\.g_idx$": "GPTQ",
-    r"\.qweight$": "GPTQ or AWQ",
-    r"\.(absmax|SCB|quant_map|nested_absmax)$|\.quant_state\.": "bitsandbytes",
-    r"\.weight_packed$": "compressed-tensors",
-    r"\.weight_scale(_inv)?$|\.input_scale$": "an 8-bit float",
-    r"\.(W_q|qzeros|scales|zero_point|zeros)$": "a quantizer",
+    r"\.g_idx$": "by GPTQ",
+    r"\.qweight$": "by GPTQ or AWQ",
+    r"\.(absmax|SCB|quant_map|nested_absmax)$|\.quant_state\.": "by bitsandbytes",
+    r"\.weight_packed$": "by compressed-tensors",
+    r"\.weight_scale(_inv)?$|\.input_scale$": "in 8-bit floats",
+    r"\.biases$": "by MLX",
+    r"\.(W_q|qzeros|scales|zero_point|zeros)$": "to a few bits",
 }
 # a tensor that joins several -> what it joins
 FUSED = {
@@ -123,14 +124,9 @@ def _adapted(found: Iterable[str]) -> str:
 
 
 def _quantized(found: Iterable[str]) -> str:
-    for pattern, writer in QUANTIZED.items():
+    for pattern, how in QUANTIZED.items():
         if name := _first(pattern, found):
-            return (
-                f"holds weights quantized by {writer} ({name}); use a checkpoint that is not "
-                "quantized"
-            )
-    if name := _first(r"\.biases$", found):
-        return f"holds weights quantized by MLX ({name}); use a checkpoint that is not quantized"
+            return f"holds weights quantized {how} ({name}); use a checkpoint that is not quantized"
     return ""
 
 

@@ -40,17 +40,22 @@ def _checked_chat(tokenizer: Any, given: Any) -> list[dict[str, str]]:
             "{'role': 'user', 'content': 'Hello'}"
         )
     for message in chat:
+        if not _is_message(message):
+            raise ValueError(
+                f"a message of the chat is {message!r:.60}; it must be a dict with the texts "
+                "'role' and 'content'"
+            )
         for part in ("role", "content"):
-            _check_text(tokenizer, message.get(part) if isinstance(message, Mapping) else None)
+            _check_text(tokenizer, message[part])
     return [dict(message) for message in chat]
 
 
-def _check_text(tokenizer: Any, text: Any) -> None:
-    if not isinstance(text, str):
-        raise ValueError(
-            f"a message of the chat has {text!r:.60} for a text; it must be a dict with the texts "
-            "'role' and 'content'"
-        )
+def _is_message(value: Any) -> bool:
+    parts = [value.get(part) for part in ("role", "content")] if isinstance(value, Mapping) else []
+    return bool(parts) and all(isinstance(part, str) for part in parts)
+
+
+def _check_text(tokenizer: Any, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -50,7 +50,10 @@ def read_config(folder: Path) -> ModelConfig:
         ) from error
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{path} has a value of the wrong type: {error}") from error
-    config = ModelConfig(**found, **family.fields, name=folder.name)
+    try:
+        config = ModelConfig(**found, **family.fields, name=folder.name)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be right: {error}") from error
     if raw.get("head_dim") not in (None, config.head_width):
         raise ValueError(
             f"{path} has head_dim {short(raw['head_dim'])}; this engine supports only width / "

@@ -470,7 +470,7 @@ def test_weights_that_are_not_numbers_are_reported_before_a_step_is(decoder, val
 
 
 def test_one_token_whose_embedding_is_not_a_number_is_reported():
-        model = small_model()
+    model = small_model()
     model.embed.weight[7] = torch.nan
     with pytest.raises(ValueError, match="the logits are not numbers in step 0"):
         run(model, [1, 7, 3], gen_length=3)
