@@ -479,14 +479,17 @@ def test_one_token_whose_embedding_is_not_a_number_is_reported():
 def test_the_next_host_sync_reports_it_where_each_step_must_not_wait():
     """On a GPU, `stuck` carries it to the next step's one read-back."""
     model = small_model()
-    model.head.weight[:] = torch.nan
     policy, decoder = d2cache.make_policy("none"), d2cache.make_decoder("confidence")
     canvas = open_canvas(model, [1, 2, 3], 4)
     work = Work(model, policy, decoder, SimpleNamespace(seeds=(0,)), EditRunner(()))
     work.begin(canvas)
     plan = work.plan(canvas)
-    step = work.step(canvas, plan, work.rows(canvas, plan))
-    assert work.stuck
+    rows = work.rows(canvas, plan)
+    for broken in (False, True):
+        logits = model(canvas.tokens, rows, policy)
+        logits[0, 1] = torch.nan if broken else logits[0, 1]
+        step = work.write(canvas, plan, rows, logits, None, None)
+        assert bool(work.stuck) == broken
     with pytest.raises(RuntimeError, match="step 0 wrote nothing"):
         work.rows(step.after, plan)
 
