@@ -479,7 +479,7 @@ def test_one_token_whose_embedding_is_not_a_number_is_reported():
 def test_the_next_host_sync_reports_it_where_each_step_must_not_wait():
     """On a GPU, `stuck` carries it to the next step's one read-back."""
     model = small_model()
-    policy, decoder = d2cache.make_policy("none"), d2cache.make_decoder("confidence")
+    policy, decoder = d2cache.make_policy("none"), d2cache.make_decoder("threshold", threshold=0.01)
     canvas = open_canvas(model, [1, 2, 3], 4)
     work = Work(model, policy, decoder, SimpleNamespace(seeds=(0,)), EditRunner(()))
     work.begin(canvas)
