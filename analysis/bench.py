@@ -31,6 +31,7 @@ from torch import Tensor
 import d2cache
 from d2cache import models
 from d2cache.generate import open_canvas
+from d2cache.memory import OutOfMemory
 from d2cache.model import CONFIGS, Linear, Model
 from d2cache.quantize import to_fp8
 from d2cache.teaching import tasks
@@ -259,6 +260,7 @@ def shape_table(args: Namespace) -> None:
     devices = models.pick_devices(args.device)
     device = devices[0]
     dtype = getattr(torch, args.dtype) if args.dtype else models.default_dtype(device)
+    models.check_fits(CONFIGS[args.shape], devices, dtype)
     model, found = random_model(args.shape, devices, dtype), limits(device, dtype)
     error = _shape_error(model, args) if args.weights else None
     weights = sum(p.nbytes for n, p in model.named_parameters() if not n.startswith("embed"))
@@ -311,7 +313,7 @@ def _shape_lines(model: Model, args: Namespace, about: dict) -> Iterator[dict]:
                 r = {"policy": policy, "length": length, "batch": batch}
                 try:
                     r |= _four_runs(model, policy, prompt, args)
-                except torch.cuda.OutOfMemoryError:
+                except OutOfMemory:
                     print(f"{policy:8} {length:5} {batch:6}  out of memory", flush=True)
                     continue
                 r["floor_share"] = about["floor_ms"] / r["median_ms"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from d2cache.edits import MOST_EDITS, Edit
 from d2cache.model import ModelConfig
 from d2cache.policies.base import CachePolicy
 from d2cache.registry import Registered, knobs, make
+
+LOG = logging.getLogger("d2cache.edits")
 
 
 def checked(
@@ -34,7 +37,20 @@ def checked(
         edit.check(canvas.prompt_length, canvas.tokens.shape[1], config)
         for one in owners:
             make(one.registry, one.kind, one.key, getattr(edit, one.kind))
-    return tuple(sorted(edits, key=lambda edit: edit.step))
+    ordered = tuple(sorted(edits, key=lambda edit: edit.step))
+    _check_steps(ordered, canvas)
+    return ordered
+
+
+def _check_steps(edits: Sequence[Edit], canvas: Canvas) -> None:
+    """Refuse an edit after a step that no run of this length reaches."""
+    most = canvas.tokens.shape[1] - canvas.prompt_length  # every step writes a position or more
+    for edit in edits:
+        if edit.step >= most:
+            raise ValueError(
+                f"an edit is after step {edit.step}; this run has at most the steps 0 to {most - 1}"
+            )
+        most += sum(token == canvas.mask_id for token in edit.tokens.values())
 
 
 class EditRunner:
@@ -46,6 +62,16 @@ class EditRunner:
 
     def after(self, step: int) -> list[Edit]:
         return [edit for edit in self.edits if edit.step == step]
+
+    def report_missed(self, steps: int) -> None:
+        """Say which edits came after the end of a run of so many steps."""
+        for edit in self.edits:
+            if edit.step >= steps:
+                LOG.warning(
+                    "the edit after step %d did not happen: the run ended with step %d",
+                    edit.step,
+                    steps - 1,
+                )
 
     def plan(self, policy: CachePolicy, canvas: Canvas) -> Plan:
         """What the policy plans, and the rows that edits after the previous step request."""

@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
+
+from d2cache import plain
 from d2cache.model import ModelConfig
 
 MOST_EDITS = 256  # of one run
@@ -39,31 +42,21 @@ class Edit:
     decoder: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        _whole("the step of an edit", self.step)
+        object.__setattr__(self, "step", _whole("the step of an edit", self.step))
         for name in ("tokens", "policy", "decoder"):
             given = getattr(self, name)
             if not isinstance(given, Mapping):
                 raise ValueError(f"an edit's {name} is {given!r:.40}; it must be a dict")
-            object.__setattr__(self, name, dict(given))
-        for at, token in self.tokens.items():
-            _whole("a position in an edit's tokens", at)
-            _whole(f"an edit's token at position {at}", token)
-        if self.refresh != "all":
-            rows = self.refresh
-            if isinstance(rows, str) or not isinstance(rows, Sequence):
-                raise ValueError(
-                    f"an edit's refresh is {rows!r:.40}; it must be 'all' or a list of positions"
-                )
-            for at in rows:
-                _whole("a position in an edit's refresh", at)
-            object.__setattr__(self, "refresh", tuple(sorted(set(rows))))
-        for knob, value in (*self.policy.items(), *self.decoder.items()):
-            if not isinstance(knob, str) or not re.fullmatch(r"[a-z_0-9]{1,60}", knob):
-                raise ValueError(f"an edit's knob is {knob!r:.80}; it must be the name of a knob")
-            if type(value) not in (int, float, bool) or not abs(value) < 1e12:
-                raise ValueError(
-                    f"an edit sets {knob} to {value!r:.40}; it must be a number, True or False"
-                )
+        tokens = {
+            _whole("a position in an edit's tokens", at): _whole(
+                f"an edit's token at position {at}", token
+            )
+            for at, token in self.tokens.items()
+        }
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "refresh", _rows(self.refresh))
+        for name in ("policy", "decoder"):
+            object.__setattr__(self, name, _settings(getattr(self, name)))
 
     @property
     def requested(self) -> tuple[int, ...]:
@@ -139,9 +132,38 @@ class Edit:
         return NEXT.join(parts)
 
 
-def _whole(what: str, value: object) -> None:
-    if type(value) is not int or not 0 <= value < 2**31:
+def _rows(given: object) -> str | tuple[int, ...]:
+    """What an edit asks to refresh: "all", or positions in order, each once."""
+    if isinstance(given, str) and given == ALL:
+        return ALL
+    if isinstance(given, str) or not isinstance(given, (Sequence, np.ndarray)):
+        raise ValueError(
+            f"an edit's refresh is {given!r:.40}; it must be 'all' or a list of positions"
+        )
+    return tuple(sorted({_whole("a position in an edit's refresh", at) for at in given}))
+
+
+def _settings(given: Mapping[str, object]) -> dict[str, float]:
+    """Knobs that an edit sets, as plain values."""
+    settings = {}
+    for knob, value in given.items():
+        if not isinstance(knob, str) or not re.fullmatch(r"[a-z_0-9]{1,60}", knob):
+            raise ValueError(f"an edit's knob is {knob!r:.80}; it must be the name of a knob")
+        switch = plain.switch(value)
+        set_to = plain.number(value) if switch is None else switch
+        if set_to is None or not abs(set_to) < 1e12:  # also refuses NaN
+            raise ValueError(
+                f"an edit sets {knob} to {value!r:.40}; it must be a number, True or False"
+            )
+        settings[knob] = set_to
+    return settings
+
+
+def _whole(what: str, value: object) -> int:
+    given = plain.whole(value)
+    if given is None or not 0 <= given < 2**31:
         raise ValueError(f"{what} is {value!r:.40}; it must be a whole number from 0")
+    return given
 
 
 def _number(what: str, text: str) -> int:

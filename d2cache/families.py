@@ -5,6 +5,8 @@ No other file of the engine distinguishes LLaDA from Dream.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,43 @@ class Family:
     fields: dict[str, Any]  # fields of ModelConfig that all checkpoints of the family share
     tokenizers: dict[tuple[str, ...], str]  # files -> the class of transformers that reads them
     padding: str | None = None  # a token that, if the tokenizer has it, fills answers to the end
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict  # sizes that follow from others
+
+
+# Keys of other families' classes that change what a layer computes -> the value that changes
+# nothing. The classes of these families do not read them, so whoever sets one has other code.
+FOREIGN: dict[str, Any] = {
+    "attention_multiplier": 1,
+    "attn_logit_softcapping": None,
+    "embedding_multiplier": 1,
+    "final_logit_softcapping": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "mlp_bias": False,
+    "n_routed_experts": 0,
+    "num_experts": 0,
+    "num_local_experts": 0,
+    "partial_rotary_factor": 1,
+    "qk_layernorm": False,
+    "query_pre_attn_scalar": None,
+    "residual_multiplier": 1,
+    "rope_parameters.partial_rotary_factor": 1,
+    "use_qk_norm": False,
+}
+
+# tensors that some writers store and no public code reads: they follow from config.json
+HARMLESS = re.compile(r"(^|\.)(rotary_emb\.(original_)?inv_freq|position_ids)$")
+
+
+def _complete_llada(raw: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the sizes that LLaDA's class derives where they are missing or null."""
+    sizes: dict[str, Any] = {}
+    width, ratio = raw.get("d_model"), raw.get("mlp_ratio")
+    if raw.get("mlp_hidden_size") is None and isinstance(width, int) and isinstance(ratio, int):
+        sizes["mlp_hidden_size"] = ratio * width
+    if raw.get("n_kv_heads") is None and raw.get("multi_query_attention") is True:
+        sizes["n_kv_heads"] = 1
+    return raw | sizes
 
 
 LLADA = Family(
@@ -47,7 +86,7 @@ LLADA = Family(
         "kv_heads": ("n_kv_heads", "n_heads"),
         "mlp": ("mlp_hidden_size",),
         "vocab": ("embedding_size", "vocab_size"),
-        "rope_theta": ("rope_theta",),
+        "rope_theta": ("rope_theta", "rope_parameters.rope_theta"),
         "norm_eps": ("rms_norm_eps",),
         "mask_id": ("mask_token_id",),
         "eos_id": ("eos_token_id",),
@@ -66,9 +105,15 @@ LLADA = Family(
         "include_bias": False,
         "include_qkv_bias": False,
         "clip_qkv": None,
+        "bias_for_layer_norm": False,
+        "layer_norm_with_affine": True,
+        "block_group_size": 1,
+        "rope_scaling": None,
+        "rope_parameters.rope_type": "default",
     },
     fields={"family": "llada"},
     tokenizers={("tokenizer.json",): "PreTrainedTokenizerFast"},
+    complete=_complete_llada,
 )
 
 DREAM = Family(

@@ -7,14 +7,15 @@ H heads, D head width, d model width, V vocabulary, L layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2cache import plain, prompts
 from d2cache.families import FAMILIES
 from d2cache.ops import rows_at
 from d2cache.rows import Rows
@@ -22,7 +23,10 @@ from d2cache.rows import Rows
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a masked-diffusion transformer; sizes in elements. ValueError for a bad one."""
+    """Shape of a masked-diffusion transformer; sizes in elements. ValueError for a bad one.
+
+    Numbers of numpy and torch are kept as plain ones.
+    """
 
     layers: int
     width: int
@@ -44,15 +48,18 @@ class ModelConfig:
         # bounds far beyond any real model: a broken or hostile config must not fill the memory
         sizes = dict.fromkeys(("width", "heads", "kv_heads", "mlp", "vocab", "max_length"), 1 << 20)
         for field, most in {"layers": 1 << 10, **sizes}.items():
-            value = getattr(self, field)
-            if type(value) is not int or not 1 <= value <= most:
+            value = self._made_plain(field, plain.whole)
+            if value is None or not 1 <= value <= most:
                 raise ValueError(
-                    f"{field} is {value!r}; it must be a whole number from 1 to {most}"
+                    f"{field} is {getattr(self, field)!r}; it must be a whole number from 1 to "
+                    f"{most}"
                 )
         for field in ("rope_theta", "norm_eps"):
-            value = getattr(self, field)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ValueError(f"{field} is {value!r}; it must be a number above 0")
+            value = self._made_plain(field, plain.number)
+            if value is None or not 0 < value < math.inf:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}; it must be a number above 0"
+                )
         if self.width % self.heads or self.head_width % 2:
             raise ValueError(
                 f"width {self.width} does not split into {self.heads} heads of even width"
@@ -60,12 +67,18 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads")
         for field in ("mask_id", "eos_id"):
-            value = getattr(self, field)
-            if type(value) is not int or not 0 <= value < self.vocab:
+            value = self._made_plain(field, plain.whole)
+            if value is None or not 0 <= value < self.vocab:
                 raise ValueError(
-                    f"{field} is {value!r}; the vocabulary has ids 0 to {self.vocab - 1}"
+                    f"{field} is {getattr(self, field)!r}; the vocabulary has ids 0 to "
+                    f"{self.vocab - 1}"
                 )
-        if type(self.shift) is not int or self.shift not in (0, 1):
+        if self.mask_id == self.eos_id:
+            raise ValueError(
+                f"mask_id and eos_id are both {self.mask_id}; [MASK] and the end of text must be "
+                "two tokens"
+            )
+        if self._made_plain("shift", plain.whole) not in (0, 1):
             raise ValueError(f"shift is {self.shift!r}; it must be 0 or 1")
         if not isinstance(self.name, str) or len(self.name) > 200:
             raise ValueError(f"name is {str(self.name)[:20]!r}; it must be a short text")
@@ -75,6 +88,13 @@ class ModelConfig:
             raise ValueError(
                 f"family is {repr(self.family)[:20]}; it must be one of {', '.join(FAMILIES)}"
             )
+
+    def _made_plain(self, field: str, convert: Callable[[object], Any]) -> Any:
+        """The field's value as a plain one, kept like that; None if it has the wrong type."""
+        value = convert(getattr(self, field))
+        if value is not None:
+            object.__setattr__(self, field, value)
+        return value
 
     @property
     def head_width(self) -> int:
@@ -314,35 +334,28 @@ class Model(nn.Module):
         angle = (position[..., None] * c.rope_theta**-power)[:, None]
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
-    def encode(self, text: str) -> Tensor:
-        """Prompt text -> token ids (P,) int64, wrapped in the checkpoint's chat template.
+    @overload
+    def encode(self, given: str | prompts.Chat) -> Tensor: ...
+
+    @overload
+    def encode(self, given: list[str] | list[prompts.Chat]) -> list[Tensor]: ...
+
+    def encode(self, given: Any) -> Tensor | list[Tensor]:
+        """A prompt -> its token ids (P,) int64; several prompts -> a list of them.
+
+        given: a text, which is the message of a user; or a chat, a list of messages
+        {"role": "system", "content": "Be brief."} whose roles are those of the checkpoint's chat
+        template; or a list of texts or chats, as `generate` takes them for a batch. A chat template
+        wraps the messages. Without one, a text gets the special tokens that the tokenizer itself
+        puts round it, and a chat is refused.
 
         Raises ValueError for text that is not valid Unicode or contains the text of a special
         token, which would otherwise act as that token.
         """
         tokenizer = self._needs_tokenizer()
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the prompt holds {text[error.start]!r}, which is not a character; remove it"
-            ) from error
-        for special in tokenizer.get_added_vocab():
-            if special in text:
-                raise ValueError(
-                    f"the prompt holds the special token {special!r}; write it in another way"
-                )
-        if tokenizer.chat_template:
-            chat = [{"role": "user", "content": text}]
-            try:
-                text = tokenizer.apply_chat_template(
-                    chat, tokenize=False, add_generation_prompt=True
-                )
-            except Exception as error:  # a template may raise any Jinja error
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise ValueError(f"the checkpoint's chat template fails: {reason}") from error
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.int64)
+        if prompts.are_several(given):
+            return [prompts.encoded(tokenizer, self.config.mask_id, one) for one in given]
+        return prompts.encoded(tokenizer, self.config.mask_id, given)
 
     def decode(self, ids) -> str:
         """Answer ids (G,) -> text up to the first end-of-text token, without masks."""

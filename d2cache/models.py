@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from d2cache.families import FAMILIES
+from d2cache.layouts import no_config, no_weights
+from d2cache.memory import free_memory, in_one_sentence
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.quantize import to_fp8
 from d2cache.split import spread
@@ -20,8 +22,8 @@ from d2cache.weights import (
     INDEX,
     ONE_FILE,
     Progress,
-    free_memory,
-    no_weights,
+    check_room,
+    files_in,
     read_config,
     read_frequency,
     read_tokenizer,
@@ -60,11 +62,12 @@ SMALL_FILES = [
     "chat_template.jinja",
 ]
 
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that layers compute in
 CANVAS = 1024  # positions that `Entry.kv` is for
 
 
 def load(
-    name: str = "tiny",
+    name: str | os.PathLike[str] = "tiny",
     device: str = "auto",
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -83,11 +86,13 @@ def load(
 
     Raises ValueError with one sentence when something is missing, wrong or too large.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype is {dtype!r}; it must be a floating torch.dtype or None")
+    if dtype is not None and dtype not in FLOATS:
+        known = ", ".join(str(one) for one in FLOATS)
+        hint = "; for 8-bit weights, pass weights='fp8'" if "float8" in str(dtype) else ""
+        raise ValueError(f"dtype is {dtype!r}; it must be a floating type: {known} or None{hint}")
     if weights not in (None, "fp8"):
         raise ValueError(f"weights is {weights!r}; it must be 'fp8' or None")
-    devices = pick_devices(device)
+    name, devices = check_name(name), pick_devices(device)
     dtype = dtype or default_dtype(devices[0])
     folder = find(name, progress)
     config = replace(read_config(folder), name=label(name))
@@ -95,9 +100,10 @@ def load(
     config = replace(config, eos_id=_end_id(config, tokenizer))
     model, homes = spread_over(config, devices)
     narrowed = to_fp8(model) if weights == "fp8" else ()
-    state = read_weights(folder, config, homes, dtype, progress, narrowed)
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(False).eval().lay_out()
+    with in_one_sentence(f"{config.name} does not fit", "free some, or choose a smaller model"):
+        state = read_weights(folder, config, homes, dtype, progress, narrowed)
+        model.load_state_dict(state, assign=True)
+        model.requires_grad_(False).eval().lay_out()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
     return model
 
@@ -136,6 +142,12 @@ def spread_over(
     free = [free_memory(device) or 0 for device in devices]
     model, places = spread(config, free if all(free) else [1] * len(devices))
     return model, {name: devices[place] for name, place in places.items()}
+
+
+def check_fits(config: ModelConfig, devices: list[torch.device], dtype: torch.dtype) -> None:
+    """Raise a ValueError of one sentence if weights of this dtype do not fit on the devices."""
+    _, homes = spread_over(config, devices)
+    check_room(config, homes, dtype)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -213,30 +225,33 @@ def parameters(config: ModelConfig) -> int:
         return sum(p.numel() for p in Model(config).parameters())
 
 
-def label(name: str) -> str:
+def label(name: str | os.PathLike[str]) -> str:
     """What to call a model: its hub id, or the name of its folder.
 
     Raises ValueError for a name that cannot be a model and for a folder with a bad config.json;
     nothing is fetched, and no weights are read.
     """
-    if check_name(name) == "tiny" or not os.path.isdir(name):
+    name = check_name(name)
+    if name == "tiny" or not os.path.isdir(name):
         return name
     read_config(Path(name))
     return Path(name).resolve().name
 
 
-def size(name: str) -> int | None:
+def size(name: str | os.PathLike[str]) -> int | None:
     """The number of parameters of a model, or None if it is neither known nor a folder."""
+    name = os.fspath(name)
     if name not in KNOWN and not os.path.isdir(name):
         return None
     return parameters(KNOWN[name] if name in KNOWN else read_config(Path(name)))
 
 
-def check_name(name: str) -> str:
-    """The name, if it could be a model: "tiny", a folder, or something in the form of a hub id.
+def check_name(name: str | os.PathLike[str]) -> str:
+    """The name as text, if it could be a model: "tiny", a folder, or what looks like a hub id.
 
     Raises ValueError otherwise.
     """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"the model is {name!r}; give 'tiny', a hub id or a folder")
     hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name, re.ASCII)
@@ -248,20 +263,23 @@ def check_name(name: str) -> str:
     return name
 
 
-def find(name: str, progress: Progress | None = None) -> Path:
+def find(name: str | os.PathLike[str], progress: Progress | None = None) -> Path:
     """The folder of a model; a hub repository is fetched first, unless all of it is on this disk.
 
     Small files are fetched first, so that a repository that cannot be loaded is refused before its
     weights are fetched. progress: as for `load`. Raises ValueError for a name that cannot be a
     model, for a repository that cannot be loaded, and when fetching fails.
     """
-    folder = TINY if check_name(name) == "tiny" else Path(name)
+    name = check_name(name)
+    folder = TINY if name == "tiny" else Path(name)
     here = folder if os.path.isdir(folder) else cached(name)
     return _fetch_all(name, progress) if here is None else here
 
 
 def _fetch_all(name: str, progress: Progress | None) -> Path:
     folder = _fetch(name, SMALL_FILES, tqdm_class=_reporter(None))
+    if not (folder / "config.json").is_file():
+        raise no_config(name, _hub_files(name, folder))
     read_config(folder)
     shards = [ONE_FILE]
     if (folder / INDEX).is_file():
@@ -324,7 +342,7 @@ def _hub_files(name: str, folder: Path) -> list[str]:
     try:
         return HfApi().list_repo_files(name, revision=folder.name)
     except Exception:  # as in `_fetch`; a missing file is reported when it is read
-        return [path.name for path in folder.iterdir()]
+        return files_in(folder)
 
 
 def _reporter(progress: Progress | None) -> type:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
+from d2cache import plain
+
 
 def knob(default: Any, low: float | None, high: float | None, help: str) -> Any:
     """A dataclass field that is a knob: its default, inclusive bounds (None for a switch), help."""
@@ -35,19 +37,22 @@ class Knob:
         owner: whose knob it is, for the message, such as "policy 'd2'".
         """
         if self.kind is bool:
-            if isinstance(value, bool):
-                return value
+            if (on := plain.switch(value)) is not None:
+                return on
             raise ValueError(f"{owner}: {self.name} is {value!r}; it must be True or False")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        whole = self.kind is float or (number and value % 1 == 0)
-        # `not (low <= value <= high)` also refuses NaN
-        if not number or not whole or not (self.low <= value <= self.high):
+        given = plain.number(value)
+        # `not (low <= given <= high)` also refuses NaN
+        if (
+            given is None
+            or not (self.low <= given <= self.high)
+            or (self.kind is int and given % 1 != 0)
+        ):
             expected = "a whole number" if self.kind is int else "a number"
             raise ValueError(
                 f"{owner}: {self.name} is {value!r}; it must be {expected} "
                 f"from {self.low} to {self.high}"
             )
-        return self.kind(value)
+        return self.kind(given)
 
 
 class Registered:

@@ -14,8 +14,7 @@ from typing import Any, cast
 import numpy as np
 import safetensors
 import torch
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from d2cache.canvas import CANDIDATES, Canvas, Run, Step
 from d2cache.model import ModelConfig
@@ -24,7 +23,9 @@ from d2cache.trace_format import (
     ARRAYS,
     GUESSES,
     LARGEST,
+    LONGEST_TEXT,
     SCHEMA,
+    check_layout,
     checked_arrays,
     checked_header,
 )
@@ -216,8 +217,11 @@ class Trace:
         save_file(arrays, path, metadata={"trace": json.dumps(self.header)})
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Trace:
+    def load(path: str | os.PathLike[str], largest: int | None = None) -> Trace:
         """Read a trace file; every size and value in it is checked.
+
+        largest: bytes of the largest file to open, for files that strangers send; None for any. In
+        either case no more is read than the shape of the run accounts for.
 
         Raises ValueError with one sentence that says what is wrong with the file.
         """
@@ -226,7 +230,7 @@ class Trace:
         except TypeError as error:
             raise ValueError(f"the trace is {path!r}; give the path of a file") from error
         try:
-            return _read(path)
+            return _read(path, largest)
         except FileNotFoundError as error:
             raise ValueError(f"there is no trace file {path.name}") from error
         except (safetensors.SafetensorError, RecursionError, OSError) as error:
@@ -237,14 +241,19 @@ class Trace:
             raise ValueError(f"{path.name} is not a valid trace: {reason}") from error
 
 
-def _read(path: Path) -> Trace:
+def _read(path: Path, largest: int | None) -> Trace:
     """`Trace.load` without its messages: raises whatever reading and checking raise."""
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-    data = path.read_bytes()
-    arrays = load_safetensors(data)
-    size = int.from_bytes(data[:8], "little")
-    header = checked_header(json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["trace"]))
+    size = path.stat().st_size
+    if largest is not None and size > largest:
+        raise ValueError(f"it is larger than {largest >> 20} MiB")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(size, LARGEST):
+            raise ValueError(f"its header would have {length} bytes")
+        tensors = json.loads(file.read(length))
+    header = checked_header(json.loads(tensors.pop("__metadata__")["trace"]))
+    check_layout(tensors, header["run"])
+    arrays = load_file(path)  # which refuses a file that is longer or shorter than its arrays
     return Trace(**checked_arrays(arrays, header["run"]), header=header)
 
 
@@ -443,7 +452,7 @@ def _header(run: Run, start: list[int], arrays: dict[str, np.ndarray]) -> dict[s
         ids = functools.reduce(
             np.union1d, (arrays[name] for name in ("tokens", "candidates", "guess"))
         )
-        texts = {str(i): tokenizer.decode([int(i)]) for i in ids}
+        texts = {str(i): tokenizer.decode([int(i)])[:LONGEST_TEXT] for i in ids}
     environment = {
         "torch": torch.__version__,
         "numpy": np.__version__,

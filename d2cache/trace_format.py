@@ -6,6 +6,7 @@ written; `Trace.load` turns these into one message about the file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,7 @@ from d2cache.edits import MOST_EDITS, Edit
 from d2cache.model import ModelConfig
 
 SCHEMA = "d2cache-trace/2"
-LARGEST = 1 << 26  # bytes of the largest trace file that is opened
-MOST_CELLS = 1 << 22  # most steps x positions of a trace that is opened
+LARGEST = 1 << 26  # bytes of a header, and of a whole file where strangers send them
 LONGEST_TEXT = 256  # characters of a token
 
 # name -> dtype and axes: S steps, C = S + 1 canvases, T positions, G answer positions,
@@ -41,6 +41,13 @@ ARRAYS: dict[str, tuple[type[np.generic], str]] = {
 }
 GUESSES = ("guess_count", "guess", "guess_share")  # all three or none, as in earlier versions
 OPTIONAL = ("parts", *GUESSES)  # parts: of policies that decide layer by layer
+# dtypes that a file may use, as safetensors names them -> numpy
+STORED = {
+    **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)},
+    "BOOL": np.dtype(np.bool_),
+}
 
 RUN_TYPES: dict[str, type] = {
     "model": str,
@@ -110,47 +117,76 @@ def _check_run_types(run: dict[str, Any]) -> None:
         raise ValueError(f"weights is {str(run['weights'])[:40]!r}, not 'fp8'")
 
 
-def checked_arrays(arrays: Arrays, run: dict[str, Any]) -> Arrays:
-    """The arrays in their documented dtypes, once they fit each other and the run's header.
+def check_layout(tensors: Mapping[str, Any], run: dict[str, Any]) -> None:
+    """Compare what a file's header says of its arrays with the run, before any of them is read.
 
-    Sizes are checked first, before any array is converted to a wider dtype.
+    tensors: name -> an object with `shape` and `dtype`, as safetensors names dtypes.
     """
+    seconds = tensors["seconds"]["shape"]
+    steps = seconds[0] if len(seconds) == 1 else 0
+    if steps < 1:
+        raise ValueError(f"it has {steps} steps; it must have at least 1")
     length, config = run["prompt_length"] + run["gen_length"], ModelConfig(**run["shape"])
-    steps = len(arrays["seconds"]) if arrays["seconds"].ndim == 1 else 0
-    if not 1 <= steps <= MOST_CELLS // length:
-        raise ValueError(f"it has {steps} steps; 1 to {MOST_CELLS // length} are allowed")
-    present = [name for name in ARRAYS if name in arrays or name not in OPTIONAL]
-    axes = dict(T=length, G=run["gen_length"], K=CANDIDATES, S=steps, C=steps + 1)
-    axes |= dict(L=config.layers, W=5, **_guess_sizes(arrays))
-    for name in present:
-        _check_layout(name, arrays[name], axes)
-    _check_ranges(arrays, steps, length, config)
-    converted = {name: arrays[name].astype(ARRAYS[name][0]) for name in present}
-    _check_values(converted, run, config)
-    return converted
+    sizes = dict(T=length, G=run["gen_length"], K=CANDIDATES, S=steps, C=steps + 1)
+    sizes |= dict(L=config.layers, W=5, **_guess_sizes(tensors, steps * run["gen_length"]))
+    for name in ARRAYS:
+        if name in tensors or name not in OPTIONAL:
+            _check_array(name, tensors[name]["shape"], tensors[name]["dtype"], sizes)
+    for name in sorted(set(tensors) - set(ARRAYS)):
+        raise ValueError(f"it has an unknown array {name[:40]!r}")
 
 
-def _guess_sizes(arrays: Arrays) -> dict[str, int]:
-    """Lengths of the axes N and M, {} where no guesses were kept."""
-    there = [name for name in GUESSES if name in arrays]
+def _guess_sizes(tensors: Mapping[str, Any], most: int) -> dict[str, int]:
+    """Lengths of the axes N, at most `most`, and M; {} where no guesses were kept. That they are
+    those of the predictions is checked with the values."""
+    there = [name for name in GUESSES if name in tensors]
     if not there:
         return {}
     if len(there) < len(GUESSES):
         raise ValueError(f"it has {there[0]} without the other arrays of guesses")
-    counts = arrays["guess_count"]
-    if counts.size and not counts.max() <= CANDIDATES:
+    n, m = (tensors[name]["shape"][0] for name in ("guess_count", "guess"))
+    if not 0 <= n <= most or not 0 <= m <= CANDIDATES * n:
+        raise ValueError(f"it has {m} guesses of {n} predictions; more than its steps can make")
+    return {"N": n, "M": m}
+
+
+def _check_guesses(arrays: Arrays) -> None:
+    """That there are as many counts as predictions, and as many guesses as counted."""
+    if "guess" not in arrays:
+        return
+    predictions, counts = int((~np.isneginf(arrays["confidence"])).sum()), arrays["guess_count"]
+    if len(counts) != predictions:
+        raise ValueError(f"guess_count has shape {counts.shape}; it must have ({predictions},)")
+    if len(counts) and not counts.max() <= CANDIDATES:
         raise ValueError(f"guess_count has values outside 0 to {CANDIDATES}")
-    return {"N": int((~np.isneginf(arrays["confidence"])).sum()), "M": int(counts.sum())}
+    if len(arrays["guess"]) != counts.sum():
+        raise ValueError(f"guess has shape {arrays['guess'].shape}; it must have ({counts.sum()},)")
 
 
-def _check_layout(name: str, array: np.ndarray, sizes: dict[str, int]) -> None:
+def _check_array(name: str, shape: list[int], stored: str, sizes: dict[str, int]) -> None:
     """Shape and kind of dtype. sizes: of each axis letter."""
     dtype, axes = ARRAYS[name]
-    shape = tuple(sizes[axis] for axis in axes)
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; it must have {shape}")
-    if array.dtype.kind not in ("f" if np.dtype(dtype).kind == "f" else "iub"):
-        raise ValueError(f"{name} has type {array.dtype}, not {np.dtype(dtype)}")
+    wanted = tuple(sizes[axis] for axis in axes)
+    if tuple(shape) != wanted:
+        raise ValueError(f"{name} has shape {str(tuple(shape))[:60]}; it must have {wanted}")
+    found = STORED.get(stored)
+    if found is None or (found.kind == "f") != (np.dtype(dtype).kind == "f"):
+        raise ValueError(f"{name} has type {found or stored[:20]}, not {np.dtype(dtype)}")
+
+
+def checked_arrays(arrays: Arrays, run: dict[str, Any]) -> Arrays:
+    """The arrays in their documented dtypes, once their values fit each other and the run.
+
+    Their layout has passed `check_layout`.
+    """
+    length, config = run["prompt_length"] + run["gen_length"], ModelConfig(**run["shape"])
+    _check_ranges(arrays, len(arrays["seconds"]), length, config)
+    converted = {
+        name: arrays[name].astype(dtype) for name, (dtype, _) in ARRAYS.items() if name in arrays
+    }
+    _check_guesses(converted)
+    _check_values(converted, run, config)
+    return converted
 
 
 def _check_ranges(arrays: Arrays, steps: int, length: int, config: ModelConfig) -> None:

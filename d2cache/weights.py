@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from d2cache.families import FAMILIES, Family
+from d2cache import layouts
+from d2cache.families import FAMILIES, FOREIGN, Family
+from d2cache.layouts import FREQUENCY, INDEX, ONE_FILE
+from d2cache.memory import OutOfMemory, free_memory
 from d2cache.model import Model, ModelConfig
 from d2cache.ops import quantize_rows
-
-INDEX = "model.safetensors.index.json"
-ONE_FILE = "model.safetensors"
-FREQUENCY = "frequency.safetensors"  # how often each token occurs in a corpus
 
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")  # of stored weights; others are packed or scaled
 
@@ -26,62 +25,45 @@ PLAIN_TYPES = ("F64", "F32", "F16", "BF16")  # of stored weights; others are pac
 Progress = Callable[[str, int, int], None]
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a model could take on the device; None if the system does not report it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = _system_numbers(Path("/proc/meminfo")).get("MemAvailable")
-    if available is None:
-        return None
-    free = [available * 1024]
-    for folder, limit, used, cache in (  # a container's own limit, cgroup versions 2 and 1
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        group = [_system_numbers(Path(folder, name)) for name in (limit, used, "memory.stat")]
-        if all(group):
-            free.append(group[0][""] - group[1][""] + group[2].get(cache, 0))
-    return max(0, min(free))
-
-
-def _system_numbers(path: Path) -> dict[str, int]:
-    """Lines "name: 12 kB", "name 12" or "12" of a system file; {} if it cannot be read."""
-    try:
-        text = path.read_text(encoding="ascii")
-    except OSError:
-        return {}
-    found = re.findall(r"^(?:([\w()]+):?\s+)?(\d+)(?: kB)?$", text, re.MULTILINE)
-    return {name: int(number) for name, number in found}
-
-
 def read_config(folder: Path) -> ModelConfig:
     """config.json, in the keys of its family -> ModelConfig.
 
-    Keys that this engine does not use, such as auto_map, are ignored. Raises ValueError that names
-    the missing or wrong key.
+    Keys that no layer depends on, such as auto_map, are ignored. Raises ValueError that names the
+    missing or wrong key, or what the checkpoint is if it is not one of these models.
     """
     path = folder / "config.json"
+    if folder.is_dir() and not path.is_file():
+        raise layouts.no_config(folder, files_in(folder))
     raw = _read_json(path)
     family = _family(path, raw)
+    raw = family.complete(raw)
+    _check_mathematics(path, raw, family)
     try:
-        _check_mathematics(path, raw, family)
-        readers = {"rope_theta": _number, "norm_eps": _number}
+        readers = {"rope_theta": _number, "norm_eps": _number, "eos_id": _first_id}
         found: dict[str, Any] = {
             field: readers.get(field, _whole)(raw, _first_given(raw, keys))
             for field, keys in family.keys.items()
         }
-        return ModelConfig(**found, **family.fields, name=folder.name)
     except KeyError as error:
         raise ValueError(
             f"{path} lacks {error.args[0]!r}; it must have the keys of {family.model_type!r}"
         ) from error
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{path} has a value of the wrong type: {error}") from error
+    try:
+        config = ModelConfig(**found, **family.fields, name=folder.name)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be right: {error}") from error
+    if raw.get("head_dim") not in (None, config.head_width):
+        raise ValueError(
+            f"{path} has head_dim {short(raw['head_dim'])}; this engine supports only width / "
+            f"heads, {config.head_width}"
+        )
+    return config
+
+
+def files_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_file()]
 
 
 def _family(path: Path, raw: dict[str, Any]) -> Family:
@@ -95,12 +77,31 @@ def _family(path: Path, raw: dict[str, Any]) -> Family:
 
 def _check_mathematics(path: Path, raw: dict[str, Any], family: Family) -> None:
     """Refuse a checkpoint whose layers compute anything other than `Block` does."""
-    for key, supported in family.computes.items():
+    method = layouts.quantization_of(raw)
+    if method is not None:
+        raise ValueError(
+            f"{path} says that the weights are quantized ({method}); use a checkpoint that is not "
+            "quantized"
+        )
+    for key, supported in (FOREIGN | family.computes).items():
         given = _lookup(raw, key, supported)
-        if given != supported:
+        if not _computes_the_same(given, supported, key in FOREIGN):
             raise ValueError(
                 f"{path} has {key} {short(given)}; this engine supports only {supported!r}"
             )
+    kinds = raw.get("layer_types")
+    if isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds):
+        raise ValueError(
+            f"{path} has layer_types {short(kinds)}; this engine supports only 'full_attention'"
+        )
+
+
+def _computes_the_same(given: Any, supported: Any, foreign: bool) -> bool:
+    if given is None:  # the classes read null as "off"
+        return foreign or supported is None or supported is False
+    if supported is None and isinstance(given, dict):  # rope_scaling
+        return given.get("rope_type", given.get("type")) == "default"
+    return given == supported
 
 
 def short(value: object) -> str:
@@ -131,6 +132,12 @@ def _whole(raw: dict[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{key} is {short(value)}, not a whole number")
     return value
+
+
+def _first_id(raw: dict[str, Any], key: str) -> int:
+    """A token id, or the first of a list of them: that one also fills what follows the end."""
+    value = _lookup(raw, key)
+    return _whole({key: value[0]} if isinstance(value, list) and value else raw, key)
 
 
 def _number(raw: dict[str, Any], key: str) -> float:
@@ -173,9 +180,10 @@ def read_weights(
     """
     shapes = _shapes(config)
     needed = _needed_bytes(shapes, homes, dtype, narrow)
-    free = _check_memory(config, needed)
-    source = _open_shards(folder)
+    free = _check_free(config, needed)
+    source = Shards(folder)
     names = parameter_names(config)
+    source.check_names(config, names)
     _check_tensors(folder, config, names, shapes, source)
     state: dict[str, Tensor] = {}
     done, total = 0, sum(needed.values())
@@ -187,7 +195,7 @@ def read_weights(
             raise _too_large(config, needed[device], free[device], device) from error
         parts = whole.split(_part_rows(config, whole.shape, len(theirs)))
         for name, part in zip(theirs, parts, strict=True):
-            part.copy_(source(name).get_tensor(name))
+            part.copy_(source.file_of(name).get_tensor(name))
         kept = {ours: whole}
         if ours in narrow:
             kept = dict(zip((ours, scale_of(ours)), quantize_rows(whole), strict=True))
@@ -220,10 +228,23 @@ def _needed_bytes(
     return needed
 
 
-def _check_memory(
+def check_room(
+    config: ModelConfig,
+    homes: Mapping[str, torch.device],
+    dtype: torch.dtype,
+    narrow: Collection[str] = (),
+) -> None:
+    """Raise OutOfMemory, a ValueError, if a device has too little free memory for its weights.
+
+    homes, narrow: as for `read_weights`.
+    """
+    _check_free(config, _needed_bytes(_shapes(config), homes, dtype, narrow))
+
+
+def _check_free(
     config: ModelConfig, needed: Mapping[torch.device, int]
 ) -> dict[torch.device, int | None]:
-    """Free bytes of each device; raises ValueError if they are fewer than it needs."""
+    """Free bytes of each device; raises OutOfMemory if they are fewer than it needs."""
     free = {device: free_memory(device) for device in needed}
     for device, size in needed.items():
         available = free[device]
@@ -237,13 +258,13 @@ def _check_tensors(
     config: ModelConfig,
     names: Mapping[str, list[str]],
     shapes: Mapping[str, torch.Size],
-    source: Callable[[str], Any],
+    source: Shards,
 ) -> None:
-    """Every tensor of the checkpoint: that it is there, and its shape and type."""
+    """Shape and type of every tensor of the checkpoint."""
     for ours, theirs in names.items():
         rows = _part_rows(config, shapes[ours], len(theirs))
         for name, count in zip(theirs, rows, strict=True):
-            _check_tensor(folder, name, source(name), (count, *shapes[ours][1:]))
+            _check_tensor(folder, name, source.file_of(name), (count, *shapes[ours][1:]))
 
 
 def scale_of(weight: str) -> str:
@@ -274,9 +295,9 @@ def _check_tensor(folder: Path, name: str, file: Any, wanted: tuple[int, ...]) -
 
 def _too_large(
     config: ModelConfig, needed: int, free: int | None, device: torch.device
-) -> ValueError:
+) -> OutOfMemory:
     available = "too little" if free is None else f"{free / 1e9:.1f} GB"
-    return ValueError(
+    return OutOfMemory(
         f"{config.name} needs {needed / 1e9:.1f} GB for its weights, and {device} has {available} "
         "free; free some memory, or choose a smaller model"
     )
@@ -313,26 +334,52 @@ def weight_map(folder: Path) -> dict[str, str]:
     return listed
 
 
-def _open_shards(folder: Path) -> Callable[[str], Any]:
-    """A function from a tensor's name to the open safetensors file that holds it."""
-    listed = weight_map(folder) if (folder / INDEX).is_file() else None
-    if listed is None and not (folder / ONE_FILE).is_file():
-        raise no_weights(folder, (path.name for path in folder.iterdir()))
-    files: dict[str, Any] = {}
-    stored: dict[str, set[str]] = {}
+class Shards:
+    """The open safetensors files of a checkpoint, and which of them holds each tensor."""
 
-    def source(name: str) -> Any:
-        if listed is not None and name not in listed:
-            raise ValueError(f"{folder / INDEX} does not list {name}; fetch it again")
-        shard = ONE_FILE if listed is None else listed[name]
-        if shard not in files:
-            files[shard] = _open(folder, shard)
-            stored[shard] = set(files[shard].keys())
-        if name not in stored[shard]:
-            raise ValueError(f"{folder / shard} does not contain {name}; fetch it again")
-        return files[shard]
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.listed = weight_map(folder) if (folder / INDEX).is_file() else None
+        if self.listed is None and not (folder / ONE_FILE).is_file():
+            raise layouts.no_weights(folder, files_in(folder))
+        shards = [ONE_FILE] if self.listed is None else sorted(set(self.listed.values()))
+        self.files = {shard: _open(folder, shard) for shard in shards}
+        self.stored = {shard: set(file.keys()) for shard, file in self.files.items()}
 
-    return source
+    def file_of(self, name: str) -> Any:
+        """The open file that holds this tensor; it must be there, see `check_names`."""
+        return self.files[self._shard_of(name)]
+
+    def check_names(self, config: ModelConfig, names: Mapping[str, list[str]]) -> None:
+        """ValueError unless the files hold the tensors of the model, each once, and no others.
+
+        names: `parameter_names` of the model.
+        """
+        family = FAMILIES[config.family]
+        found = set[str]().union(*self.stored.values())
+        wanted = [name for theirs in names.values() for name in theirs]
+        lacking = [name for name in wanted if name not in found]
+        if lacking:
+            looks = layouts.missing(family, found, lacking, config.layers)
+            raise ValueError(f"{self.folder} {looks}" if looks else self._lacks(lacking[0]))
+        for name in wanted:
+            if self._shard_of(name) not in self.stored or not self._holds(name):
+                raise ValueError(self._lacks(name))
+        looks = layouts.unused(family, found.difference(wanted), config.layers)
+        if looks:
+            raise ValueError(f"{self.folder} {looks}")
+
+    def _shard_of(self, name: str) -> str:
+        return ONE_FILE if self.listed is None else self.listed.get(name, "")
+
+    def _holds(self, name: str) -> bool:
+        return name in self.stored[self._shard_of(name)]
+
+    def _lacks(self, name: str) -> str:
+        shard = self._shard_of(name)
+        if not shard:
+            return f"{self.folder / INDEX} does not list {name}; fetch it again"
+        return f"{self.folder / shard} does not contain {name}; fetch it again"
 
 
 def _open(folder: Path, file: str) -> Any:
@@ -350,13 +397,6 @@ def _open(folder: Path, file: str) -> Any:
     except (SafetensorError, OSError, RuntimeError) as error:  # the last if it cannot be mapped
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not readable: {reason}; fetch it again") from error
-
-
-def no_weights(where: object, files: Iterable[str]) -> ValueError:
-    """The error for a folder or repository, which has these files but no safetensors."""
-    pickled = sorted(f for f in files if re.search(r"\.(bin|pt|pth|ckpt|pkl)$", f))
-    found = f"only {pickled[0]}, which could run code; convert it" if pickled else "none"
-    return ValueError(f"{where} needs *.safetensors weights; found {found}")
 
 
 def read_tokenizer(folder: Path, config: ModelConfig) -> Any:

@@ -84,7 +84,9 @@ class Work:
         logits[..., canvas.mask_id] = -torch.inf  # a model may predict [MASK] for ever
         candidates = self.candidates(canvas, plan, rows, logits, uniform, noise)
         accepted = self.decoder.accept(canvas, candidates)  # 4
-        self.stuck = (canvas.live & ~accepted.any(1)).any()
+        # NaN reaches the confidence from any logit; the loop distinguishes the two
+        broken = candidates.confidence.isnan().any()
+        self.stuck = (canvas.live & ~accepted.any(1)).any() | broken
         shadow = Shadow(self.model, self.policy.kv, canvas)
         tokens = self.tokens_after(canvas, candidates, accepted, shadow)
         after = replace(canvas, tokens=tokens, step=canvas.step + 1)

@@ -70,7 +70,7 @@ def values() -> dict[str, dict | list | tuple | int | str]:
 def script() -> str:
     """The text of contract.js, laid out as the formatter of the scripts leaves it."""
     all_values = values()
-    constants = "".join(f"const {name} = {_written(v)};\n" for name, v in all_values.items())
+    constants = "".join(f"const {n} = {_written(v, n)};\n" for n, v in all_values.items())
     names = "".join(f"  {name},\n" for name in all_values)
     return (
         "/* What the stage shares with the package. Generated: change a value where Python has\n"
@@ -84,14 +84,15 @@ def _itself(names) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def _written(value) -> str:
+def _written(value, name: str = "LESSON_NAMES") -> str:
+    """A value as the constant of this name has it."""
     if isinstance(value, dict):
         lines = "".join(f"  {_key(name)}: {_written(one)},\n" for name, one in value.items())
         return f"{{\n{lines}}}"
     if isinstance(value, (list, tuple)):
         items = [_written(one) for one in value]
         line = f"[{', '.join(items)}]"
-        fits = len(line) + len("const LESSON_NAMES = ;") <= WIDTH
+        fits = len(line) + len(f"const {name} = ;") <= WIDTH
         return line if fits else "[\n" + "".join(f"  {one},\n" for one in items) + "]"
     return json.dumps(value)
 

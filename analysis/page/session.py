@@ -40,6 +40,7 @@ from analysis.page.problems import first_problem, known
 from analysis.page.query import Asked, Link, too_long
 from analysis.page.verdict import results, verdict
 from d2cache.teaching import tasks
+from d2cache.trace_format import LARGEST
 
 USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
 KEPT_PROBLEMS = 1000  # of one visitor, whose answers can be judged
@@ -226,7 +227,7 @@ class Session:
     def upload(self, path: str) -> Iterator[Changes]:
         """The trace in a file, on the stage."""
         try:
-            trace = d2cache.Trace.load(path)
+            trace = d2cache.Trace.load(path, LARGEST)
         except (ValueError, OSError) as error:
             raise ValueError(f"{error}. Load a file that this page saved.") from error
         run, steps = trace.run, len(trace.seconds)

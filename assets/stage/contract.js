@@ -80,16 +80,7 @@ const EDIT = {
   is: "=",
   dot: ".",
 };
-const TAB_KEYS = [
-  "watch",
-  "stage",
-  "compare",
-  "cache",
-  "attention",
-  "truth",
-  "token",
-  "figures",
-];
+const TAB_KEYS = ["watch", "stage", "compare", "cache", "attention", "truth", "token", "figures"];
 const CLOCKS = ["step", "ms", "flops"];
 const MOST_LANES = 6;
 const QUESTIONS = {

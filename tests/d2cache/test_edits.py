@@ -65,7 +65,7 @@ def assert_exact(model, step, all_masks=True):
 @every_policy
 def test_an_edit_with_nothing_in_it_changes_nothing(policy):
     plain = play(policy)
-    same(plain, play(policy, Edit(3), Edit(3), Edit(99, {PROMPT.numel(): 4}, "all")))
+    same(plain, play(policy, Edit(3), Edit(3), Edit(len(plain) - 1)))
     assert "edits" not in plain[0].run.settings()
 
 
@@ -446,6 +446,8 @@ def test_json_that_is_not_an_edit_is_refused(plain):
         (Edit(1), "it must be a list of d2cache.Edit"),
         (["1"], "a list of d2cache.Edit"),
         (3, "a list of d2cache.Edit"),
+        ([Edit(GEN)], f"after step {GEN}; this run has at most the steps 0 to {GEN - 1}"),
+        ([Edit(GEN + 1), Edit(GEN - 1, {9: MASK})], f"after step {GEN + 1}; this run has at most"),
         ([Edit(1)] * 257, "there are 257 edits; 256 are allowed"),
     ],
 )
@@ -453,6 +455,32 @@ def test_what_does_not_suit_a_run_is_refused_at_the_call(edits, says):
     with pytest.raises(ValueError) as error:
         d2cache.generate(small_model(0), PROMPT, gen_length=GEN, edits=edits)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_edit_after_one_that_masks_again_may_come_later():
+    edits = [Edit(GEN - 1, {9: MASK, 10: MASK}), Edit(GEN + 1, {9: 3})]
+    steps = run(small_model(0), PROMPT, gen_length=GEN, edits=edits)
+    assert len(steps) == GEN + 2 and steps[-1].tokens[0, 9] == 3
+
+
+def test_an_edit_that_the_run_did_not_reach_is_reported(caplog):
+    """How many steps a run makes depends on its decoder, so this is known only at its end."""
+    fast = ("confidence", {"tokens_per_step": 4})
+    steps = run(small_model(0), PROMPT, "none", fast, gen_length=GEN, edits=[Edit(2), Edit(5)])
+    assert len(steps) == 3
+    assert caplog.messages == ["the edit after step 5 did not happen: the run ended with step 2"]
+
+
+def test_numbers_of_numpy_and_torch_are_kept_as_plain_ones():
+    edit = Edit(
+        np.int64(2),
+        {np.int64(9): torch.tensor(3)},
+        refresh=np.array([11, 9]),
+        policy={"sigma": np.float32(2.5)},
+        decoder={"as_shipped": np.bool_(True)},
+    )
+    assert edit == Edit(2, {9: 3}, (9, 11), {"sigma": 2.5}, {"as_shipped": True})
+    assert Edit.of_plain(json.loads(json.dumps(edit.plain()))) == edit
 
 
 def test_edits_are_for_one_row():

@@ -18,10 +18,12 @@ from lab import (
     small_model,
     with_end,
 )
+from transformers import BatchEncoding
 
 import d2cache
 from d2cache.canvas import Plan, Why
 from d2cache.decoders.confidence import Confidence
+from d2cache.edit_runner import EditRunner
 from d2cache.generate import open_canvas
 from d2cache.policies import CachePolicy
 from d2cache.rows import Part
@@ -339,6 +341,10 @@ def test_rows_are_the_refreshed_and_the_sources_of_predictions(shift):
         np.array([1, 2, 3], "u1"),
         list(np.array([1, 2, 3])),
         [torch.tensor([1, 2, 3])],
+        range(1, 4),
+        {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]},
+        BatchEncoding({"input_ids": torch.tensor([[1, 2, 3]])}),
+        {"input_ids": [[9, 1, 2, 3]], "attention_mask": [[0, 1, 1, 1]]},
     ],
 )
 def test_a_prompt_may_be_integers_of_any_kind(prompt):
@@ -363,7 +369,9 @@ def test_a_mask_token_in_the_prompt_is_a_token_of_the_prompt():
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
-        ([], r"empty|integer token ids"),
+        ([], "the prompt is empty; it needs at least one token"),
+        (np.array([]), "the prompt is empty; it needs at least one token"),
+        ({"input_ids": [1, 2], "attention_mask": [1]}, "attention_mask that does not fit"),
         (torch.zeros(0, dtype=torch.int64), "the prompt is empty; it needs at least one token"),
         ([[1, 2], []], "prompt"),
         (torch.zeros(0, 4, dtype=torch.int64), "the prompt is empty; it needs at least one"),
@@ -412,6 +420,12 @@ def test_a_bad_prompt_is_refused_at_the_call(prompt, says):
         ({"seed": None}, "seed is None; it must be a whole number"),
         ({"seed": [1, 2]}, r"seed is \[1, 2\]"),
         ({"seed": ["a"]}, r"seed is \['a'\]"),
+        ({"seed": [[1]]}, r"seed is \[\[1\]\]"),
+        ({"seed": np.bool_(True)}, "seed is np.True_; it must be a whole number"),
+        ({"gen_length": np.float64(8)}, r"gen_length is np.float64\(8.0\); it must be a whole"),
+        ({"stop_at_eos": 1}, "stop_at_eos is 1; it must be True or False"),
+        ({"stop_at_eos": None}, "stop_at_eos is None; it must be True or False"),
+        ({"eager": 0}, "eager is 0; it must be True, False or None"),
         ({"policy": "d3"}, r"unknown policy 'd3'; choose one of .*none"),
         ({"decoder": "best"}, r"unknown decoder 'best'; choose one of .*confidence"),
     ],
@@ -420,6 +434,89 @@ def test_a_bad_setting_is_refused_at_the_call(settings, says):
     with pytest.raises(ValueError, match=says) as error:
         d2cache.generate(small_model(), [1, 2, 3], **settings)
     assert "\n" not in str(error.value)
+
+
+def test_something_else_for_a_model_is_refused():
+    with pytest.raises(ValueError, match="the model is 'tiny'; pass the model that d2cache.load"):
+        d2cache.generate("tiny", [1, 2, 3])
+
+
+def test_numbers_of_numpy_and_torch_give_a_trace_that_opens(tmp_path):
+    settings = dict(
+        gen_length=np.int64(6),
+        block_length=torch.tensor(4),
+        seed=np.array([5]),
+        stop_at_eos=np.bool_(True),
+        decoder=("confidence", {"temperature": np.float32(0.5), "tokens_per_step": np.int64(2)}),
+    )
+    plain = dict(gen_length=6, block_length=4, seed=5, stop_at_eos=True)
+    plain["decoder"] = ("confidence", {"temperature": 0.5, "tokens_per_step": 2})
+    traces = [d2cache.Trace.record(run(small_model(), [1, 2, 3], **s)) for s in (settings, plain)]
+    traces[0].save(tmp_path / "run.safetensors")
+    opened = d2cache.Trace.load(tmp_path / "run.safetensors")
+    assert opened.run == traces[1].run
+    assert (opened.tokens == traces[1].tokens).all()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_numbers_are_reported_before_a_step_is(decoder, value):
+    model = small_model()
+    model.blocks[1].out_proj.weight[0, 0] = value
+    for policy in ("none", "d2", "elastic"):
+        steps = d2cache.generate(model, [1, 2, 3], policy, decoder, gen_length=6)
+        with pytest.raises(ValueError, match="^the logits are not numbers in step 0: .* of small"):
+            next(steps)
+
+
+def test_one_token_whose_embedding_is_not_a_number_is_reported():
+    model = small_model()
+    model.embed.weight[7] = torch.nan
+    with pytest.raises(ValueError, match="the logits are not numbers in step 0"):
+        run(model, [1, 7, 3], gen_length=3)
+
+
+def test_the_next_host_sync_reports_it_where_each_step_must_not_wait():
+    """On a GPU, `stuck` carries it to the next step's one read-back."""
+    model = small_model()
+    policy, decoder = d2cache.make_policy("none"), d2cache.make_decoder("threshold", threshold=0.01)
+    canvas = open_canvas(model, [1, 2, 3], 4)
+    work = Work(model, policy, decoder, SimpleNamespace(seeds=(0,)), EditRunner(()))
+    work.begin(canvas)
+    plan = work.plan(canvas)
+    rows = work.rows(canvas, plan)
+    for broken in (False, True):
+        logits = model(canvas.tokens, rows, policy)
+        logits[0, 1] = torch.nan if broken else logits[0, 1]
+        step = work.write(canvas, plan, rows, logits, None, None)
+        assert bool(work.stuck) == broken
+    with pytest.raises(RuntimeError, match="step 0 wrote nothing"):
+        work.rows(step.after, plan)
+
+
+class Hungry(torch.nn.Module):
+    """A layer that asks for more memory than any machine has."""
+
+    def forward(self, x):
+        return torch.empty(1 << 60)
+
+
+def test_a_run_that_runs_out_of_memory_says_so_in_one_line():
+    model = small_model()
+    model.blocks[0].down_proj = Hungry()
+    with pytest.raises(ValueError, match=r"^out of memory: the run of 1 x 7 positions") as error:
+        run(model, [1, 2, 3], gen_length=4)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_cannot_fit_is_refused_at_the_call(monkeypatch):
+    module = sys.modules["d2cache.generate"]  # the package's name of it is the function
+    needed = 8 * 7 * 2 * 3 * 32 + 8 * 4 * 60  # keys and values of 7 positions, logits of 4
+    monkeypatch.setattr(module, "free_memory", lambda device: needed)
+    d2cache.generate(small_model(), [1, 2, 3], gen_length=4)
+    monkeypatch.setattr(module, "free_memory", lambda device: needed - 1)
+    with pytest.raises(ValueError, match="the run of 1 x 7 positions does not fit: it needs"):
+        d2cache.generate(small_model(), [1, 2, 3], gen_length=4)
 
 
 def test_without_the_graphs_package_a_gpu_runs_the_plain_work(monkeypatch):

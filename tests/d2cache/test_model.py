@@ -1,9 +1,11 @@
 """The transformer: public reference code's numbers, and a second forward written in the tests."""
 
 import functools
+import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import golden
@@ -272,11 +274,17 @@ def test_flops_count_every_matrix_product():
         ({"name": 5}, "name is '5'; it must be a short text"),
         ({"qkv_bias": "x" * 99}, "qkv_bias is 'x{19}; it must be True or False"),
         ({"family": "x" * 99}, "family is 'x{19}; it must be one of llada, dream"),
+        ({"mask_id": 58}, "mask_id and eos_id are both 58; .MASK. and the end of text must be two"),
     ],
 )
 def test_an_impossible_shape_is_refused(changes, says):
     with pytest.raises(ValueError, match=says):
         replace(SMALL, **changes)
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones():
+    config = replace(SMALL, layers=np.int64(3), rope_theta=np.float64(100.0), eos_id=np.int32(58))
+    assert config == SMALL and json.loads(json.dumps(config.__dict__)) == SMALL.__dict__
 
 
 @pytest.mark.parametrize(
@@ -289,7 +297,7 @@ def test_an_impossible_shape_is_refused(changes, says):
         {"mlp": 1},
         {"max_length": 1},
         {"width": 2, "heads": 1, "kv_heads": 1},
-        {"vocab": 1, "mask_id": 0, "eos_id": 0},
+        {"vocab": 2, "mask_id": 0, "eos_id": 1},
         {"rope_theta": 1},
         {"norm_eps": 1e-300},
         {"shift": 0},

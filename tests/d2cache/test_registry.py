@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 from lab import random_prompt, run, small_model
 
 import d2cache
@@ -61,6 +63,28 @@ def test_a_knob_takes_its_bounds_and_nothing_outside(make, name, one):
         with pytest.raises(ValueError, match=f"'{name}': {one.name} is .*; it must be") as error:
             make(name, **{one.name: value})
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("knob", "given", "kept"),
+    [
+        ("temperature", np.float32(0.5), 0.5),
+        ("temperature", torch.tensor(0.5), 0.5),
+        ("temperature", np.int64(1), 1.0),
+        ("tokens_per_step", np.int64(3), 3),
+        ("tokens_per_step", np.float64(3), 3),
+        ("as_shipped", np.bool_(True), True),
+    ],
+)
+def test_a_knob_of_numpy_or_torch_is_kept_as_a_plain_one(knob, given, kept):
+    value = d2cache.make_decoder("confidence", **{knob: given}).settings()[knob]
+    assert value == kept and type(value) is type(kept)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.bool_(True), 10**400, 1j, "1", None, -np.inf])
+def test_what_is_no_number_is_no_value_of_a_knob(value):
+    with pytest.raises(ValueError, match="temperature is .*; it must be a number from 0.0 to 2.0"):
+        d2cache.make_decoder("confidence", temperature=value)
 
 
 def test_a_whole_number_written_as_a_float_is_a_whole_number():

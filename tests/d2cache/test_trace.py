@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 import d2cache
 from d2cache import Decoder, Part
 from d2cache.trace import ARRAYS, GUESSES, Recorder, Trace
+from d2cache.trace_format import LARGEST
 
 D2 = ("d2", dict(current_k=3, rollout_p=0.15, sigma=3.0))
 DLLM = ("dllm", dict(kp=4, kr=3))
@@ -431,7 +432,8 @@ FAULTS = {
     "guesses without counts": (lambda a, h: a.pop("guess_count"), "without the other arrays"),
     "guess too high": (change(guess=put(60)), "guess has values outside 0 to 59"),
     "guess too many": (change(guess_count=put(200)), "guess_count has values outside 0 to 5"),
-    "guess one short": (change(guess=lambda x: x[1:]), "guess has shape"),
+    "guess one short": (change(guess=lambda x: x[1:]), "guess_share has shape"),
+    "guesses uncounted": (change(guess_count=put(0)), "guess has shape"),
     "guess share NaN": (change(guess_share=put(np.nan)), "guess_share has values outside"),
     "share NaN": (change(candidate_confidence=put(np.nan)), "candidate_confidence has values"),
     "confidence NaN": (change(confidence=put(np.nan)), "confidence has values that are neither"),
@@ -497,12 +499,66 @@ def test_what_is_not_a_trace_is_refused(tmp_path, kind):
     refused(tmp_path / "bad.safetensors", "is not a")
 
 
-def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     refused(tmp_path / "nothing.safetensors", "there is no trace file nothing.safetensors")
     refused(tmp_path, "is not a trace file")
+
+
+def long_trace(prompt: int, answer: int) -> Trace:
+    """The trace of a run that wrote one token per step from left to right."""
+    _, trace = recorded("none")
+    length = prompt + answer
+    step, at = np.arange(answer)[:, None], np.arange(answer)
+    trace.header["run"] |= {"prompt_length": prompt, "gen_length": answer, "block_length": answer}
+    trace.header["run"]["shape"] |= {"max_length": length}
+    trace.tokens = np.full((answer + 1, length), 7)
+    trace.tokens[:-1, prompt:][at >= step] = SMALL.mask_id
+    trace.step_of_token = np.arange(answer, dtype=np.int32)
+    trace.confidence = np.where(at >= step, 0.5, -np.inf).astype(np.float32)
+    trace.density = np.full((answer, answer), 0.5, np.float32)
+    trace.rollout = np.full((answer, length), np.nan, np.float32)
+    trace.recomputed = np.ones((answer, length), bool)
+    trace.why = np.ones((answer, length), np.uint8)
+    trace.work = np.repeat(trace.work[:1], answer, 0)
+    trace.predicted = np.ones(answer, np.int32)
+    trace.seconds = np.ones(answer)
+    trace.candidates = np.repeat(trace.candidates[:1], answer, 0)
+    trace.candidate_confidence = np.repeat(trace.candidate_confidence[:1], answer, 0)
+    return trace
+
+
+def test_a_long_run_is_opened_and_may_be_refused_by_its_size(tmp_path):
+    path = tmp_path / "long.safetensors"
+    trace = long_trace(100, 2000)
+    trace.save(path)
+    assert path.stat().st_size > LARGEST
+    np.testing.assert_array_equal(Trace.load(path).tokens, trace.tokens)
+    with pytest.raises(ValueError, match=r"long.safetensors is not .*: it is larger than 64 MiB"):
+        Trace.load(path, LARGEST)
+
+
+def test_a_file_that_does_not_fit_its_run_is_refused_before_it_is_read(saved, tmp_path):
+    """Ten gigabytes that no run accounts for: sparse on the disk, never in the memory."""
+    _, arrays, head = saved
+    size = 10 * 2**30
+    layout = {"tokens": {"dtype": "I64", "shape": [size // 8], "data_offsets": [0, size]}}
+    layout |= {"seconds": {"dtype": "F64", "shape": [10], "data_offsets": [0, 80]}}
+    data = frame(json.dumps(layout | {"__metadata__": {"trace": json.dumps(head)}}).encode())
     with open(tmp_path / "huge.safetensors", "wb") as file:
-        file.truncate((1 << 26) + 1)
-    refused(tmp_path / "huge.safetensors", "larger than 64 MiB")
+        file.write(data)
+        file.truncate(len(data) + size)
+    refused(tmp_path / "huge.safetensors", r"tokens has shape .*; it must have \(11, 16\)")
+    save_file(arrays | {"more": np.ones(3)}, tmp_path / "a", metadata={"trace": json.dumps(head)})
+    refused(tmp_path / "a", "it has an unknown array 'more'")
+
+
+def test_the_longest_token_text_is_cut_so_that_the_file_opens(tmp_path):
+    model = small_model(40)
+    model.tokenizer = Words()
+    model.tokenizer.decode = lambda ids: "long" * 100
+    _, trace = recorded(model=model)
+    trace.save(tmp_path / "run.safetensors")
+    assert Trace.load(tmp_path / "run.safetensors").text_of(int(trace.tokens[0, 0])) == "long" * 64
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(saved, tmp_path):

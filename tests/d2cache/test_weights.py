@@ -11,8 +11,11 @@ from lab import SMALL, assert_same_confidence, confidences, random_prompt, run, 
 from safetensors.torch import load_file, save_file
 
 import d2cache
-from d2cache import weights
+from analysis import bench
+from d2cache import models, weights
 from d2cache.families import FAMILIES
+from d2cache.generate import open_canvas
+from d2cache.model import CONFIGS
 from d2cache.weights import FREQUENCY, read_frequency
 
 INDEX = "model.safetensors.index.json"
@@ -162,7 +165,7 @@ KEYS = {
     family: {field: keys[0] for field, keys in table.keys.items()}
     for family, table in FAMILIES.items()
 }
-CONFIGS = {
+BAD_CONFIGS = {
     "missing": (None, "has no config.json"),
     "broken": ("{", "is not readable JSON"),
     "not text": (b"\xff\xfe\x00", "is not readable JSON"),
@@ -192,6 +195,25 @@ CONFIGS = {
     "gigantic vocabulary": (dict(vocab=10**12), "vocab is 1000000000000; it must be"),
     "odd heads": (dict(heads=5, kv_heads=5), "does not split into 5 heads"),
     "mask outside": (dict(mask_id=99), "mask_id is 99"),
+    "mask is the end": (dict(mask_id=58), "mask_id and eos_id are both 58"),
+    "quantized": (
+        dict(quantization_config={"quant_method": "awq", "bits": 4}),
+        "says that the weights are quantized (awq); use a checkpoint that is not quantized",
+    ),
+    "quantized by MLX": (dict(quantization={"bits": 4}), "weights are quantized (quantization)"),
+    "capped logits": (dict(final_logit_softcapping=30.0), "final_logit_softcapping 30.0; this"),
+    "half rotated": (dict(partial_rotary_factor=0.5), "partial_rotary_factor 0.5; this engine"),
+    "experts": (dict(num_experts=8), "num_experts 8; this engine supports only 0"),
+    "other heads": (dict(head_dim=12), "head_dim 12; this engine supports only width / heads, 8"),
+    "windows": (dict(layer_types=["sliding_attention"] * 3), "only 'full_attention'"),
+    "scaled": (
+        dict(rope_scaling={"type": "linear", "factor": 4.0}),
+        "rope_scaling {'type': 'linear', 'factor': 4.0}; this engine supports only None",
+    ),
+    "scaled, newer writers": (
+        dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}),
+        "rope_parameters.rope_type 'yarn'; this engine supports only 'default'",
+    ),
     "tied": (
         dict(weight_tying=True, tie_word_embeddings=True),
         "True; this engine supports only False",
@@ -203,9 +225,9 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", BAD_CONFIGS)
 def test_a_bad_config_is_refused(folder, kind):
-    content, says = CONFIGS[kind]
+    content, says = BAD_CONFIGS[kind]
     path = folder / "config.json"
     if content is None:
         path.unlink()
@@ -220,18 +242,13 @@ def test_a_bad_config_is_refused(folder, kind):
 LLADA_ONLY = {
     "biases": (dict(include_bias=True), "include_bias True; this engine supports only False"),
     "biases of q, k, v": (dict(include_qkv_bias=True), "include_qkv_bias True; this engine"),
+    "biases of norms": (dict(bias_for_layer_norm=True), "bias_for_layer_norm True; this engine"),
+    "norms without a scale": (dict(layer_norm_with_affine=False), "layer_norm_with_affine False"),
+    "groups of blocks": (dict(block_group_size=3), "block_group_size 3; this engine supports"),
     "clipped": (dict(clip_qkv=8.0), "clip_qkv 8.0; this engine supports only None"),
 }
 DREAM_ONLY = {
     "window": (dict(use_sliding_window=True), "use_sliding_window True; this engine supports"),
-    "scaled": (
-        dict(rope_scaling={"type": "linear", "factor": 4.0}),
-        "rope_scaling {'type': 'linear', 'factor': 4.0}; this engine supports only None",
-    ),
-    "scaled, newer writers": (
-        dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}),
-        "rope_parameters.rope_type 'yarn'; this engine supports only 'default'",
-    ),
     "blocks": (dict(block_size=32), "block_size 32; this engine supports only None"),
 }
 
@@ -255,6 +272,13 @@ def test_unsupported_mathematics_is_refused(tmp_path, family, kind):
         ("dream", dict(num_key_value_heads=...)),
         ("dream", dict(eos_token_id=None)),
         ("dream", dict(rope_theta=..., rope_parameters={"rope_theta": 100.0})),
+        ("llada", dict(rope_theta=..., rope_parameters={"rope_theta": 100.0})),
+        ("llada", dict(rope_scaling={"rope_type": "default"})),
+        ("dream", dict(rope_scaling={"type": "default"}, layer_types=["full_attention"] * 3)),
+        ("llada", dict(bias_for_layer_norm=None, include_qkv_bias=None)),
+        ("llada", dict(partial_rotary_factor=1.0, quantization_config=None, head_dim=8)),
+        ("llada", dict(eos_token_id=[58, 57])),
+        ("dream", dict(eos_token_id=[58])),
     ],
 )
 def test_keys_that_a_writer_leaves_out_have_the_familys_defaults(tmp_path, family, changes):
@@ -262,6 +286,22 @@ def test_keys_that_a_writer_leaves_out_have_the_familys_defaults(tmp_path, famil
     weights.save(model, tmp_path / "m", torch.float64)
     edit_json(tmp_path / "m" / "config.json", **changes)
     loaded = d2cache.load(str(tmp_path / "m"), "cpu")
+    assert loaded.config.__dict__ == model.config.__dict__ | {"name": "m"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keys"),
+    [
+        (dict(mlp=64), dict(mlp_hidden_size=None, mlp_ratio=2)),
+        (dict(mlp=64), dict(mlp_hidden_size=..., mlp_ratio=2)),
+        (dict(kv_heads=1), dict(n_kv_heads=None, multi_query_attention=True)),
+    ],
+)
+def test_sizes_that_lladas_class_derives_are_derived(tmp_path, sizes, keys):
+    model = small_model(51, **sizes)
+    weights.save(model, tmp_path / "m", torch.float64)
+    edit_json(tmp_path / "m" / "config.json", **keys)
+    loaded = d2cache.load(tmp_path / "m", "cpu")
     assert loaded.config.__dict__ == model.config.__dict__ | {"name": "m"}
 
 
@@ -445,7 +485,7 @@ def test_a_link_inside_a_hubs_cache_is_followed(folder, tmp_path):
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_its_weights_are_opened(folder):
-    sizes = dict(layers=1000, width=1 << 17, heads=8, kv_heads=8, vocab=1 << 20)
+    sizes = dict(layers=80, width=1 << 17, heads=8, kv_heads=8, mlp=1 << 20, vocab=1 << 20)
     keys = KEYS[folder.name]
     edit_json(folder / "config.json", **{keys[k]: v for k, v in sizes.items()})
     for path in folder.glob("*.safetensors"):
@@ -471,6 +511,184 @@ def test_progress_goes_from_nothing_to_all_bytes(folder, one_file):
     assert {what for what, _, _ in seen} == {"reading"} and {t for _, _, t in seen} == {total}
     done = [d for _, d, _ in seen]
     assert done == sorted(done) and done[-1] == total and len(done) == len(model.state_dict())
+
+
+def renamed(folder, rule):
+    """One file whose tensors have other names: rule(name) -> name, None to leave it out, or several
+    names, whose tensors hold one number."""
+    as_one_file(folder)
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        other = rule(name)
+        if isinstance(other, list):
+            tensors |= {one: torch.ones(1) for one in other}
+        elif other is not None:
+            tensors[other] = tensor
+    save_file(tensors, folder / "model.safetensors")
+
+
+def parts_of(*ends):
+    """Each weight of a product replaced by tensors whose names end like this."""
+    return lambda name: [name.removesuffix("weight") + e for e in ends] if "proj" in name else name
+
+
+def joined(*parts, into):
+    """The first of these projections under another name, the others left out."""
+
+    def rule(name):
+        found = [part for part in parts if part in name]
+        if found and "ff_proj" not in found and found[0] != parts[0]:
+            return None
+        return name.replace(found[0], into) if found else name
+
+    return rule
+
+
+HEADS = ("lm_head.weight", "model.transformer.ff_out.weight")
+LAYOUTS = {
+    "GPTQ": (parts_of("qweight", "qzeros", "scales", "g_idx"), "weights quantized by GPTQ ("),
+    "AWQ": (parts_of("qweight", "qzeros", "scales"), "weights quantized by GPTQ or AWQ ("),
+    "bitsandbytes": (parts_of("weight", "weight.absmax"), "weights quantized by bitsandbytes ("),
+    "bitsandbytes, 8 bits": (parts_of("weight", "SCB"), "weights quantized by bitsandbytes ("),
+    "MLX": (parts_of("weight", "scales", "biases"), "weights quantized by MLX ("),
+    "8-bit floats": (parts_of("weight", "weight_scale_inv"), "quantized in 8-bit floats ("),
+    "adapter": (
+        lambda name: "base_model.model." + name.replace("weight", "lora_A.weight"),
+        "holds a LoRA adapter, not a model; merge it into its base model",
+    ),
+    "model with its adapter": (
+        lambda name: name.replace("q_proj", "q_proj.base_layer"),
+        "holds a LoRA adapter, not a model; merge it into its base model",
+    ),
+    "prefix": (lambda name: "module." + name, "names its tensors in another way: module.model."),
+    "no prefix": (lambda name: name.removeprefix("model."), "instead of model."),
+    "q, k and v in one": (
+        joined("q_proj", "k_proj", "v_proj", into="att_proj"),
+        "joins q, k and v in one tensor (model.",
+    ),
+    "gate and up in one": (
+        joined("up_proj", "gate_proj", into="gate_up_proj"),
+        "joins gate and up in one tensor (model.",
+    ),
+    "tied head": (
+        lambda name: (
+            None if name in ("lm_head.weight", "model.transformer.ff_out.weight") else name
+        ),
+        "its head seems to be tied to the embedding; store a copy of model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_checkpoint_of_another_layout_is_told_what_it_looks_like(folder, kind):
+    rule, says = LAYOUTS[kind]
+    renamed(folder, rule)
+    refused(folder, str(folder), says)
+
+
+def test_tensors_of_the_other_family_are_told(folder):
+    other = {"llada": "dream", "dream": "llada"}[folder.name]
+    weights.save(small(other), folder, torch.float64)
+    weights.save(small(folder.name), folder.parent / "own", torch.float64)
+    (folder.parent / "own" / "config.json").replace(folder / "config.json")
+    kinds = {"llada": "llada", "dream": "Dream"}
+    refused(folder, f"named as in {kinds[other]}", f"its config.json says {kinds[folder.name]}")
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_a_config_of_another_number_of_layers_is_refused(folder, layers):
+    edit_json(folder / "config.json", **{KEYS[folder.name]["layers"]: layers})
+    refused(folder, f"holds 3 layers, and its config.json says {layers}; use the config.json that")
+
+
+def added(folder, name):
+    tensors = load_file(shard_of_k(folder))
+    save_file(tensors | {name: torch.ones(1)}, shard_of_k(folder))
+
+
+@pytest.mark.parametrize("name", ["model.norm.bias", "model.transformer.wpe.weight", "x"])
+def test_a_tensor_that_would_be_passed_over_is_refused(folder, name):
+    added(folder, name)
+    refused(folder, f"holds {name}, which ", "the answers would be wrong without it")
+
+
+def test_a_tensor_that_follows_from_the_config_is_passed_over(folder):
+    added(folder, "model.layers.1.self_attn.rotary_emb.inv_freq")
+    assert d2cache.load(folder, "cpu").config.layers == 3
+
+
+def keep_only(*names):
+    """One file of weights under the first name, and empty files under the others."""
+
+    def change(folder):
+        as_one_file(folder)
+        (folder / "model.safetensors").rename(folder / names[0])
+        for name in names[1:]:
+            (folder / name).write_text("{}")
+
+    return change
+
+
+def without_index(folder):
+    (folder / INDEX).unlink()
+
+
+FILES = {
+    "shards without an index": (without_index, f"and no {INDEX}, which lists the shards; fetch"),
+    "another name": (
+        keep_only("weights.safetensors"),
+        "found only weights.safetensors; if it is the whole model, rename it to model.safetensors",
+    ),
+    "two names": (keep_only("a.safetensors", "b.safetensors"), "found a.safetensors, b.safetens"),
+    "adapter": (keep_only("adapter_model.safetensors"), "found a LoRA adapter, not a model; merge"),
+    "GGUF": (keep_only("model-Q4_K_M.gguf"), "found a GGUF file, the format of llama.cpp; use the"),
+    "numpy": (keep_only("model.npz"), "found only model.npz, the format of another library"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_of_another_layout_are_told(folder, kind):
+    change, says = FILES[kind]
+    change(folder)
+    refused(folder, "needs *.safetensors weights; found ", says)
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("adapter_config.json", "has no config.json; it holds a LoRA adapter, not a model; merge"),
+        ("model-Q8_0.gguf", "has no config.json; it holds a GGUF file, the format of llama.cpp"),
+    ],
+)
+def test_a_folder_without_a_config_is_told_what_it_holds(folder, file, says):
+    (folder / "config.json").unlink()
+    (folder / file).write_text("{}")
+    refused(folder, says)
+
+
+def test_the_room_for_a_known_shape_can_be_checked_before_it_is_made(monkeypatch):
+    place, needed = [torch.device("cpu")], models.parameters(CONFIGS["llada-8b"]) * 2
+    monkeypatch.setattr(weights, "free_memory", lambda device: needed)
+    models.check_fits(CONFIGS["llada-8b"], place, torch.bfloat16)
+    monkeypatch.setattr(weights, "free_memory", lambda device: needed - 1)
+    with pytest.raises(ValueError, match="^llada-8b needs 16.0 GB for its weights, and cpu has 16"):
+        models.check_fits(CONFIGS["llada-8b"], place, torch.bfloat16)
+
+
+def test_a_benchmark_of_a_shape_without_room_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(weights, "free_memory", lambda device: 10**9)
+    assert bench.main(["--shape", "llada-8b", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bench: llada-8b needs 32.1 GB") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_runs_out_while_a_model_is_read_is_one_line(folder, monkeypatch, error):
+    def raise_it(*_, **__):
+        raise error
+
+    monkeypatch.setattr(models, "read_weights", raise_it)
+    refused(folder, f"out of memory: {folder.name} does not fit; free some, or choose a smaller")
 
 
 class Payload:
@@ -527,6 +745,101 @@ def test_text_goes_through_the_folders_own_chat_template(folder):
     assert model.decode(torch.tensor([58, 1])) == ""
     write_tokenizer(folder)
     assert d2cache.load(str(folder), device="cpu").encode("w1 w2").tolist() == [1, 2]
+
+
+def with_first_token(folder):
+    """A tokenizer that puts w9 in front, as many put the beginning of text."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="w9 $A", special_tokens=[("w9", 9)]
+    )
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_a_base_model_gets_the_ids_of_the_tokenizer_itself(folder):
+    write_tokenizer(folder)
+    with_first_token(folder)
+    weights.save(small_model(50, vocab=61, **FAMILIES[folder.name].fields), folder, torch.float64)
+    model = d2cache.load(folder, "cpu")
+    assert model.encode("w1 w2").tolist() == [9, 1, 2] == model.tokenizer("w1 w2")["input_ids"]
+    assert [ids.tolist() for ids in model.encode(["w1", "w2 w3"])] == [[9, 1], [9, 2, 3]]
+    assert model.encode("w1 <think> w2").tolist() == [9, 1, 60, 2], "an added word is text"
+    with pytest.raises(ValueError, match="this checkpoint has no chat template; give the prompt"):
+        model.encode([{"role": "user", "content": "w1"}])
+    template = "{% for m in messages %}w9 {{ m['content'] }} {% endfor %}w8"
+    (folder / "chat_template.jinja").write_text(template)
+    model = d2cache.load(folder, "cpu")
+    assert model.encode("w1").tolist() == [9, 1, 8], "a template writes its own first token"
+
+
+CHAT = [{"role": "system", "content": "w3"}, {"role": "user", "content": "w1 w2"}]
+
+
+def test_a_chat_goes_through_the_template_message_by_message(folder):
+    template = (
+        "{% for m in messages %}{{ 'w7' if m['role'] == 'system' else 'w8' }} {{ m['content'] }} "
+        "{% endfor %}{% if add_generation_prompt %}w9{% endif %}"
+    )
+    write_tokenizer(folder, chat_template=template)
+    model = d2cache.load(folder, "cpu")
+    assert model.encode(CHAT).tolist() == [7, 3, 8, 1, 2, 9]
+    assert model.encode(CHAT[1:]).tolist() == model.encode("w1 w2").tolist() == [8, 1, 2, 9]
+    assert [ids.tolist() for ids in model.encode([CHAT, CHAT[1:]])] == [
+        [7, 3, 8, 1, 2, 9],
+        [8, 1, 2, 9],
+    ]
+    assert len(run(model, model.encode(["w1", "w1 w2"]), gen_length=3)) == 3
+    ids = model.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)
+    canvas = open_canvas(model, ids, 2)
+    assert canvas.tokens[0, :6].tolist() == [7, 3, 8, 1, 2, 9], "a mapping, from transformers 5 on"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "the prompt is None; it must be a text, or a list of messages"),
+        ([], r"the prompt is \[\]; it must be a text"),
+        ([5], "the prompt is 5; it must be a text"),
+        (["w1", None], "the prompt is None; it must be a text"),
+        (CHAT[0], "the prompt is {'role': 'system', .*; it must be a text, or a list of messages"),
+        ([{"role": "user"}], "a message of the chat is {'role': 'user'}; it must be a dict with"),
+        ([{"role": "user", "content": ["w1"]}], "a message of the chat is .*it must be a dict"),
+        ([*CHAT, "w1"], "a message of the chat is 'w1'; it must be a dict with the texts 'role'"),
+        ([{"role": "user", "content": "w1 <mask>"}], "the prompt holds the special token '<mask>'"),
+        ([{"role": "<end>", "content": "w1"}], "the prompt holds the special token '<end>'"),
+        (CHAT, "chat template leaves out the system message; put it in front of the user's text"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(tmp_path, given, says):
+    weights.save(small("llada"), tmp_path / "m", torch.float64)
+    write_tokenizer(tmp_path / "m", chat_template="w7 {{ messages[-1]['content'] }} w8")
+    with pytest.raises(ValueError, match=says) as error:
+        d2cache.load(tmp_path / "m", "cpu").encode(given)
+    assert "\n" not in str(error.value)
+
+
+def test_the_mask_by_an_ordinary_word_is_refused(tmp_path):
+    """In a vocabulary of words [MASK] may be one of them."""
+    weights.save(small("llada"), tmp_path / "m", torch.float64)
+    write_tokenizer(tmp_path / "m", mask_token=None)
+    edit_json(tmp_path / "m" / "tokenizer.json", added_tokens=[])
+    with pytest.raises(ValueError, match="the prompt holds the text of the mask token"):
+        d2cache.load(tmp_path / "m", "cpu").encode("w1 <mask>")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, "float32"])
+def test_a_dtype_that_no_layer_computes_in_is_refused_at_the_call(dtype):
+    with pytest.raises(ValueError, match="it must be a floating type: torch.float32, torch.float"):
+        d2cache.load("tiny", "cpu", dtype)
+
+
+def test_a_model_may_be_named_by_a_path(folder):
+    assert d2cache.load(folder, "cpu").config.name == folder.name
+    assert models.label(folder) == folder.name and models.size(folder) > 1000
+    assert models.find(folder) == folder
 
 
 def test_without_a_tokenizer_text_is_refused_and_ids_still_decode(folder):
