@@ -55,6 +55,7 @@ class LinkedStage {
     this.wanted = viewOf(location.search); // where a link points, until the steps are there
     this.board = asksForRuns(location.search) ? "" : null; // of the link; null: any will do
     this.timer = 0;
+    this.opening = null; // what the page opens with, kept back
     const send = (text) => this.send(text);
     this.stage = mount(host, { ...options, send, view: this.wanted || {} });
     host.addEventListener("d2:state", () => this.writeSoon());
@@ -78,10 +79,22 @@ class LinkedStage {
       this.query = event.query;
       if (this.board === "") this.board = event.board;
     }
-    // what the page opens with is not what the link asks for, which may have to wait
-    if (this.board === "" && !events.length && !this.stage.state().run) return;
+    if (this.keepsBack(text, events)) return;
     this.stage.receive(text);
     this.writeSoon();
+  }
+
+  // What the page opens with is not what a link asks for, which may have to wait: it is shown only
+  // where that is refused.
+  keepsBack(text, links) {
+    if (this.board !== "" || links.length || this.stage.state().run) return false;
+    if (!text?.includes('"k":"refused"')) {
+      this.opening = text;
+      return true;
+    }
+    this.board = null;
+    if (this.opening) this.stage.receive(this.opening);
+    return false;
   }
 
   // Goes where the link points, as soon as the steps have come.
