@@ -16,5 +16,7 @@ def changes_noticed(changes: Sequence[str]) -> str:
     """A sentence, and the names of the controls that are marked; "" and no names for nothing."""
     text, *names = changes
     marked = ", ".join(f'[id="{html.escape(name)}"]' for name in names)
-    style = f"<style>{marked} {{ box-shadow: inset 3px 0 #e69f00; }}</style>" if marked else ""
+    # stronger than the page's own rules for these blocks
+    rule = "{ border-left: 3px solid #e69f00 !important }"
+    style = f"<style>{marked} {rule}</style>" if marked else ""
     return style + (notice((text, "info")) if text else "")

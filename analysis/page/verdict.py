@@ -90,15 +90,15 @@ def _compared(text: str, problem: tasks.Problem | None) -> str:
 
 
 def in_words(rows: list[dict]) -> str:
-    """The results of several lanes, one sentence for each."""
-    return " ".join(_sentence(i, row) for i, row in enumerate(rows, 1))
+    """The results of several lanes in a sentence."""
+    return f"{'; '.join(map(_told, rows))}."
 
 
-def _sentence(lane: int, row: dict) -> str:
+def _told(row: dict) -> str:
     parts = [] if row["right"] is None else ["right" if row["right"] else "wrong"]
     if row["right"] is False and len(row["answer"]) <= SHORT:
         parts = [f"wrong ({row['answer']})"]
     parts += [f"{row['seconds']:.2f} s", f"{100 * row['flops']:.0f} % of the FLOPs without a cache"]
     if row["equal"] is not None:
         parts.append(f"{100 * row['equal']:.0f} % of tokens equal lane 1")
-    return f"Lane {lane}, {row['name']}: {', '.join(parts)}."
+    return f"{row['name']}: {', '.join(parts)}"

@@ -58,7 +58,9 @@ class LinkedStage {
     this.wanted = viewOf(location.search); // where a link points, until the steps are there
     this.board = asksForRuns(location.search) ? "" : null; // of the link; null: any will do
     this.timer = 0;
-    this.opening = location.search === "" || this.wanted?.teach; // a board that plays by itself
+    // what the page opens with plays by itself, unless the address asks for something
+    this.plays = location.search === "" || Boolean(this.wanted?.teach);
+    this.opening = null; // what the page opens with, kept back
     const send = (text) => this.send(text);
     this.stage = mount(host, { ...options, send, view: this.wanted || {} });
     host.addEventListener("d2:state", () => this.writeSoon());
@@ -82,12 +84,24 @@ class LinkedStage {
       this.query = event.query;
       if (this.board === "") this.board = event.board;
     }
-    // what the page opens with is not what the link asks for, which may have to wait
-    if (this.board === "" && !events.length && !this.stage.state().run) return;
+    if (this.keepsBack(text, events)) return;
     this.stage.receive(text);
-    if (this.opening && this.stage.state().tab === TAB_KEYS[0]) this.stage.playSlowly();
-    this.opening = false;
+    if (this.plays && this.stage.state().tab === TAB_KEYS[0]) this.stage.playSlowly();
+    this.plays = false;
     this.writeSoon();
+  }
+
+  // What the page opens with is not what a link asks for, which may have to wait: it is shown only
+  // where that is refused.
+  keepsBack(text, links) {
+    if (this.board !== "" || links.length || this.stage.state().run) return false;
+    if (!text?.includes('"k":"refused"')) {
+      this.opening = text;
+      return true;
+    }
+    this.board = null;
+    if (this.opening) this.stage.receive(this.opening);
+    return false;
   }
 
   // Goes where the link points, as soon as the steps have come.

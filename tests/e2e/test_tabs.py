@@ -751,6 +751,8 @@ def test_what_if_runs_on_as_the_engine_does_with_that_edit(chrome, address):
         go = panel.get_by_role("button", name=f"Run on from step {step + 1}")
         assert go.is_disabled(), "nothing is changed yet"
         for number, edit in enumerate(edits, 2):
+            tab.evaluate("D2Stage.stage.setLane(0)")
+            show(tab, "Token")
             words, refresh, knob = (
                 panel.get_by_label(label)
                 for label in ("Another token here", "Refresh", "Turn a knob")
@@ -771,7 +773,9 @@ def test_what_if_runs_on_as_the_engine_does_with_that_edit(chrome, address):
             go.click()
             ended(tab, number)
             made_lanes.append(made(f"{lane}~{edit}")[0])
-            assert state(tab)["lane"] == 0 and state(tab)["step"] == step
+            # the new lane is on view, beside its parent
+            soon(lambda: [state(tab)[k] for k in ("lane", "tab")], [number - 1, "compare"])
+            assert state(tab)["step"] == step
         assert any((t.tokens[-1] != base.tokens[-1]).any() for t in made_lanes[1:])
         soon(lambda: tab.url.count("~"), len(edits))  # the address holds what was changed
         notes = tab.locator(".d2-lane-note").all_inner_texts()

@@ -1,10 +1,14 @@
 """Boards of lanes: every lane is the engine's own run, whoever takes turns with it."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
+
 import numpy as np
 import pytest
 
 import d2cache
 from analysis.page.boards import Board, Boards, advance, describe_edit
+from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane
 from d2cache.teaching import tasks
 
@@ -192,3 +196,23 @@ def test_an_edit_is_told_in_words(model):
         "answer position 2 refreshed, current_k 8"
     )
     assert describe_edit(d2cache.Edit(3, refresh="all"), model, asked) == "all refreshed"
+
+
+def test_one_thread_computes_whoever_asks_and_a_fault_comes_back():
+    with ThreadPoolExecutor(4) as askers:
+        seen = {one.result() for one in [askers.submit(ENGINE, get_ident) for _ in range(8)]}
+    assert len(seen) == 1 and get_ident() not in seen
+    with pytest.raises(ZeroDivisionError):
+        ENGINE(lambda: 1 / 0)
+
+
+def test_how_much_of_a_board_has_been_made_is_known(model):
+    board = board_of(model, "none", "d2")
+    assert board.share() == 0
+    told(board, most=6)
+    written = sum(
+        (run.snapshot().tokens[-1] != model.config.mask_id)[-24:].sum() for run in board.runs
+    )
+    assert 0 < board.share() == written / 48 < 1
+    told(board)
+    assert board.share() == 1
