@@ -1,6 +1,7 @@
 // Run with: node --test tests/stage/export.test.mjs
 // Taking a run along: the WebP container byte by byte, frames, captions, files, figures.
 import { test } from "node:test";
+import { gzipSync } from "node:zlib";
 import assert from "node:assert/strict";
 import { plain, pure } from "./load.mjs";
 
@@ -209,4 +210,33 @@ test("files: text or bytes, and a name that no policy can break", () => {
   const { body, kind } = pure.fileOf({ name: "a.safetensors", b64: "AP8=" });
   assert.deepEqual([[...body], kind], [[0, 255], "application/octet-stream"]);
   assert.equal(pure.fileName({ start: { policy: "d2/../x" } }, 4, "png"), "d2cache-d2x-step-5.png");
+});
+
+test("a file of lessons gives each query its lanes, on a board of their own", async () => {
+  const told = [
+      { k: "start", run: "x", policy: "d2", lane: 0 },
+      { k: "end", run: "x" },
+    ],
+    data = {
+      lanes: { x: told },
+      runs: {
+        "lane=d2&lane=d2": [
+          ["x", "d2 1"],
+          ["x", "d2 2"],
+        ],
+      },
+    },
+    packed = gzipSync(JSON.stringify(data)).toString("base64");
+  assert.deepEqual(await pure.unpacked(`\n${packed}\n`), data);
+  const { events } = JSON.parse(pure.messageOf(data, "lane=d2&lane=d2", "b1"));
+  assert.deepEqual(events[0], { k: "link", board: "b1", query: "lane=d2&lane=d2" });
+  assert.deepEqual(
+    events.slice(1).map((e) => [e.k, e.run, e.board, e.lane, e.name]),
+    [
+      ["start", "b1-0", "b1", 0, "d2 1"],
+      ["end", "b1-0", undefined, undefined, undefined],
+      ["start", "b1-1", "b1", 1, "d2 2"],
+      ["end", "b1-1", undefined, undefined, undefined],
+    ],
+  );
 });
