@@ -23,9 +23,10 @@ from analysis.page.host import Host
 from analysis.page.models import offered_models
 from analysis.page.query import LONGEST_PROMPT
 from analysis.page.session import Changes, Session, Sessions, first_problem
+from d2cache import bundled
 from d2cache.registry import describe
 
-ASSETS = Path(__file__).parent / "assets" / "page"
+ASSETS = bundled.ASSETS / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
 # on a phone the stage is far below the button

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from d2cache.bundled import ASSETS
 from d2cache.families import FAMILIES
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.quantize import to_fp8
@@ -29,7 +30,7 @@ from d2cache.weights import (
     weight_map,
 )
 
-TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+TINY = ASSETS / "tiny"
 
 # shape -> hub ids; other checkpoints of these families load as well
 HUB = {

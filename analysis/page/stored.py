@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from d2cache import Trace
-
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+from d2cache.bundled import ASSETS
 
 
 def listed() -> dict[str, dict]:

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass, field
 
 import d2cache
-from analysis.page.stored import ASSETS
+from d2cache.bundled import ASSETS
 from d2cache.teaching import tasks
 
 FOLDER = ASSETS / "traces"
