@@ -20,7 +20,6 @@ from d2cache.registry import Knob, Registered, knobs, make
 
 Method = type[Registered]  # a class of policies or decoders
 Made = TypeVar("Made", bound=Registered)
-BASES: tuple[Method, Method] = (CachePolicy, Decoder)
 Owned = list[tuple[Method, Knob]]  # a knob's owners; bounds and default may differ
 
 
@@ -37,7 +36,10 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     for cls in _methods():
         for each in knobs(cls):
             known.setdefault(each.name, []).append((cls, each))
-    titles = {("policy",): "knobs of policies", ("decoder",): "knobs of decoders"}
+    titles: dict[tuple[str, ...], str] = {
+        ("policy",): "knobs of policies",
+        ("decoder",): "knobs of decoders",
+    }
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, owned in known.items():
         kinds = tuple(dict.fromkeys(cls.kind for cls, _ in owned))
@@ -93,7 +95,7 @@ def _owners_named(classes: list[Method]) -> str:
 
 
 def _methods() -> list[Method]:
-    return [cls for base in BASES for cls in base.registry.values()]
+    return [*CachePolicy.registry.values(), *Decoder.registry.values()]
 
 
 # Read.
@@ -101,8 +103,8 @@ def _methods() -> list[Method]:
 
 def chosen(policies: Iterable[str], decoder: str) -> list[Method]:
     """The classes of these names; a name that is unknown is left out, `made` refuses it."""
-    pairs = [*((CachePolicy, name) for name in policies), (Decoder, decoder)]
-    return [base.registry[name] for base, name in pairs if name in base.registry]
+    used: list[Method] = [CachePolicy.registry[n] for n in policies if n in CachePolicy.registry]
+    return used + [Decoder.registry[decoder]] * (decoder in Decoder.registry)
 
 
 def check_flags(args: Namespace, used: list[Method]) -> None:
