@@ -6,16 +6,15 @@ python -m analysis.export --bundled -o index.html                           the 
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 from analysis.page.export import bundled_page, lanes, page, prompt_of
-from d2cache import Trace
+from d2cache import Trace, command, output_file
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
+def parse(argv=None) -> Namespace:
+    parser = command.Parser(
         prog="python -m analysis.export", description="One HTML file that plays runs, offline."
     )
     parser.add_argument("traces", nargs="*", help="trace files; several are lanes of one board")
@@ -23,20 +22,28 @@ def main(argv=None) -> int:
     parser.add_argument("--title", default=None, help="default: the first run's prompt")
     parser.add_argument("--bundled", action="store_true", help="the stored runs, with a choice")
     args = parser.parse_args(argv)
-    try:
-        if args.bundled == bool(args.traces):
-            raise ValueError("give trace files, or --bundled, and not both")
-        if args.bundled:
-            text = bundled_page()
-        else:
-            traces = [Trace.load(file) for file in args.traces]
-            text = page(lanes(traces), args.title or prompt_of(traces[0])[:120])
-        Path(args.out).write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: {len(text.encode()) / 1e3:.0f} kB")
-    return 0
+    if args.bundled == bool(args.traces):
+        raise ValueError("give trace files, or --bundled, and not both")
+    if args.bundled and args.title is not None:
+        raise ValueError("--title is for trace files; --bundled has its own")
+    return args
+
+
+def write(args: Namespace) -> None:
+    output_file.check(args.out, "the page")
+    if args.bundled:
+        text = bundled_page()
+    else:
+        traces = [Trace.load(file) for file in args.traces]
+        text = page(lanes(traces), args.title or prompt_of(traces[0])[:120])
+    data = text.encode()
+    output_file.write(args.out, data)
+    print(f"{args.out}: {len(data) / 1e3:.0f} kB")
+
+
+def main(argv=None) -> int:
+    """Exit codes as of `d2cache.command.guarded`."""
+    return command.guarded("export", lambda: write(parse(argv)))
 
 
 if __name__ == "__main__":

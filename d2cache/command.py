@@ -6,6 +6,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -88,7 +89,9 @@ class Parser(argparse.ArgumentParser):
     """Raises ValueError on a bad command line, so that `guarded` reports it in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+        # of the types below: "--seed is -1; it must be ..."
+        text = re.sub(r"^argument (?:\S+/)?(\S+): is ", r"\1 is ", message)
+        raise ValueError(f"{text}; see {self.prog} --help")
 
     def parse_known_args(self, args=None, namespace=None):
         known, unknown = super().parse_known_args(args, namespace)
@@ -121,7 +124,8 @@ def _number(text: str, kind: type, what: str, low: Any, high: Any) -> Any:
     if not good or (low is not None and value < low) or (high is not None and value > high):
         bounds = "" if low is None else f" of at least {low}"
         bounds = bounds if high is None else f" from {low} to {high}"
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not {what}{bounds}")
+        got = text if text.lstrip("+-").isdigit() else repr(text)
+        raise argparse.ArgumentTypeError(f"is {got:.40}; it must be {what}{bounds}")
     return value
 
 
@@ -129,8 +133,13 @@ def names(text: str) -> list[str]:
     """The type of a flag that takes a list by commas: its names, each once, in their order."""
     found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not found:
-        raise argparse.ArgumentTypeError("it is empty; give at least one name, several by commas")
+        raise argparse.ArgumentTypeError(f"is {text!r}; give at least one name, several by commas")
     return found
+
+
+def places(text: str) -> list[str]:
+    """The type of a flag that takes devices by commas; the same one may be there twice."""
+    return [name.strip() for name in text.split(",")]
 
 
 def wholes(text: str) -> list[int]:

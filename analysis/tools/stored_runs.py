@@ -7,12 +7,13 @@ Record them again whenever the model changes; otherwise only their times differ.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+import sys
 from dataclasses import dataclass, field
 
 import d2cache
+from d2cache import command
 from d2cache.bundled import ASSETS
 from d2cache.teaching import tasks
 
@@ -179,8 +180,12 @@ def write_index() -> None:
     (FOLDER / "index.json").write_text(text + "\n", encoding="utf-8")
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
+def main(argv=None) -> int:
+    return command.guarded("stored_runs", lambda: make(argv))
+
+
+def make(argv) -> None:
+    parser = command.Parser(
         prog="python -m analysis.tools.stored_runs", description=__doc__.split("\n\n")[1]
     )
     names = [story.name for story in STORIES]
@@ -197,4 +202,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
