@@ -165,18 +165,21 @@ def run(args: Namespace) -> int:
             recorder.add(step)
     finally:  # an interrupted run still prints its answer and leaves its trace
         if recorder.run:
-            trace = recorder.trace()
-            _print_run(args, _summary(model, trace))
-            if args.trace is not None:
-                _save(trace, args.trace)
+            _finish(args, model, recorder.trace())
     return command.DONE
 
 
-def _print_run(args: Namespace, summary: dict) -> None:
-    print(_sentence(summary))
-    if args.json:
-        print(json.dumps(summary))
-    sys.stdout.flush()
+def _finish(args: Namespace, model: Model, trace: Trace) -> None:
+    """Print the answer and write the trace; neither is lost where the other fails."""
+    summary = _summary(model, trace)
+    try:
+        print(_sentence(summary))
+        if args.json:
+            print(json.dumps(summary))
+        sys.stdout.flush()
+    finally:
+        if args.trace is not None:
+            _save(trace, args.trace)
 
 
 def _save(trace: Trace, path: str) -> None:

@@ -36,9 +36,10 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return _failed(name, "interrupted", INTERRUPTED)
     except OSError as error:
-        lost = _drop_unwritten()
-        where = "the output: " if lost else f"{error.filename}: " if error.filename else ""
-        return _failed(name, ("cannot write " if lost else "") + where + reason(error))
+        _drop_unwritten()
+        where = f"{error.filename}: " if error.filename else ""
+        where = where or ("cannot write the output: " if error.errno else "")
+        return _failed(name, where + reason(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -72,17 +73,14 @@ def _open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _drop_unwritten() -> bool:
-    """Whether stdout held text that cannot be written; it is dropped, or the interpreter would try
-    again at exit."""
+def _drop_unwritten() -> None:
+    """Drop what stdout cannot write: the interpreter would try again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-        return True
-    return False
 
 
 class Parser(argparse.ArgumentParser):

@@ -103,8 +103,8 @@ def _methods() -> list[Method]:
 
 def chosen(policies: Iterable[str], decoder: str) -> list[Method]:
     """The classes of these names; a name that is unknown is left out, `made` refuses it."""
-    used: list[Method] = [CachePolicy.registry[n] for n in policies if n in CachePolicy.registry]
-    return used + [Decoder.registry[decoder]] * (decoder in Decoder.registry)
+    found = [*map(CachePolicy.registry.get, policies), Decoder.registry.get(decoder)]
+    return [cls for cls in found if cls is not None]
 
 
 def check_flags(args: Namespace, used: list[Method]) -> None:

@@ -15,7 +15,10 @@ def check(path: str | os.PathLike[str], what: str, size: int = 0) -> None:
 
     what: the file's content, for the message, such as "the trace".
     """
-    reason = _reason_against(_target(path), size)
+    try:
+        reason = _reason_against(_target(path), size)
+    except OSError as error:  # such as a name that is too long, or links in a circle
+        reason = str(error.strerror)
     if reason:
         raise ValueError(f"cannot write {what} to {os.fspath(path)!r}: {reason}")
 

@@ -371,7 +371,19 @@ class Log:
         self.loss.zero_()
 
 
+def check(args: Namespace) -> None:
+    """Raises ValueError for what cannot be trained; before the minutes that a tokenizer takes."""
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out is {args.out}, which is a file; name a folder")
+    if args.start:
+        models.label(args.start)
+    longest = LENGTHS[2]  # of a trial's rows
+    if args.batch_tokens < longest:
+        raise ValueError(f"--batch-tokens is {args.batch_tokens}; a row takes up to {longest}")
+
+
 def train(args: Namespace) -> None:
+    check(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
