@@ -23,9 +23,10 @@ from analysis.page.models import offered_models
 from analysis.page.notice import changes_noticed, notice
 from analysis.page.problems import first_problem
 from analysis.page.session import Changes, Session, Sessions
+from d2cache import bundled
 from d2cache.registry import describe
 
-ASSETS = Path(__file__).parent / "assets" / "page"
+ASSETS = bundled.ASSETS / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 LARGEST_FILE = "256mb"  # that is taken to be looked at
 MOST_COMPARED = 4  # policies that can be chosen to run side by side

@@ -14,7 +14,6 @@ of the logits of one full pass, relative to their norm.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import random
@@ -29,7 +28,8 @@ import torch
 from torch import Tensor
 
 import d2cache
-from d2cache import models
+from d2cache import command, models
+from d2cache.command import names, real, whole, wholes
 from d2cache.generate import open_canvas
 from d2cache.memory import OutOfMemory
 from d2cache.model import CONFIGS, Linear, Model
@@ -80,7 +80,13 @@ def sync(device: torch.device) -> None:
 
 
 def measure(
-    model: Model, policy: str, prompt, gen_length: int, block_length: int | None, repeats: int
+    model: Model,
+    policy: str,
+    prompt,
+    gen_length: int,
+    block_length: int | None,
+    repeats: int,
+    eager: bool | None = None,
 ) -> dict:
     """Whole generations with their traces; the fastest of `repeats`, after one as a warm-up."""
     runs = []
@@ -89,7 +95,7 @@ def measure(
         sync(model.device)
         begin = time.perf_counter()
         steps = d2cache.generate(
-            model, prompt, policy, gen_length=gen_length, block_length=block_length
+            model, prompt, policy, gen_length=gen_length, block_length=block_length, eager=eager
         )
         for step in steps:
             recorder.add(step)
@@ -226,7 +232,9 @@ def model_table(args: Namespace, model: Model, prompt: Tensor, error: float | No
     print(COLUMNS)
     results: list[dict] = []
     for name in args.names:
-        r = measure(model, name, prompt, args.gen_length, args.block_length, args.repeats)
+        r = measure(
+            model, name, prompt, args.gen_length, args.block_length, args.repeats, args.eager
+        )
         r["ratio"] = r["steps_per_second"] / (results[0] if results else r)["steps_per_second"]
         results.append(r)
         print(
@@ -364,61 +372,75 @@ def _machine(device: torch.device) -> str:
 
 # The command line.
 
-
-def numbers(text: str) -> list[int]:
-    """ "512,1024" -> [512, 1024]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of whole numbers, such as 512,1024"
-        ) from error
+LENGTHS = (512, 1024, 2048, 4096)  # of a shape, as far as it has room
+# What only one of the two tables reads, by the names of the arguments, with the defaults.
+SHAPE_ONLY = {"lengths": None, "batches": None, "steps": None, "rollout_p": 0.1}
+MODEL_ONLY = {"model": "tiny", "prompt_length": 96, "repeats": 5}
 
 
 def parse(argv=None) -> Namespace:
-    parser = argparse.ArgumentParser(prog="python -m analysis.bench", description=__doc__)
-    add = parser.add_argument
-    add("--model", default="tiny")
-    add("--policies", default=",".join(p["name"] for p in d2cache.policies()))
+    parser = command.Parser(prog="python -m analysis.bench", description=__doc__)
+    add, shape, model = parser.add_argument, "with --shape: ", "without --shape: "
+    add("--model", help=f"{model}default tiny")
+    every = [policy["name"] for policy in d2cache.policies()]
+    add("--policies", type=names, default=every, metavar="NAME,..")
     add("--shape", choices=["llada-8b", "dream-7b", "tiny"], help="random weights of this shape")
-    add("--lengths", type=numbers, default=[512, 1024, 2048, 4096], metavar="T,..")
-    add("--batches", type=numbers, metavar="B,..", help=f"default: 1, and 4 and 16 at T = {WIDE}")
-    add("--steps", type=int, default=None, help="with --shape: measure only the first steps")
-    add("--rollout-p", type=float, default=0.1, help="with --shape: a knob of d2")
+    lengths_help = f"{shape}canvas lengths; default 512,1024,2048,4096"
+    add("--lengths", type=wholes, metavar="T,..", help=lengths_help)
+    batches_help = f"{shape}default 1, and 4 and 16 at T = {WIDE}"
+    add("--batches", type=wholes, metavar="B,..", help=batches_help)
+    add("--steps", type=whole(2), metavar="N", help=f"{shape}measure only the first steps")
+    add("--rollout-p", type=real(), metavar="X", help=f"{shape}a knob of d2; default 0.1")
     add("--eager", action="store_true", default=None, help="no CUDA graphs on a GPU")
-    add("--prompt-length", type=int, default=96)
-    add("--gen-length", type=int, default=None, help="default: 96, with --shape 256")
-    add("--block-length", type=int, default=None, help="default: one block")
+    add("--prompt-length", type=whole(1), metavar="N", help=f"{model}default 96")
+    # the first step of a run is left out, so one is too few
+    gen_help = "masks, all of which are filled; default 96, with --shape 256"
+    add("--gen-length", type=whole(2), metavar="N", help=gen_help)
+    add("--block-length", type=whole(1), metavar="N", help="default: one block")
     add("--device", default="auto")
     add("--dtype", default=None, choices=["float32", "bfloat16"])
     add("--weights", choices=["fp8"], help="weights in 8 bits; default: in --dtype")
-    add("--repeats", type=int, default=5)
+    add("--repeats", type=whole(1), metavar="N", help=f"{model}default 5")
     add("--json", action="store_true", help="end with one line of JSON")
     return parser.parse_args(argv)
 
 
 def check(args: Namespace) -> None:
     """Complete the arguments; raises ValueError for what cannot be measured."""
-    names = list(dict.fromkeys(n for n in args.policies.split(",") if n))
-    if not names:
-        raise ValueError("nothing to measure; name at least one policy")
-    for name in names:
-        d2cache.make_policy(name)
-    args.names = sorted(names, key=lambda n: n != "none")  # the reference first
+    args.names = sorted(args.policies, key=lambda n: n != "none")  # the reference first
     args.gen_length = args.gen_length or (256 if args.shape else 96)
-    for name in ("prompt_length", "gen_length", "repeats"):
-        if getattr(args, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(args, name)}; it must be at least 1")
-    if not args.shape:
-        return
-    if min(args.lengths + (args.batches or [])) < 1:
-        raise ValueError("--lengths and --batches must be whole numbers of at least 1")
-    if min(args.lengths) <= args.gen_length:
-        raise ValueError(
-            f"--lengths has {min(args.lengths)}; with an answer of {args.gen_length} a canvas "
-            f"has at least {args.gen_length + 1} positions"
-        )
+    _refuse_unread(args, MODEL_ONLY if args.shape else SHAPE_ONLY)
+    if args.rollout_p is not None and "d2" not in args.names:
+        raise ValueError("--rollout-p is a knob of d2, which --policies leaves out")
+    for name, default in (SHAPE_ONLY if args.shape else MODEL_ONLY).items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    for name in args.names:
+        d2cache.make_policy(name)
+    models.pick_devices(args.device)
+    if args.shape:
+        d2cache.make_policy("d2", rollout_p=args.rollout_p)
+        most = CONFIGS[args.shape].max_length
+        args.lengths = args.lengths or [length for length in LENGTHS if length <= most]
+        _check_lengths(args, most)
+
+
+def _refuse_unread(args: Namespace, others: dict) -> None:
+    """Flags of the other table, which would do nothing."""
+    for name in others:
+        if getattr(args, name) is not None:
+            which = "without --shape only" if args.shape else "for --shape only"
+            raise ValueError(f"--{name.replace('_', '-')} is {which}; leave one of them out")
+
+
+def _check_lengths(args: Namespace, most: int) -> None:
+    least = args.gen_length + 1
+    for length in args.lengths:
+        if not least <= length <= most:
+            raise ValueError(
+                f"--lengths has {length}; with an answer of {args.gen_length} a canvas of "
+                f"{args.shape} has {least} to {most} positions"
+            )
 
 
 def load(args: Namespace) -> tuple[Model, Tensor, float | None]:
@@ -431,19 +453,18 @@ def load(args: Namespace) -> tuple[Model, Tensor, float | None]:
     return model, prompt, narrowed(model, prompt, masks) if args.weights else None
 
 
+def measure_and_print(args: Namespace) -> None:
+    """The table that the flags ask for."""
+    check(args)
+    if args.shape:
+        shape_table(args)
+    else:
+        model_table(args, *load(args))
+
+
 def main(argv=None) -> int:
-    args = parse(argv)
-    try:
-        check(args)
-        if args.shape:
-            shape_table(args)
-            return 0
-        loaded = load(args)
-    except ValueError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    model_table(args, *loaded)
-    return 0
+    """Exit codes as of `d2cache.command.guarded`."""
+    return command.guarded("bench", lambda: measure_and_print(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ python -m analysis.export --lessons -o lessons.html                         the 
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 from analysis.page.export import bundled_page, lanes, lessons_page, page, prompt_of
-from d2cache import Trace
+from d2cache import Trace, command, output_file
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
+def parse(argv=None) -> Namespace:
+    parser = command.Parser(
         prog="python -m analysis.export", description="One HTML file that plays runs, offline."
     )
     parser.add_argument("traces", nargs="*", help="trace files; several are lanes of one board")
@@ -25,20 +24,28 @@ def main(argv=None) -> int:
     parser.add_argument("--bundled", action="store_true", help="the stored runs, with a choice")
     parser.add_argument("--lessons", action="store_true", help="the lessons with their runs")
     args = parser.parse_args(argv)
-    try:
-        if [args.bundled, args.lessons, bool(args.traces)].count(True) != 1:
-            raise ValueError("give trace files, or one of --bundled and --lessons, and not both")
-        if args.bundled or args.lessons:
-            text = bundled_page() if args.bundled else lessons_page()
-        else:
-            traces = [Trace.load(file) for file in args.traces]
-            text = page(lanes(traces), args.title or prompt_of(traces[0])[:120])
-        Path(args.out).write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: {len(text.encode()) / 1e3:.0f} kB")
-    return 0
+    if [args.bundled, args.lessons, bool(args.traces)].count(True) != 1:
+        raise ValueError("give trace files, or one of --bundled and --lessons, and not both")
+    if not args.traces and args.title is not None:
+        raise ValueError("--title is for trace files; other pages have their own")
+    return args
+
+
+def write(args: Namespace) -> None:
+    output_file.check(args.out, "the page")
+    if args.bundled or args.lessons:
+        text = bundled_page() if args.bundled else lessons_page()
+    else:
+        traces = [Trace.load(file) for file in args.traces]
+        text = page(lanes(traces), args.title or prompt_of(traces[0])[:120])
+    data = text.encode()
+    output_file.write(args.out, data)
+    print(f"{args.out}: {len(data) / 1e3:.0f} kB")
+
+
+def main(argv=None) -> int:
+    """Exit codes as of `d2cache.command.guarded`."""
+    return command.guarded("export", lambda: write(parse(argv)))
 
 
 if __name__ == "__main__":

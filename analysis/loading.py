@@ -23,7 +23,7 @@ import torch
 
 import d2cache
 from analysis.bench import random_model, sync
-from d2cache import models, weights
+from d2cache import command, models, weights
 from d2cache.model import CONFIGS
 
 SHARD = 5_000_000_000  # bytes, about the size of shards on the hub
@@ -70,7 +70,7 @@ def forget(folder: Path) -> None:
 
 
 def parse(argv=None) -> Namespace:
-    parser = argparse.ArgumentParser(prog="python -m analysis.loading", description=__doc__)
+    parser = command.Parser(prog="python -m analysis.loading", description=__doc__)
     add = parser.add_argument
     add("folder", type=Path)
     add("--shape", choices=list(CONFIGS), help="write a checkpoint of this shape first")
@@ -124,24 +124,25 @@ def table(args: Namespace) -> None:
         print(json.dumps({"stored_bytes": stored, "device": args.device, **found}))
 
 
-def main(argv=None) -> int:
-    args = parse(argv)
-    try:
-        if args.here:
-            print(json.dumps(load_here(str(args.folder), args.device)))
-            return 0
-        check(args)
-        if args.shape:
-            write(args)
-        models.label(str(args.folder))
-    except ValueError as error:
-        print(f"loading: {error}", file=sys.stderr)
-        return 2
+def measure(args: Namespace) -> int:
+    """What the flags ask for; returns the command's exit code."""
+    if args.here:
+        print(json.dumps(load_here(str(args.folder), args.device)))
+        return command.DONE
+    check(args)
+    if args.shape:
+        write(args)
+    models.label(str(args.folder))
     try:
         table(args)
-    except subprocess.CalledProcessError as error:
+    except subprocess.CalledProcessError as error:  # it has said why
         return error.returncode
-    return 0
+    return command.DONE
+
+
+def main(argv=None) -> int:
+    """Exit codes as of `d2cache.command.guarded`."""
+    return command.guarded("loading", lambda: measure(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.figures import INK, TEMPLATE
+from d2cache import command, output_file
 
 COLOURS = [
     "#0072b2",
@@ -136,8 +138,8 @@ def write_picture(made: go.Figure, path: Path) -> int:
     return 0
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
+def parse(argv=None) -> Namespace:
+    parser = command.Parser(
         prog="python -m analysis.roofline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -146,16 +148,26 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("roofline"), help="path without .html or .png"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def write(args: Namespace) -> int:
+    """Page and picture; returns the command's exit code."""
+    page, picture = (Path(f"{args.out}{end}") for end in (".html", ".png"))
+    for path, what in ((page, "the page"), (picture, "the picture")):
+        output_file.check(path, what)
     try:
         made = figure(read(args.measured.read_text("utf-8")))
-        page, picture = (args.out.with_name(args.out.name + end) for end in (".html", ".png"))
-        made.write_html(page)
-        print(page)
-    except (OSError, ValueError) as error:
-        print(f"roofline: {args.measured}: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise ValueError(f"{args.measured}: {error}") from error
+    output_file.write(page, made.to_html().encode())
+    print(page, flush=True)
     return write_picture(made, picture)
+
+
+def main(argv=None) -> int:
+    """Exit codes as of `d2cache.command.guarded`, and 1 where only the picture is missing."""
+    return command.guarded("roofline", lambda: write(parse(argv)))
 
 
 if __name__ == "__main__":

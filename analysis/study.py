@@ -7,7 +7,6 @@ on each device runs the exams, several at the same time.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import itertools
@@ -15,15 +14,18 @@ import json
 import multiprocessing
 import queue
 import sys
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pandas as pd
 
 import d2cache
+from d2cache import command
+from d2cache.command import names, places, real, whole
 from d2cache.decoders import Decoder
 from d2cache.models import default_dtype, pick_devices
+from d2cache.progress import Bar, say
 from d2cache.teaching import tasks
 from d2cache.teaching.exam import exam
 
@@ -47,16 +49,25 @@ def run_exam(source: Source, device: str, paper: Paper, settings: dict) -> dict:
     return exam(loaded(source, device), *paper, **settings)
 
 
+def run_exam_shown(
+    source: Source, device: str, paper: Paper, settings: dict, asked: bool | None
+) -> dict:
+    """The same, with a bar of the problems that are solved; asked: see `progress.wanted`."""
+    family, policy, decoder, problems, _ = paper
+    with Bar(f"{family}, {policy}, {decoder.key}", problems, asked, unit="problem") as bar:
+        return run_exam(source, device, paper, settings | {"progress": bar.show})
+
+
 @contextlib.contextmanager
-def workers(source: Source, devices: list[str]) -> Iterator[RunExams]:
+def workers(source: Source, devices: list[str], asked: bool | None = None) -> Iterator[RunExams]:
     """A function that maps `run_exam` over exams, results in the order of the exams.
 
-    They run in this process or, with several devices, in one process per device, which takes the
-    next exam when it is free.
+    They run in this process, with progress displays (asked: see `progress.wanted`), or, with
+    several devices, in one process per device, which takes the next exam when it is free.
     """
     if len(devices) == 1:
         yield lambda papers, settings: (
-            run_exam(source, devices[0], paper, settings) for paper in papers
+            run_exam_shown(source, devices[0], paper, settings, asked) for paper in papers
         )
         return
     with contextlib.ExitStack() as stack:
@@ -97,12 +108,10 @@ def study(
     lines = []
     for line in run_exams(papers, settings):
         lines.append(line)
-        print(
+        say(
             f"{line['family']}, {line['policy']}, {line['decoder']}: "
             f"{100 * line['accuracy']:.1f} % of {problems}, "
-            f"{line['steps']:.1f} steps each, {line['seconds']:.0f} s",
-            file=sys.stderr,
-            flush=True,
+            f"{line['steps']:.1f} steps each, {line['seconds']:.0f} s"
         )
     return pd.DataFrame(lines)
 
@@ -150,78 +159,70 @@ def conditions(args: Namespace) -> str:
 
 
 def parse(argv=None) -> Namespace:
-    parser = argparse.ArgumentParser(prog="python -m analysis.study", description=__doc__)
+    parser = command.Parser(prog="python -m analysis.study", description=__doc__)
     add = parser.add_argument
-    add("--policies", default="none,d2")
-    add("--decoders", default="confidence")
-    add("--block-length", type=int, default=None, help="default: one block")
-    add("--problems", type=int, default=100, help="per family")
-    add("--seed", type=int, default=1)
-    add("--families", default=",".join(tasks.FAMILIES))
+    add("--policies", type=names, default=["none", "d2"], metavar="NAME,..")
+    add("--decoders", type=names, default=["confidence"], metavar="NAME,..")
+    add("--block-length", type=whole(1), metavar="N", help="default: one block")
+    add("--problems", type=whole(1), default=100, metavar="N", help="per family")
+    add("--seed", type=whole(0), default=1, metavar="N")
+    add("--families", type=names, default=list(tasks.FAMILIES), metavar="NAME,..")
     add("--model", default="tiny")
     add("--weights", choices=["fp8"], help="weights in 8 bits; default: in the device's dtype")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", default="auto", help="cuda:0,cuda:1 spreads one model over both")
-    where.add_argument("--devices", metavar="DEV,..", help="a copy of the model on each device")
-    add("--sigma", type=float, default=None, help="width of the decoders' certainty prior")
-    add("--shots", type=int, default=0, help="solved examples before a question, 0 to 8")
-    add("--batch", type=int, default=8, help="problems decoded together")
-    add("--show", type=int, default=0, help="failures to print per exam")
+    devices_help = "a copy of the model on each device"
+    where.add_argument("--devices", type=places, metavar="DEV,..", help=devices_help)
+    add("--sigma", type=real(), metavar="X", help="width of the decoders' certainty prior; 0: off")
+    shots_help = "solved examples before a question, 0 to 8"
+    add("--shots", type=whole(0, 8), default=0, metavar="N", help=shots_help)
+    add("--batch", type=whole(1), default=8, metavar="N", help="problems decoded together")
+    add("--show", type=whole(0), default=0, metavar="N", help="failures to print per exam")
     add("--json", action="store_true", help="end with one line of JSON")
+    progress_help = "show progress; default: where the output is a terminal"
+    add("--progress", action=BooleanOptionalAction, default=None, help=progress_help)
     return parser.parse_args(argv)
 
 
 def check(args: Namespace) -> None:
     """Replace names by what they name; raises ValueError for what cannot be studied."""
-    args.policies, args.families, decoders = (
-        list(dict.fromkeys(name for name in names.split(",") if name))
-        for names in (args.policies, args.families, args.decoders)
-    )
-    if not (args.policies and args.families and decoders):
-        raise ValueError("nothing to study; name at least one policy, decoder and family")
     for policy in args.policies:
         d2cache.make_policy(policy)
     for family in args.families:
         if family not in tasks.FAMILIES:
             allowed = ", ".join(tasks.FAMILIES)
             raise ValueError(f"unknown family {family!r}; choose from {allowed}")
-    for name in ("problems", "batch", "block_length"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    if not 0 <= args.shots <= 8:
-        raise ValueError(f"--shots is {args.shots}; it must be from 0 to 8")
     sigma = {} if args.sigma is None else {"sigma": args.sigma}
-    args.decoders = [d2cache.make_decoder(name, **sigma) for name in decoders]
-    args.devices = [args.device] if args.devices is None else args.devices.split(",")
+    args.decoders = [d2cache.make_decoder(name, **sigma) for name in args.decoders]
+    args.devices = args.devices or [args.device]
     args.device, *_ = [pick_devices(name)[0] for name in args.devices]
 
 
-def main(argv=None) -> int:
-    args = parse(argv)
-    try:
-        check(args)
-        with workers((args.model, args.weights), args.devices) as run_exams:
-            frame = study(
-                run_exams,
-                args.policies,
-                args.decoders,
-                args.families,
-                args.problems,
-                args.seed,
-                batch=args.batch,
-                shots=args.shots,
-                block_length=args.block_length,
-            )
-    except ValueError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 2
+def run(args: Namespace) -> None:
+    """Study what the flags ask for, and print it."""
+    check(args)
+    with workers((args.model, args.weights), args.devices, args.progress) as run_exams:
+        frame = study(
+            run_exams,
+            args.policies,
+            args.decoders,
+            args.families,
+            args.problems,
+            args.seed,
+            batch=args.batch,
+            shots=args.shots,
+            block_length=args.block_length,
+        )
     print_failures(frame, args.show)
     print(f"\n{conditions(args)}")
     print_tables(frame, args.families)
     if args.json:
         print_json(frame, args)
-    return 0
+
+
+def main(argv=None) -> int:
+    """Exit codes as of `d2cache.command.guarded`."""
+    return command.guarded("study", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 
+__version__ = "0.1.0"
+
 # Small models spend their time in short parallel regions. By default, OpenMP's threads spin for
 # long after each region, and a browser or another process on the same cores then slows a step up to
 # 40 times; threads that sleep at once halve the speed on idle cores. A short spin avoids both.

@@ -1,4 +1,5 @@
-"""python -m d2cache run | compare | models | methods: decode prompts, list models and methods."""
+"""d2cache run | compare | models | methods | page: decode prompts, list models and methods, or
+serve the page."""
 
 from __future__ import annotations
 
@@ -8,49 +9,33 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
-from typing import NoReturn, TypeVar
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 import d2cache
-from d2cache import models
+from d2cache import command, models, output_file
+from d2cache.command import Parser, names, whole
+from d2cache.companion import PAGE, companion
 from d2cache.decoders import Decoder
 from d2cache.edits import FORM
+from d2cache.knob_flags import add_knobs, check_flags, chosen, made
 from d2cache.model import Model
 from d2cache.policies import CachePolicy
-from d2cache.registry import Knob, Registered, knobs, make, table
-from d2cache.trace import Recorder, Trace
-
-Method = type[Registered]  # a class of policies or decoders
-Made = TypeVar("Made", bound=Registered)
+from d2cache.progress import Bar, watched
+from d2cache.registry import table
+from d2cache.trace import Recorder, Trace, agreement, smallest
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 bad input (one line says what to do), 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        args = parse(argv)
-        code = args.command(args)
-        sys.stdout.flush()  # raises here if the pipe was closed
-        return code
-    except ValueError as error:
-        print(f"d2cache: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of the output has closed it: not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("d2cache: interrupted", file=sys.stderr)
-        return 130
+    """Exit codes: 0 done, 2 not done (one line says why), 130 interrupted."""
 
+    def work() -> int:
+        args = parse(sys.argv[1:] if argv is None else argv)
+        return args.command(args)
 
-class Parser(argparse.ArgumentParser):
-    """Raises ValueError on a bad command line, so that `main` reports it in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+    return command.guarded("d2cache", work)
 
 
 # Parse.
@@ -58,19 +43,25 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str]) -> Namespace:
     """The command line; `command` in it is the function to call. Raises ValueError."""
+    installed = Path(sys.argv[0]).stem == "d2cache"
     parser = Parser(
-        prog="python -m d2cache", description="Decode with a cached diffusion language model."
+        prog="d2cache" if installed else "python -m d2cache",
+        description="Decode with a cached diffusion language model.",
     )
-    commands = parser.add_subparsers(required=True, metavar="run|compare|models|methods")
+    version = f"d2cache {d2cache.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(required=True, metavar="run|compare|models|methods|page")
     _add_run(commands.add_parser("run", help="decode one prompt under one policy"))
     _add_compare(commands.add_parser("compare", help="decode one prompt under several policies"))
     _add_methods(commands.add_parser("methods", help="print tables of all policies and decoders"))
     _add_models(commands.add_parser("models", help="list the known models and which fit here"))
+    _add_page(commands.add_parser("page", help="serve the page that shows runs, for a browser"))
     return parser.parse_args(argv)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run)
+    _add_prompt(parser)
     parser.add_argument("--policy", default="d2", help=f"one of {_names(CachePolicy)}")
     edit_help = f"change the run after a step; may be repeated: {FORM}"
     parser.add_argument("--edit", metavar="EDIT", action="append", default=[], help=edit_help)
@@ -80,45 +71,35 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=compare, trace=None, edit=[])
+    _add_prompt(parser)
     policies_help = f"comma-separated, from {_names(CachePolicy)}"
-    parser.add_argument("--policies", default="none,d2", help=policies_help)
+    parser.add_argument("--policies", type=names, default=["none", "d2"], help=policies_help)
     _add_decoding(parser)
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="the question, in quotes; - reads it from standard input")
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     """What `run` and `compare` have in common."""
-    add = parser.add_argument
-    add("prompt", help="the question, in quotes")
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="tiny, a hub id, or a checkpoint folder")
     add("--decoder", default="confidence", help=f"one of {_names(Decoder)}")
-    add("--gen-length", type=int, default=128, help="answer positions")
-    add("--block-length", type=int, default=None, help="default: one block")
-    add("--seed", type=int, default=0, help="used when sampling")
-    add("--stop-at-eos", action="store_true", help="leave positions after the end of text masked")
+    add("--gen-length", type=whole(1), default=128, metavar="N", help="answer positions")
+    add("--block-length", type=whole(1), metavar="N", help="default: one block")
+    add("--seed", type=whole(0, 2**63 - 1), default=0, metavar="N", help="used when sampling")
+    stop_help = "stop once everything before the end token is written (the default), or fill all"
+    add("--stop-at-eos", action=switch, default=True, help=stop_help)
     add("--eager", action="store_true", help="no CUDA graphs on a GPU")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:0,cuda:1")
     dtype_help = "default: float32 on a CPU, bfloat16 on a GPU"
     add("--dtype", choices=["float32", "bfloat16"], help=dtype_help)
     add("--weights", choices=["fp8"], help="load the weights in 8 bits; default: in --dtype")
     add("--json", action="store_true", help="end with JSON, one line per run")
-    for cls in _methods():
-        _add_knobs(parser, cls)
-
-
-def _add_knobs(parser: argparse.ArgumentParser, cls: Method) -> None:
-    """--KNOB sets a knob of both policy and decoder, --policy-KNOB and --decoder-KNOB of one."""
-    for each in knobs(cls):
-        bounds = "" if each.low is None else f" ({each.low} to {each.high})"
-        text = f"{each.help}{bounds}; default {each.default}"
-        for name, shown in ((each.name, text), (f"{cls.kind}_{each.name}", argparse.SUPPRESS)):
-            flag = _flag(name)
-            if flag in parser._option_string_actions:  # another class has a knob of this name
-                continue
-            if each.kind is bool:
-                switch = argparse.BooleanOptionalAction
-                parser.add_argument(flag, default=None, help=shown, action=switch)
-            else:
-                parser.add_argument(flag, default=None, help=shown, type=each.kind)
+    progress_help = "show progress; default: where the output is a terminal"
+    add("--progress", action=switch, default=None, help=progress_help)
+    add_knobs(parser)
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
@@ -131,70 +112,45 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="only JSON, one line per model")
 
 
-def _names(base: Method) -> str:
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=page)
+    add = parser.add_argument
+    add("--models", metavar="NAME,..", type=names, help="tiny, hub ids or folders to offer")
+    add("--host", help="address to serve on; default 127.0.0.1: this machine only")
+    add("--port", type=whole(1, 65535), metavar="N", help="default 7860")
+
+
+def _names(base: type[CachePolicy] | type[Decoder]) -> str:
     return ", ".join(sorted(base.registry))
 
 
-def _methods() -> list[Method]:
-    return [*CachePolicy.registry.values(), *Decoder.registry.values()]
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-# Check.
+# Check: before the model is loaded.
 
 
 def _check(args: Namespace, policies: list[str]) -> None:
-    """Raises ValueError for anything wrong in names, knobs or edits: before the model loads."""
+    """Raises ValueError for anything wrong in the prompt, names, knobs, edits or files."""
+    if args.prompt == "-":
+        args.prompt = _standard_input()
     if not args.prompt.strip():
         raise ValueError("the prompt is empty; give a question in quotes")
-    _check_flags(args, policies)
+    used = chosen(policies, args.decoder)
+    check_flags(args, used)
     for text in args.edit:
         d2cache.Edit.parse(text)
     for name in policies:
-        _make(args, CachePolicy, name)
-    _make(args, Decoder, args.decoder)
+        made(args, CachePolicy, name, used)
+    made(args, Decoder, args.decoder, used)
+    if args.trace is not None:
+        output_file.check(args.trace, "the trace")
 
 
-def _check_flags(args: Namespace, policies: list[str]) -> None:
-    """Refuse a knob that no chosen policy or decoder has: it would do nothing."""
-    chosen = [CachePolicy.registry[p] for p in policies if p in CachePolicy.registry]
-    chosen += [Decoder.registry[args.decoder]] if args.decoder in Decoder.registry else []
-    for name, each, kinds in _knob_flags():
-        if getattr(args, name) is None or _owners(chosen, each.name, kinds):
-            continue
-        owners = _owners(_methods(), each.name, kinds)
-        known = " or ".join(f"{cls.kind} {cls.key!r}" for cls in owners)
-        raise ValueError(
-            f"{_flag(name)} is a knob of {known}, which is not chosen here; "
-            "leave it out or choose that one"
-        )
-
-
-def _knob_flags() -> Iterator[tuple[str, Knob, tuple[str, ...]]]:
-    """Each knob's name in the parsed arguments, the knob, and the kinds that it sets."""
-    for cls in _methods():
-        for each in knobs(cls):
-            yield each.name, each, ("policy", "decoder")
-            yield f"{cls.kind}_{each.name}", each, (cls.kind,)
-
-
-def _owners(classes: Iterable[Method], knob: str, kinds: tuple[str, ...]) -> list[Method]:
-    return [c for c in classes if c.kind in kinds and knob in {k.name for k in knobs(c)}]
-
-
-def _make(args: Namespace, base: type[Made], name: str) -> Made:
-    """A policy or decoder with the knobs that were given."""
-    cls = base.registry.get(name)
-    given: dict[str, object] = {}
-    for each in knobs(cls) if cls else ():
-        for flag in (f"{base.kind}_{each.name}", each.name):
-            value = getattr(args, flag, None)
-            if value is not None:
-                given.setdefault(each.name, value)
-    return make(base.registry, base.kind, name, given)
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed; give the question in quotes")
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not text in {error.encoding}") from error
 
 
 # Do and print.
@@ -202,38 +158,61 @@ def _make(args: Namespace, base: type[Made], name: str) -> Made:
 
 def run(args: Namespace) -> int:
     _check(args, [args.policy])
-    model = _load(args)
-    summary = _summary(model, _decode(args, model, args.policy))
-    print(_sentence(summary))
-    if args.json:
-        print(json.dumps(summary))
-    return 0
+    model, recorder = _load(args), Recorder()
+    steps = _steps(args, model, args.policy, [args.policy])
+    try:
+        for step in steps:
+            recorder.add(step)
+    finally:  # an interrupted run still prints its answer and leaves its trace
+        if recorder.run:
+            _finish(args, model, recorder.trace())
+    return command.DONE
+
+
+def _finish(args: Namespace, model: Model, trace: Trace) -> None:
+    """Print the answer and write the trace; neither is lost where the other fails."""
+    summary = _summary(model, trace)
+    try:
+        print(_sentence(summary))
+        if args.json:
+            print(json.dumps(summary))
+        sys.stdout.flush()
+    finally:
+        if args.trace is not None:
+            _save(trace, args.trace)
+
+
+def _save(trace: Trace, path: str) -> None:
+    try:
+        trace.save(path)
+    except OSError as error:
+        why = command.reason(error)
+        raise ValueError(f"cannot write the trace to {path!r}: {why}") from error
 
 
 def compare(args: Namespace) -> int:
-    names = [n.strip() for n in args.policies.split(",") if n.strip()]
-    if not names:
-        raise ValueError(
-            f"--policies is empty; give a comma-separated list from {_names(CachePolicy)}"
-        )
-    _check(args, names)
+    _check(args, args.policies)
     model = _load(args)
-    reference = _decode(args, model, "none")
-    for name in names:
-        trace = reference if name == "none" else _decode(args, model, name)
-        p = trace.prompt_length
-        same = float((trace.tokens[-1, p:] == reference.tokens[-1, p:]).mean())
+    reference = _recorded(args, model, "none")
+    for name in args.policies:
+        trace = reference if name == "none" else _recorded(args, model, name)
+        same = agreement(trace, reference)
         summary = _summary(model, trace) | {"agreement_vs_none": same}
         sentence = f"{_sentence(summary)}, {100 * same:.0f} % of the answer as without a cache\n"
-        print(json.dumps(summary) if args.json else sentence)
-    return 0
+        print(json.dumps(summary) if args.json else sentence, flush=True)
+    return command.DONE
+
+
+def _recorded(args: Namespace, model: Model, policy: str) -> Trace:
+    steps = _steps(args, model, policy, args.policies)
+    return Trace.record(steps, progress=False)  # they have their own bar
 
 
 def list_methods(args: Namespace) -> int:
     print(table(CachePolicy, "what it does"))
     print()
     print(table(Decoder, "what it does"))
-    return 0
+    return command.DONE
 
 
 def list_models(args: Namespace) -> int:
@@ -243,22 +222,33 @@ def list_models(args: Namespace) -> int:
             print(json.dumps(entry.summary()))
     else:
         _print_models(entries)
-    return 0
+    return command.DONE
+
+
+def page(args: Namespace) -> int:
+    """Serve the page, which reads its settings from the environment as `python app.py` does."""
+    serve = companion(PAGE)
+    if serve is None:
+        raise ValueError("the page is not installed: run pip install . in a clone of d2Cache")
+    given = {
+        "D2CACHE_MODELS": ",".join(args.models or []),
+        "GRADIO_SERVER_NAME": args.host,
+        "GRADIO_SERVER_PORT": str(args.port or ""),
+    }
+    os.environ.update({name: value for name, value in given.items() if value})
+    return serve()
 
 
 def _load(args: Namespace) -> Model:
-    """The model, with a progress bar on a terminal while a large one is fetched and read."""
-    from tqdm.auto import tqdm
-
+    """The model, with a progress bar while a large one is fetched and read."""
     with contextlib.ExitStack() as stack:
-        bars: dict[str, tqdm] = {}
+        bars: dict[str, Bar] = {}
 
         def progress(what: str, done: int, total: int) -> None:
             if what not in bars:
-                bar = tqdm(desc=what, unit="B", unit_scale=True, leave=False, disable=None)
+                bar = Bar(what, total, args.progress, unit="B", unit_scale=True)
                 bars[what] = stack.enter_context(bar)
-            bars[what].total = total
-            bars[what].update(done - bars[what].n)
+            bars[what].show(lambda: done)
 
         return d2cache.load(
             args.model,
@@ -269,13 +259,19 @@ def _load(args: Namespace) -> Model:
         )
 
 
-def _decode(args: Namespace, model: Model, policy: str) -> Trace:
-    recorder = Recorder()
+def _steps(
+    args: Namespace, model: Model, policy: str, policies: list[str]
+) -> Iterator[d2cache.Step]:
+    """The steps of a run, with a progress bar. policies: all that are compared.
+
+    Raises ValueError at the call, also where the disk has no room for the shortest trace.
+    """
+    used, prompt = chosen(policies, args.decoder), model.encode(args.prompt)
     steps = d2cache.generate(
         model,
-        model.encode(args.prompt),
-        _make(args, CachePolicy, policy),
-        _make(args, Decoder, args.decoder),
+        prompt,
+        made(args, CachePolicy, policy, used),
+        made(args, Decoder, args.decoder, used),
         gen_length=args.gen_length,
         block_length=args.block_length,
         seed=args.seed,
@@ -283,21 +279,9 @@ def _decode(args: Namespace, model: Model, policy: str) -> Trace:
         eager=args.eager or None,
         edits=[d2cache.Edit.parse(text) for text in args.edit],
     )
-    try:
-        for step in steps:
-            recorder.add(step)
-    finally:  # an interrupted run still leaves its trace
-        if args.trace and recorder.run:
-            _save(recorder.trace(), args.trace)
-    return recorder.trace()
-
-
-def _save(trace: Trace, path: str) -> None:
-    try:
-        trace.save(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ValueError(f"cannot write the trace to {path!r}: {reason}") from error
+    if args.trace is not None:
+        output_file.check(args.trace, "the trace", smallest(len(prompt), args.gen_length))
+    return watched(steps, policy, args.progress)
 
 
 def _summary(model: Model, trace: Trace) -> dict:

@@ -75,7 +75,7 @@ class Run:
         return policy, decoder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Canvas:
     """The canvas before a step. Immutable: each step makes a new one.
 
@@ -92,6 +92,11 @@ class Canvas:
     padded: bool = False
     stop_at_eos: bool = False
     step: int = 0
+
+    def __repr__(self) -> str:
+        rows, length = self.tokens.shape
+        left = int(self.masked.sum())
+        return f"<Canvas before step {self.step}: {rows} x {length} positions, {left} masked>"
 
     @cached_property
     def position(self) -> Tensor:
@@ -187,7 +192,7 @@ def on_canvas(values: Tensor, target: Tensor, computed: Tensor, blank: float) ->
     return plane.scatter(1, target, values).masked_fill(~computed, blank)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Step:
     """One finished denoising step. Only references tensors that exist anyway, so it costs nothing.
 
@@ -211,6 +216,14 @@ class Step:
     parts: Tensor | None = None
     shadow: int = 0
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        rows, length = self.tokens.shape
+        return (
+            f"<Step {self.index} of {self.run.policy} + {self.run.decoder}: {rows} x {length} "
+            f"positions, {int(self.recomputed.sum())} recomputed, "
+            f"{int(self.written.sum())} written>"
+        )
 
     @property
     def tokens(self) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from d2cache.bundled import ASSETS
 from d2cache.families import FAMILIES
 from d2cache.layouts import no_config, no_weights
 from d2cache.memory import free_memory, in_one_sentence
@@ -31,7 +32,7 @@ from d2cache.weights import (
     weight_map,
 )
 
-TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+TINY = ASSETS / "tiny"
 
 # shape -> hub ids; other checkpoints of these families load as well
 HUB = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable
@@ -14,16 +15,21 @@ from typing import Any, cast
 import numpy as np
 import safetensors
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as as_safetensors
 
+from d2cache import output_file
 from d2cache.canvas import CANDIDATES, Canvas, Run, Step
+from d2cache.companion import TRACE_HTML, companion
 from d2cache.model import ModelConfig
+from d2cache.progress import watched
 from d2cache.rows import Part
 from d2cache.trace_format import (
     ARRAYS,
     GUESSES,
     LARGEST,
     LONGEST_TEXT,
+    OPTIONAL,
     SCHEMA,
     check_layout,
     checked_arrays,
@@ -33,7 +39,7 @@ from d2cache.trace_format import (
 LEAST_SHARE = 1 / 256  # probability of a guess that is kept
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Trace:
     """One recorded run. Axes: S steps, T canvas positions, G answer positions, L layers. A batch of
     B > 1 adds an axis after the steps (tokens (S+1,B,T), step_of_token (B,G)); B = 1 has none.
@@ -62,6 +68,9 @@ class Trace:
     header: the run's configuration and edits, the environment, and the text of every token id that
     occurs. Where an edit wrote a position that was not predicted, confidence is -inf and
     candidates are 0.
+
+    Two traces are equal if all of this is. In a notebook a trace of one row shows itself on the
+    stage, offline, where the package `analysis` is installed beside this one.
     """
 
     tokens: np.ndarray
@@ -83,12 +92,40 @@ class Trace:
     guess_share: np.ndarray | None = None
 
     @staticmethod
-    def record(steps: Iterable[Step]) -> Trace:
-        """Run a generation to its end and record every step; raises ValueError if there is none."""
+    def record(steps: Iterable[Step], progress: bool | None = None) -> Trace:
+        """Run a generation to its end and record every step; raises ValueError if there is none.
+
+        progress: whether a run of more than two seconds shows a bar on stderr; by default in a
+        notebook and on a terminal.
+        """
         recorder = Recorder()
-        for step in steps:
+        for step in watched(steps, asked=progress):
             recorder.add(step)
         return recorder.trace()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trace):
+            return NotImplemented
+        return self.header == other.header and all(
+            _same(getattr(self, name), getattr(other, name)) for name in ARRAYS
+        )
+
+    def __repr__(self) -> str:
+        run, cost = self.run, f"{float(self.seconds.sum()):.2f} s"
+        rows = f"{self.batch} rows of " if self.batch > 1 else ""
+        if self.batch == 1:
+            cost += f", {100 * self.totals['hit_rate']:.1f} % of rows reused"
+        return (
+            f"<Trace of {run['model']}, {run['policy']} + {run['decoder']}: {rows}"
+            f"{self.prompt_length} + {run['gen_length']} positions, "
+            f"{len(self.seconds)} steps in {cost}>"
+        )
+
+    def _repr_html_(self) -> str | None:
+        """The stage for a notebook cell; None, so that the text is shown, for a batch and where
+        there is no stage."""
+        shown = companion(TRACE_HTML) if self.batch == 1 else None
+        return None if shown is None else shown(self)
 
     @property
     def run(self) -> dict:
@@ -206,7 +243,8 @@ class Trace:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: the arrays, and the header as JSON in its metadata.
 
-        Raises ValueError for a batch, OSError or SafetensorError when the file cannot be written.
+        The file is written through links, as a whole or not at all. Raises ValueError for a batch,
+        OSError when the file cannot be written.
         """
         self._require_one_row("save")
         present = [n for n in ARRAYS if getattr(self, n) is not None]
@@ -214,7 +252,8 @@ class Trace:
         for name in ("tokens", "candidates"):  # token ids fit in 32 bits: half the file size
             arrays[name] = arrays[name].astype(np.int32)
         arrays["recomputed"] = arrays["recomputed"].astype(np.uint8)
-        save_file(arrays, path, metadata={"trace": json.dumps(self.header)})
+        data = as_safetensors(arrays, metadata={"trace": json.dumps(self.header)})
+        output_file.write(path, data)
 
     @staticmethod
     def load(path: str | os.PathLike[str], largest: int | None = None) -> Trace:
@@ -255,6 +294,36 @@ def _read(path: Path, largest: int | None) -> Trace:
     check_layout(tensors, header["run"])
     arrays = load_file(path)  # which refuses a file that is longer or shorter than its arrays
     return Trace(**checked_arrays(arrays, header["run"]), header=header)
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+
+
+def smallest(prompt_length: int, gen_length: int) -> int:
+    """Bytes that the file of a run of one row has at least: those of its arrays after one step."""
+    sizes = dict(T=prompt_length + gen_length, G=gen_length, K=CANDIDATES, S=1, C=2, L=1, W=5)
+    axes = [axes for name, (_, axes) in ARRAYS.items() if name not in OPTIONAL]
+    return sum(math.prod(sizes[one] for one in each) for each in axes)  # a byte for each value
+
+
+def agreement(trace: Trace, other: Trace) -> float:
+    """Share of the answer's tokens, 0 to 1, that two runs of one row wrote alike.
+
+    Counted up to the later of their first end-of-text tokens: what follows is no answer.
+    """
+    answers, lengths = [], []
+    for one in (trace, other):
+        eos = one.run["shape"]["eos_id"]
+        ids = one.tokens[-1, one.prompt_length :].copy()
+        ends = np.flatnonzero(ids == eos)
+        lengths.append(int(ends[0]) if len(ends) else len(ids))
+        ids[lengths[-1] :] = eos
+        answers.append(ids)
+    size = max(lengths)
+    return float((answers[0][:size] == answers[1][:size]).mean()) if size else 1.0
 
 
 def answer_ids(ids: np.ndarray, shape: dict) -> np.ndarray:

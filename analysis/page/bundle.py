@@ -12,7 +12,9 @@ import json
 import re
 from pathlib import Path
 
-STAGE = Path(__file__).resolve().parents[2] / "assets" / "stage"
+from d2cache.bundled import ASSETS
+
+STAGE = ASSETS / "stage"
 ENTRY, GLOBAL = "main.js", "D2Stage"  # the page's one global is what its entry exports by that name
 DATA_TAG = "d2-data"  # id of the tag whose JSON the stage reads when it is opened: see `data`
 

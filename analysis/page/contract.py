@@ -8,14 +8,13 @@ that is written here. The file is committed, and a test writes it again and comp
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
 import sys
 
 from analysis.page import bundle, lessons, planes, query, questions
-from d2cache import Part, Why, edits
+from d2cache import Part, Why, command, edits
 
 FILE = bundle.STAGE / "contract.js"
 COMMAND = "python -m analysis.page.contract"
@@ -103,7 +102,11 @@ def _key(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes the file; with --check, exit code 1 where it is not what would be written."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
+    return command.guarded("contract", lambda: _write(argv))
+
+
+def _write(argv: list[str] | None) -> int:
+    parser = command.Parser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, say if it is stale")
     if parser.parse_args(argv).check:
         if FILE.read_text(encoding="utf-8") != script():

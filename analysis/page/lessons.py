@@ -52,9 +52,10 @@ from urllib.parse import quote
 
 import d2cache
 from analysis.page.query import CLOCKS, TABS, Asked, Link
+from d2cache.bundled import ASSETS
 from d2cache.registry import Registered, describe
 
-FOLDER = Path(__file__).parents[2] / "assets" / "lessons"
+FOLDER = ASSETS / "lessons"
 POINTS = (  # parts of the stage, marked there with `data-point`
     "watch",
     "stats",

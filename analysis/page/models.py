@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,15 @@ class Models:
     @property
     def first(self) -> str:
         return next(iter(self.offered))
+
+    def source(self, label: str) -> str:
+        """What `d2cache.load` takes for this label, in code that a visitor takes along.
+
+        A folder's path is given away only where the page serves its own machine.
+        """
+        name = self.offered.get(label, label)
+        local = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1") in ("127.0.0.1", "localhost")
+        return str(Path(name).resolve()) if local and name != label else label
 
     def get(self, label: str) -> d2cache.Model:
         """A loaded model; waits for the first one.

@@ -1,15 +1,35 @@
-"""A notebook cell that repeats a run."""
+"""Runs in notebooks: a cell that repeats a run, and what a cell shows of a trace."""
 
 from __future__ import annotations
 
+import html
+
+from analysis.page import export
 from d2cache import Edit, Trace
 
+HEIGHT = 760  # pixels of the frame: the stage of a short answer, its clock and its tabs
 
-def cell(trace: Trace, prompt: str | None = None) -> str:
+
+def shown(trace: Trace) -> str:
+    """HTML that shows a trace of one row on the stage, for a notebook: `Trace._repr_html_`.
+
+    The exported page in a frame of its own. Its scripts run there, without access to the notebook;
+    in the cell itself they would be dropped, or run among the notebook's own.
+    """
+    page = export.page(export.lanes([trace]), export.prompt_of(trace)[:120])
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" title="{html.escape(repr(trace))}" '
+        'sandbox="allow-scripts allow-downloads" allow="clipboard-write" '
+        f'style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
+    )
+
+
+def cell(trace: Trace, prompt: str | None = None, model: str | None = None) -> str:
     """Python source of a cell that repeats a run, with every setting spelled out.
 
-    prompt: the text that was encoded; without it, the cell has the prompt's ids. Raises ValueError
-    for a batch.
+    prompt: the text that was encoded; without it, the cell has the prompt's ids. model: what
+    `d2cache.load` takes; without it, the name in the trace, which of a folder is only its last
+    part. Raises ValueError for a batch.
     """
     if trace.batch > 1:
         raise ValueError(
@@ -18,10 +38,10 @@ def cell(trace: Trace, prompt: str | None = None) -> str:
     run = trace.run
     ids = [int(i) for i in trace.tokens[0, : trace.prompt_length]]
     known = f"model.encode({prompt!r})" if prompt is not None else repr(ids)
-    dtype = "" if run["dtype"] == "float32" else f", dtype=torch.{run['dtype']}"
-    dtype += ", weights='fp8'" if "weights" in run else ""
-    lines = ["import torch\n" if "torch" in dtype else None, "import d2cache\n"]
-    lines += [f"model = d2cache.load({run['model']!r}{dtype})", f"prompt = {known}"]
+    settings = f"dtype=torch.{run['dtype']}"  # on another device its default may be another
+    settings += ", weights='fp8'" if "weights" in run else ""
+    lines = ["import torch\n", "import d2cache\n"]
+    lines += [f"model = d2cache.load({model or run['model']!r}, {settings})", f"prompt = {known}"]
     for kind in ("policy", "decoder"):
         given = [repr(run[kind]), *(f"{k}={v!r}" for k, v in run[f"{kind}_knobs"].items())]
         lines.append(f"{kind} = d2cache.make_{kind}({', '.join(given)})")
@@ -36,4 +56,4 @@ def cell(trace: Trace, prompt: str | None = None) -> str:
         lines.append(f"    edits=[\n{parsed}    ],")
     lines += [")", "trace = d2cache.Trace.record(steps)"]
     lines.append("print(model.decode(trace.answer), trace.totals, sep='\\n')")
-    return "\n".join(line for line in lines if line is not None) + "\n"
+    return "\n".join(lines) + "\n"

@@ -116,7 +116,7 @@ class Questions:
                 seed=run_of["seeds"][0],
                 stop_at_eos=run_of["stop_at_eos"],
             )
-            traces[sigma] = Trace.record(_in_turn(steps))
+            traces[sigma] = Trace.record(_in_turn(steps), progress=False)
         return {"figures": [report.sigma_figure(traces)]}
 
     def export(self, what: str, run: str) -> dict:
@@ -128,7 +128,8 @@ class Questions:
             return {"name": f"{name}.html", "text": export.page(board.events(), title(board))}
         if what == "notebook":
             prompt = board.asked.prompt if board.asked else None
-            return {"name": f"{name}.py", "text": notebook.cell(trace, prompt)}
+            source = self.models.source(trace.run["model"])
+            return {"name": f"{name}.py", "text": notebook.cell(trace, prompt, source)}
         if what == "trace":
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "trace"

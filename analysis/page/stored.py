@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 from analysis.page.query import Asked
 from analysis.probes import Look
 from d2cache import Trace
+from d2cache.bundled import ASSETS
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
 LANES = ASSETS / "traces" / "lanes"
 MODEL = "tiny"  # label and name of the bundled model, which made them all
 # What the page opens with: an address, see `analysis.page.query`.

@@ -15,7 +15,6 @@ test reaches as survived. Each survivor is printed with its place and its change
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import json
@@ -29,6 +28,8 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from d2cache import command
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {
@@ -99,13 +100,19 @@ def results(tree: Path) -> dict:
     return found
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
+def main(argv=None) -> int:
+    return command.guarded("mutation", lambda: measure(argv))
+
+
+def measure(argv) -> None:
+    parser = command.Parser(
         prog="python -m analysis.tools.mutation", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--sample", type=int, help="how many mutants to try; default all")
-    parser.add_argument("--seed", type=int, default=0, help="of the random sample")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument(
+        "--sample", type=command.whole(1), help="how many mutants to try; default all"
+    )
+    parser.add_argument("--seed", type=command.whole(0), default=0, help="of the random sample")
+    parser.add_argument("--jobs", type=command.whole(1), default=os.cpu_count(), help="processes")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         trees = {name: Path(folder) / name for name in GROUPS}
@@ -166,4 +173,4 @@ def report(counts: dict):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,9 +6,9 @@ beside its target. Machines differ, and the server and the browser share their c
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +18,7 @@ from playwright.sync_api import sync_playwright
 import d2cache
 from analysis.page import export
 from analysis.tools import browser
+from d2cache import command
 
 PARTS = ("open", "runs", "board", "export")
 STORY = "Tell a story about a brave fox named Max who finds a key in the forest."
@@ -98,8 +99,12 @@ STEP = """(to) => new Promise((done) => {
 })"""
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
+def main(argv=None) -> int:
+    return command.guarded("page_targets", lambda: measure(argv))
+
+
+def measure(argv) -> None:
+    parser = command.Parser(
         prog="python -m analysis.tools.page_targets", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {', '.join(PARTS)}")
@@ -351,4 +356,4 @@ def payload(page) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,8 +6,8 @@ tabs Compare, Truth and Attention. Each is a PNG of at most 300 kB.
 
 from __future__ import annotations
 
-import argparse
 import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from analysis.page import lessons
 from analysis.tools import browser
+from d2cache import command
 
 MOST = 300_000
 FOLDER = browser.ROOT / "assets" / "pictures"
@@ -23,8 +24,12 @@ SIZES = {"light": (1500, 1120, "light"), "dark": (1500, 1120, "dark"), "phone": 
 TABS = {"compare": "light", "truth": "dark", "attention": "light"}  # of the stage alone
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
+def main(argv=None) -> int:
+    return command.guarded("pictures", lambda: make(argv))
+
+
+def make(argv) -> None:
+    parser = command.Parser(
         prog="python -m analysis.tools.pictures", description=__doc__.split("\n\n")[1]
     )
     known = [*SIZES, *TABS]
@@ -108,4 +113,4 @@ def save(picture: bytes, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

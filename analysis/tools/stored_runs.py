@@ -8,9 +8,9 @@ lanes again and lists the files that are missing, too large, not wanted or not w
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from safetensors.numpy import load_file, save_file
 import d2cache
 from analysis.page import lessons, stored
 from analysis.page.query import Asked, Link
-from analysis.page.stored import ASSETS
 from analysis.probes import Look, Truth
+from d2cache import command
+from d2cache.bundled import ASSETS
 from d2cache.canvas import CANDIDATES
 from d2cache.teaching import tasks
 
@@ -317,8 +318,13 @@ def check(model: d2cache.Model) -> list[str]:
 # ------------------------------------------------------------------------------ the command
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
+def main(argv=None) -> int:
+    return command.guarded("stored_runs", lambda: make(argv))
+
+
+def make(argv) -> int:
+    """-> the exit code: 1 where --check finds faults."""
+    parser = command.Parser(
         prog="python -m analysis.tools.stored_runs", description=__doc__.split("\n\n")[1]
     )
     names = [story.name for story in STORIES]
@@ -331,13 +337,16 @@ def main(argv=None) -> None:
         parser.error(f"there is no run {unknown[0]!r}; choose from lanes, {', '.join(names)}")
     model = d2cache.load("tiny", device="cpu")
     if args.check:
-        raise SystemExit("\n".join(check(model)) or None)
+        found = check(model)
+        print(*found, sep="\n" if found else "")
+        return int(bool(found))
     for story in STORIES:
         if not args.names or story.name in args.names:
             keep(story, model)
     if not args.names or "lanes" in args.names:
         keep_lanes(model)
     write_index()
+    return 0
 
 
 def keep_lanes(model: d2cache.Model) -> None:
@@ -349,4 +358,4 @@ def keep_lanes(model: d2cache.Model) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

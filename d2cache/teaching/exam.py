@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from d2cache.canvas import Step
 from d2cache.decoders import Decoder, make_decoder
 from d2cache.generate import generate
 from d2cache.model import Model
 from d2cache.policies import make_policy
 from d2cache.teaching import tasks
+
+Progress = Callable[[Callable[[], int]], None]  # called with what counts the answers
 
 
 def held_out(family: str, count: int, seed: int) -> list[tasks.Problem]:
@@ -32,11 +36,13 @@ def exam(
     batch: int = 16,
     shots: int = 0,
     block_length: int | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """Decode `count` held-out problems; -> accuracy, mean steps per problem, seconds, failures.
 
     shots: solved training problems of the family shown before each question. block_length: of
-    semi-autoregressive decoding, None for the whole answer as one block.
+    semi-autoregressive decoding, None for the whole answer as one block. progress: called after
+    each step with a function that counts the answers so far.
 
     Each answer of a batch stops at its own end of text, which changes no answer: what is written
     before the end stays. accuracy: share of the answers that are `tasks.correct`, 0 to 1.
@@ -48,7 +54,7 @@ def exam(
     prompts = [model.encode(tasks.few_shot(s, p)) for s, p in zip(solved, problems, strict=True)]
     settings = {"gen_length": tasks.ANSWER_LENGTH[family], "block_length": block_length}
     failures, total, begin = [], 0, time.perf_counter()
-    for i, text, steps in _answers(model, prompts, policy, decoder, batch, settings):
+    for i, text, steps in _answers(model, prompts, policy, decoder, batch, settings, progress):
         total += steps
         if not tasks.correct(problems[i], text):
             failures.append((problems[i], text))
@@ -65,7 +71,13 @@ def exam(
 
 
 def _answers(
-    model: Model, prompts: list[Tensor], policy: str, decoder: Decoder, batch: int, settings: dict
+    model: Model,
+    prompts: list[Tensor],
+    policy: str,
+    decoder: Decoder,
+    batch: int,
+    settings: dict,
+    progress: Progress | None,
 ) -> Iterator[tuple[int, str, int]]:
     """Index, text and number of steps of each answer; the shortest prompts first."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding in a batch
@@ -76,9 +88,16 @@ def _answers(
         steps = torch.zeros(len(part), dtype=torch.long, device=model.device)
         for step in run:
             steps += step.before.live  # answers that have ended take no more steps
+            if progress is not None:
+                progress(functools.partial(_ended, at, step))
         answers = step.after.tokens[:, step.after.prompt_length :].cpu()
         for i, ids, count in zip(part, answers, steps.tolist(), strict=True):
             yield i, model.decode(ids).strip(), count
+
+
+def _ended(earlier: int, step: Step) -> int:
+    """Answers that have ended, given those of earlier batches."""
+    return earlier + int((~step.after.live).sum())
 
 
 def exam_table(model: Model, policies: list[str], count: int, seed: int, batch: int = 128) -> str:

@@ -9,7 +9,6 @@ AdamW for the rest. Resumes from OUT/state.safetensors if that file exists.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -17,6 +16,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -33,7 +33,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from d2cache import models, weights
+from d2cache import command, models, weights
+from d2cache.command import real, whole
 from d2cache.model import CONFIGS, Block, Model
 from d2cache.teaching.data import (
     ANSWER,
@@ -370,7 +371,19 @@ class Log:
         self.loss.zero_()
 
 
+def check(args: Namespace) -> None:
+    """Raises ValueError for what cannot be trained; before the minutes that a tokenizer takes."""
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out is {args.out}, which is a file; name a folder")
+    if args.start:
+        models.label(args.start)
+    longest = LENGTHS[2]  # of a trial's rows
+    if args.batch_tokens < longest:
+        raise ValueError(f"--batch-tokens is {args.batch_tokens}; a row takes up to {longest}")
+
+
 def train(args: Namespace) -> None:
+    check(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
@@ -444,27 +457,36 @@ def _save(args: Namespace, training: Training, tokenizer) -> None:
     training.save(args.out / STATE)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m d2cache.teaching.train", description=__doc__)
+def parse(argv=None) -> Namespace:
+    parser = command.Parser(prog="python -m d2cache.teaching.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--start", default="", help="checkpoint whose weights to start from")
-    parser.add_argument("--minutes", type=float, default=20.0, help="length of the training")
+    parser.add_argument("--minutes", type=real(0), default=20.0, help="length of the training")
     parser.add_argument(
-        "--steps", type=int, default=0, help="stop after this many steps (0: by time)"
+        "--steps", type=whole(0), default=0, help="stop after this many steps (0: by time)"
     )
-    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
-    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between saves")
+    parser.add_argument("--batch-tokens", type=whole(1), default=BATCH_TOKENS)
+    parser.add_argument("--save-every", type=real(0), default=60.0, help="seconds between saves")
     parser.add_argument(
-        "--problems", type=int, default=0, help="held-out problems per family at the end"
+        "--problems", type=whole(0), default=0, help="held-out problems per family at the end"
     )
     cores = os.cpu_count() or 2
     parser.add_argument(
-        "--workers", type=int, default=max(1, cores // 2), help="processes that make problems"
+        "--workers", type=whole(1), default=max(1, cores // 2), help="processes that make problems"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
-        train(parser.parse_args(argv))
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    """Exit codes as of `d2cache.command.guarded`."""
+
+    def work() -> None:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            train(parse(argv))
+
+    return command.guarded("train", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,6 +21,7 @@ from analysis.page.events import (
     trace_events,
 )
 from analysis.page.planes import run_lengths
+from d2cache import progress
 from d2cache.model import Linear
 from d2cache.trace import Recorder
 
@@ -444,26 +446,54 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypa
     assert "float32, weights in fp8" in out
     for bad, said in (
         (["--families", "poems"], "poems"),
-        (["--policies", ","], "at least one policy"),
+        (["--policies", ","], "--policies is ','; give at least one name"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--show", "some"], "--show is 'some'"),
+        (["--speed"], "unrecognized arguments: --speed"),
+        (["--device", "cpu", "--devices", "cpu"], "not allowed with argument --device"),
         (["--problems", "0"], "--problems is 0"),
         (["--shots", "99"], "--shots is 99"),
     ):
         assert study.main(bad) == 2
-        assert said in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert said in err and err.startswith("study: ") and err.count("\n") == 1
+
+
+def test_a_study_shows_how_far_an_exam_is(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0)
+    arguments = "--problems 3 --batch 2 --families lists --policies none".split()
+    assert study.main([*arguments, "--progress"]) == 0
+    counts = [int(n) for n in re.findall(r"(\d)/3", capsys.readouterr().err)]
+    assert counts == sorted(counts) and set(counts) >= {0, 2, 3}
+    assert study.main(arguments) == 0
+    assert capsys.readouterr().err.count("\n") == 1  # the line of the exam: no terminal, no bar
 
 
 @pytest.mark.parametrize(
     "bad, said",
     [
-        ("--policies ,", "at least one policy"),
+        ("--policies ,", "at least one name"),
         ("--repeats 0", "--repeats is 0"),
+        ("--steps 0", "--steps is 0"),
+        ("--steps 4", "--steps is for --shape only"),
+        ("--lengths 64", "--lengths is for --shape only"),
+        ("--shape tiny --repeats 2", "--repeats is without --shape only"),
+        ("--shape tiny --model tiny", "--model is without --shape only"),
+        ("--shape tiny --steps 1", "--steps is 1"),
+        ("--shape tiny --lengths 64,many", "--lengths is 'many'"),
+        ("--shape tiny --lengths 2000 --gen-length 8", "9 to 1024 positions"),
+        ("--shape tiny --rollout-p 3", "rollout_p is 3.0"),
+        ("--shape tiny --rollout-p 0.3 --policies none", "which --policies leaves out"),
+        ("--gen-length 1", "--gen-length is 1"),
+        ("--speed", "unrecognized arguments: --speed"),
         ("--gen-length 5000", "room for 1024"),
         ("--policies d9", "unknown policy"),
     ],
 )
 def test_bench_refuses_what_it_cannot_measure(bad, said, capsys):
     assert bench.main(bad.split()) == 2
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("bench: ") and err.count("\n") == 1
 
 
 def test_distance_is_to_what_the_step_before_wrote(model):

@@ -1,20 +1,29 @@
 """The command line: exit codes, one-line errors, JSON at the end, knobs as flags."""
 
+import contextlib
+import errno
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lab import small_model
 
 import d2cache
+from analysis.page.query import Asked, Lane
 from d2cache import weights
 from d2cache.__main__ import main
+from d2cache.trace import agreement
 
 ROOT = Path(__file__).parents[2]
+FILL = "--no-stop-at-eos"
 KEYS = {
     "text",
     "answer_tokens",
@@ -69,7 +78,7 @@ def cli(model, capsys, monkeypatch):
 
 
 def test_run_ends_with_one_line_of_json(cli):
-    code, lines, err = cli("run", "--policy", "d2", "--current-k", "2", "--json")
+    code, lines, err = cli("run", "--policy", "d2", "--current-k", "2", "--json", FILL)
     got = json.loads(lines[-1])
     assert code == 0 and err == "" and set(got) == KEYS
     assert got["steps"] == 8 and got["policy"] == "d2" and got["decoder"] == "confidence"
@@ -81,7 +90,7 @@ def test_run_ends_with_one_line_of_json(cli):
 
 
 def test_run_without_json_ends_with_a_sentence(cli):
-    code, lines, _ = cli("run", "--policy", "none")
+    code, lines, _ = cli("run", "--policy", "none", FILL)
     assert code == 0 and lines[-1].startswith("none + confidence: 8 steps in ")
     assert "0.0 % of rows reused" in lines[-1] and "1.00 of the FLOPs" in lines[-1]
 
@@ -130,9 +139,10 @@ def test_an_interrupted_run_leaves_its_trace_and_exit_code_130(cli, tmp_path, mo
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(d2cache, "generate", interrupted)
-    code, _, err = cli("run", "--trace", str(file))
+    code, lines, err = cli("run", "--trace", str(file), "--json")
     assert code == 130 and err == "d2cache: interrupted\n"
     assert d2cache.Trace.load(file).totals["steps"] == 3
+    assert json.loads(lines[-1])["steps"] == 3 and lines[0] == json.loads(lines[-1])["text"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,14 @@ def test_an_interrupted_run_leaves_its_trace_and_exit_code_130(cli, tmp_path, mo
         (["--policy-sigma", "4"], {"sigma": 4.0}, {"sigma": 10.0}),
         (["--decoder-sigma", "0"], {"sigma": 10.0}, {"sigma": 0.0}),
         (["--sigma", "4", "--decoder-sigma", "2"], {"sigma": 4.0}, {"sigma": 2.0}),
+        # each owner's bounds: policy d2 has 0.1 to 100, decoder adaptive 1 to 40
+        (["--sigma", "0"], {"sigma": 10.0}, {"sigma": 0.0}),
+        (["--decoder", "adaptive", "--sigma", "50"], {"sigma": 50.0}, {"sigma": 10.0}),
+        (
+            ["--policy", "elastic", "--decoder", "eb", "--gamma", "5"],
+            {"gamma": 0.9},
+            {"gamma": 5.0},
+        ),
         (["--as-shipped"], {"as_shipped": True}, {"as_shipped": True}),
         (["--policy-as-shipped"], {"as_shipped": True}, {"as_shipped": False}),
         (["--as-shipped", "--no-decoder-as-shipped"], {"as_shipped": True}, {"as_shipped": False}),
@@ -160,10 +178,19 @@ def test_every_knob_is_a_flag_and_shared_knobs_can_be_set_separately(cli, flags,
 
 
 def test_length_blocks_seed_and_end_reach_the_loop(cli):
-    code, _, _ = cli("run", "--block-length", "4", "--seed", "9", "--stop-at-eos")
+    code, _, _ = cli("run", "--block-length", "4", "--seed", "9", FILL)
     (run,) = cli.runs
     assert code == 0 and (run.gen_length, run.block_length) == (8, 4)
-    assert run.seeds == (9,) and run.stop_at_eos is True
+    assert run.seeds == (9,) and run.stop_at_eos is False
+
+
+def test_a_run_stops_at_the_end_token_as_on_the_page(cli):
+    for flags, stops in (([], True), (["--stop-at-eos"], True), ([FILL], False)):
+        cli.runs.clear()
+        assert cli("run", *flags)[0] == cli("compare", *flags)[0] == 0
+        assert {run.stop_at_eos for run in cli.runs} == {stops}
+    asked = Asked("x", (Lane(),))
+    assert not asked.full  # a page that does not ask for all masks stops, too
 
 
 BAD = {
@@ -172,7 +199,7 @@ BAD = {
     "one unknown of two": (["compare", "--policies", "none,d3"], "unknown policy 'd3'"),
     "unknown decoder compared": (["compare", "--decoder", "x"], "unknown decoder 'x'"),
     "out of bounds": (["run", "--current-k", "0"], "current_k is 0; it must be a whole number"),
-    "not a number": (["run", "--rollout-p", "nan"], "rollout_p is nan; it must be a number"),
+    "not a number": (["run", "--rollout-p", "nan"], "--rollout-p is 'nan'; it must be a number"),
     "knob of another policy": (
         ["run", "--policy", "none", "--current-k", "3"],
         "--current-k is a knob of policy 'd2', which is not chosen here",
@@ -186,17 +213,27 @@ BAD = {
         "or decoder 'threshold', which is not chosen here",
     ),
     "knob of no compared policy": (["compare", "--policies", "none", "--current-k", "3"], "'d2'"),
-    "no answer": (["run", "--gen-length", "0"], "gen_length is 0; it must be a whole number"),
-    "no block": (["run", "--block-length", "0"], "block_length is 0"),
+    "nowhere allowed": (["run", "--sigma", "200"], "policy 'd2': sigma is 200.0; it must be"),
+    "allowed by none that is left": (
+        ["run", "--sigma", "0", "--decoder-sigma", "2"],
+        "policy 'd2': sigma is 0.0; it must be",
+    ),
+    "no answer": (["run", "--gen-length", "0"], "--gen-length is 0; it must be a whole number"),
+    "no block": (["run", "--block-length", "0"], "--block-length is 0"),
     "too long": (["run", "--gen-length", "9999"], "small has room for 256: shorten one of them"),
-    "seed below 0": (["run", "--seed", "-1"], "seed is -1; it must be a whole number"),
+    "seed below 0": (["run", "--seed", "-1"], "--seed is -1; it must be a whole number"),
     "device": (["run", "--device", "tpu"], "unknown device 'tpu'; use auto, cpu or cuda"),
     "weights": (["run", "--weights", "int4"], "--weights: invalid choice: 'int4'"),
+    "trace a device": (["run", "--trace", "/dev/null"], "cannot write the trace to '/dev/null'"),
+    "long name": (["run", "--trace", "x" * 300], "File name too long"),
     "trace nowhere": (["run", "--trace", "/nowhere/x/y"], "cannot write the trace to '/nowhere"),
     "trace a folder": (["run", "--trace", "/"], "cannot write the trace to '/'"),
     "no policies": (["compare", "--policies", ","], "--policies"),
-    "letters for a number": (["run", "--gen-length", "many"], "invalid int value: 'many'"),
+    "letters for a number": (["run", "--gen-length", "many"], "--gen-length is 'many'; it must be"),
+    "half a number": (["run", "--current-k", "1.5"], "--current-k is '1.5'; it must be a whole"),
     "unknown flag": (["run", "--speed", "9"], "--speed"),
+    "a flag's other spelling": (["run", "--gen-lenght", "9"], "did you mean --gen-length?"),
+    "two prompts": (["run", "more"], "unrecognized arguments: more"),
     "switch with a value": (["run", "--as-shipped=3"], "--as-shipped"),
 }
 
@@ -204,8 +241,8 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(cli, kind):
     (command, *args), says = BAD[kind]
-    code, _, err = cli(command, *args)
-    assert code == 2 and says in err
+    code, out, err = cli(command, *args)
+    assert code == 2 and says in err and not out
     assert err.startswith("d2cache: ") and err.count("\n") == 1
 
 
@@ -230,7 +267,8 @@ def test_a_model_that_is_not_there_is_refused(cli, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["run", "compare"])
-def test_help_lists_every_knob(command, capsys):
+def test_help_lists_every_knob(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # no line is broken
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     text = capsys.readouterr().out
@@ -238,33 +276,21 @@ def test_help_lists_every_knob(command, capsys):
     for entry in [*d2cache.policies(), *d2cache.decoders()]:
         assert entry["name"] in text
         for one in entry["knobs"]:
-            assert f"--{one.name.replace('_', '-')}" in text
+            lines = [line for line in text.splitlines() if f"  --{flag_of(one.name)}" in line]
+            assert lines, one.name
+            if one.low is not None:
+                assert f"{one.low:g} to {one.high:g}, default {one.default:g}" in lines[0]
+    assert "policy d2: 0.1 to 100" in text and "--decoder-sigma X" in text
 
 
-def test_the_module_runs_as_a_program_with_the_bundled_model():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "d2cache",
-            "run",
-            "What is 2 + 3?",
-            "--gen-length",
-            "8",
-            "--json",
-            "--device",
-            "cpu",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ,
-        check=False,
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stderr
-    got = json.loads(done.stdout.splitlines()[-1])
-    assert set(got) == KEYS and got["model"] == "tiny" and got["steps"] == 8
+def flag_of(knob):
+    return knob.replace("_", "-")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"d2cache {d2cache.__version__}\n"
 
 
 def test_a_closed_pipe_is_not_an_error():
@@ -284,7 +310,8 @@ def test_the_type_of_the_weights_can_be_chosen(cli, tmp_path):
 
 def test_edits_change_the_run_and_are_in_its_trace(cli, tmp_path):
     file = tmp_path / "run.safetensors"
-    code, _, _ = cli("run", "--edit", "2,3=7,refresh=all", "--edit=4,5=59", "--trace", str(file))
+    edits = ["--edit", "2,3=7,refresh=all", "--edit=4,5=59"]
+    code, _, _ = cli("run", FILL, *edits, "--trace", str(file))
     assert code == 0 and [str(e) for e in cli.runs[0].edits] == ["2,3=7,refresh=all", "4,5=59"]
     trace = d2cache.Trace.load(file)
     assert trace.tokens[3, 3] == 7 and trace.tokens[5, 5] == 59
@@ -297,3 +324,109 @@ def test_edits_change_the_run_and_are_in_its_trace(cli, tmp_path):
     ):
         code, out, err = cli("run", "--edit", bad)
         assert code == 2 and not out and says in err and err.count("\n") == 1
+
+
+def test_a_dash_reads_the_question_from_standard_input(cli, monkeypatch, tmp_path):
+    file = tmp_path / "question"
+    file.write_text("w4 w5\n")
+    with file.open() as given:
+        monkeypatch.setattr(sys, "stdin", given)
+        assert cli("run", "--trace", str(tmp_path / "t"), prompt="-")[0] == 0
+    trace = d2cache.Trace.load(tmp_path / "t")
+    assert trace.tokens[0, : trace.prompt_length].tolist() == [4, 5]
+    for given, says in (
+        (None, "standard input is closed"),
+        (io.StringIO(" "), "prompt is empty"),
+        (io.TextIOWrapper(io.BytesIO(b"w\xff"), "utf-8"), "standard input is not text in utf-8"),
+    ):
+        monkeypatch.setattr(sys, "stdin", given)
+        code, out, err = cli("run", prompt="-")
+        assert code == 2 and not out and says in err and err.count("\n") == 1
+
+
+def test_a_trace_is_written_through_a_link_with_the_mode_of_the_umask(cli, tmp_path):
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    before = os.umask(0o027)
+    try:
+        assert cli("run", "--trace", str(link))[0] == 0
+    finally:
+        os.umask(before)
+    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o640
+    target.chmod(0o600)
+    assert cli("run", "--trace", str(link))[0] == 0
+    assert target.stat().st_mode & 0o777 == 0o600 and d2cache.Trace.load(link).run
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "target"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda p: os.symlink("/dev/null", p)])
+def test_what_is_no_file_is_refused_before_the_run_and_left_alone(cli, tmp_path, make):
+    place = tmp_path / "place"
+    make(place)
+    before = place.lstat()
+    code, out, err = cli("run", "--trace", str(place))
+    assert code == 2 and not out and not cli.runs and err.count("\n") == 1
+    after = place.lstat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_full_disk_is_told_before_the_run_where_it_can_be(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    code, out, err = cli("run", "--trace", str(tmp_path / "t"))
+    assert code == 2 and not out and "No space left" in err and not cli.runs
+
+
+def test_the_answer_is_printed_and_an_older_trace_kept_when_writing_fails(
+    cli, tmp_path, monkeypatch
+):
+    file = tmp_path / "t"
+    assert cli("run", "--trace", str(file))[0] == 0
+    older = file.read_bytes()
+    answer = cli("run")[1][0]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    code, lines, err = cli("run", "--trace", str(file), "--seed", "1")
+    assert code == 2 and lines[0] == answer and file.read_bytes() == older
+    assert err == f"d2cache: cannot write the trace to {str(file)!r}: No space left on device\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@contextlib.contextmanager
+def stdout_to(monkeypatch, path, **how):
+    """A file in the place of stdout."""
+    with open(path, "w", **how) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        yield
+
+
+def test_letters_that_the_terminal_lacks_are_replaced(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(d2cache.Model, "decode", lambda *_: "caf\u00e9 \u4e2d")
+    with stdout_to(monkeypatch, tmp_path / "out", encoding="ascii"):
+        code = cli("run")[0]
+    assert code == 0 and (tmp_path / "out").read_text().startswith("caf? ?\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line_and_the_trace_is_kept(
+    cli, tmp_path, monkeypatch
+):
+    with stdout_to(monkeypatch, "/dev/full"):
+        code, _, err = cli("run", "--trace", str(tmp_path / "t"))
+    assert code == 2 and err == "d2cache: cannot write the output: No space left on device\n"
+    assert d2cache.Trace.load(tmp_path / "t").run["model"] == "small"
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["methods"]) == 2
+
+
+def test_agreement_is_about_the_answer_and_not_what_follows_its_end():
+    def trace(*answer):
+        run = {"prompt_length": 2, "shape": {"eos_id": 9}}
+        return SimpleNamespace(run=run, prompt_length=2, tokens=np.array([[0, 0, *answer]]))
+
+    assert agreement(trace(1, 2, 9, 5), trace(1, 2, 9, 6)) == 1
+    assert agreement(trace(1, 2, 9, 5), trace(1, 3, 4, 9)) == 1 / 3
+    assert agreement(trace(1, 2), trace(1, 3)) == 0.5
+    assert agreement(trace(9, 2), trace(9, 3)) == 1

@@ -524,6 +524,7 @@ def long_trace(prompt: int, answer: int) -> Trace:
     trace.seconds = np.ones(answer)
     trace.candidates = np.repeat(trace.candidates[:1], answer, 0)
     trace.candidate_confidence = np.repeat(trace.candidate_confidence[:1], answer, 0)
+    trace.guess_count = trace.guess = trace.guess_share = None
     return trace
 
 

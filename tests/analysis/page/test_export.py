@@ -6,16 +6,19 @@ import html.parser
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import d2cache
 from analysis import bench
 from analysis import export as command
 from analysis.page import bundle, export, lessons, notebook, stored
 from analysis.page.events import message, trace_events
+from analysis.page.models import Models, offered_models
 from analysis.page.query import Asked, Link, name_runs
 from analysis.tools.stored_runs import STORIES, answer_is_right
 from d2cache.teaching import tasks
@@ -173,7 +176,7 @@ def execute(source: str, monkeypatch, model) -> d2cache.Trace:
     monkeypatch.setattr(d2cache, "load", load)
     space = {}
     exec(compile(source, "cell", "exec"), space)
-    assert loaded == [(model.config.name, {})]
+    assert loaded == [(model.config.name, {"dtype": model.dtype})]
     return space["trace"]
 
 
@@ -207,7 +210,7 @@ def test_the_notebook_cell_loads_the_weights_that_the_run_had():
     short = d2cache.load("tiny", device="cpu", weights="fp8")
     trace = d2cache.Trace.record(d2cache.generate(short, [3, 4, 5], "prefix", gen_length=8))
     source = notebook.cell(trace)
-    assert "d2cache.load('tiny', weights='fp8')" in source and "import torch" not in source
+    assert "d2cache.load('tiny', dtype=torch.float32, weights='fp8')" in source
     space = {}
     exec(source, space)
     if space["model"].device.type == "cpu":
@@ -233,6 +236,26 @@ def test_the_notebook_cell_loads_the_model_itself(model):
     exec(notebook.cell(trace), space)
     if space["model"].device.type == "cpu":
         same_run(space["trace"], trace)
+
+
+def test_the_notebook_cell_of_a_folder_runs_as_pasted(tmp_path, monkeypatch):
+    """On the page a folder is known by its name, which loads nothing."""
+    folder = tmp_path / "mine"
+    shutil.copytree(ROOT / "assets" / "tiny", folder)
+    monkeypatch.chdir(tmp_path)
+    here = Models(offered_models("./mine,tiny"))
+    monkeypatch.chdir(ROOT)
+    made = d2cache.load(str(folder), device="cpu", dtype=torch.bfloat16)
+    trace = d2cache.Trace.record(d2cache.generate(made, [3, 4, 5], "none", gen_length=4))
+    assert trace.run["model"] == "mine"
+    space = {}
+    exec(notebook.cell(trace, model=str(folder)), space)
+    assert space["model"].dtype == torch.bfloat16 and space["trace"].run["model"] == "mine"
+    monkeypatch.chdir(tmp_path)
+    assert here.source("mine") == str(folder) and here.source("tiny") == "tiny"
+    assert here.source("of a loaded trace") == "of a loaded trace"
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    assert here.source("mine") == "mine"  # visitors of other machines see no paths
 
 
 def test_a_batch_makes_no_cell(model):
@@ -267,6 +290,7 @@ def test_the_command_writes_one_page_of_all_traces(model, tmp_path, capsys):
         ([], "trace files, or --bundled"),
         (["a.safetensors", "--bundled"], "not both"),
         (["missing.safetensors"], "no trace file missing.safetensors"),
+        (["--bundled", "--title", "x"], "--title is for trace files"),
     ],
 )
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys, arguments, says):
