@@ -14,6 +14,7 @@ from pathlib import Path
 import gradio as gr
 import plotly
 from fastapi.responses import FileResponse
+from starlette.middleware import Middleware
 
 from analysis.page import bundle, controls, stored
 from analysis.page.controls import CANVAS, Control
@@ -21,6 +22,7 @@ from analysis.page.endpoints import Endpoints
 from analysis.page.events import message
 from analysis.page.host import Host
 from analysis.page.models import offered_models
+from analysis.page.noscript import WithoutScripts
 from analysis.page.query import LONGEST_PROMPT
 from analysis.page.session import Changes, Session, Sessions, first_problem
 from d2cache.registry import describe
@@ -383,6 +385,7 @@ def main() -> int:
         head=bundle.head(host.texts()),
         css=(ASSETS / "page.css").read_text(encoding="utf-8"),
         theme=THEME,
+        app_kwargs={"middleware": [Middleware(WithoutScripts)]},
         prevent_thread_lock=True,
         state_session_capacity=200,
         run_history=False,

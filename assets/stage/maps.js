@@ -32,7 +32,7 @@ function makeMap(spec) {
     "section",
     `d2-map d2-map-${spec.key}`,
     { "aria-label": spec.title, "data-point": POINTS[`${spec.key}-map`] },
-    h("h4", "d2-title", { textContent: spec.title }),
+    h("h3", "d2-title", { textContent: spec.title }),
     more,
     h("div", "d2-frame", {}, steps, map.plane, strip, absent),
     legend,

@@ -56,7 +56,7 @@ class StageMaps {
     for (const { plane } of this.maps) mapEvents(plane, this.page, (e) => this.cellAt(plane, e));
     this.askedAxis = h("span", "d2-axis-prompt");
     this.answerAxis = h("span", "d2-axis-answer");
-    const title = h("h4", "d2-title", { textContent: "Every position, every step" });
+    const title = h("h3", "d2-title", { textContent: "Every position, every step" });
     this.el = h(
       "div",
       "d2-right",

@@ -134,7 +134,7 @@ class CacheView {
     this.means = h("canvas", "d2-means", { "aria-hidden": "true" });
     this.mean = h("p", "d2-more");
     this.map = this.makeMap();
-    const title = h("h4", "d2-title", { textContent: "The cache, layer by layer" }),
+    const title = h("h3", "d2-title", { textContent: "The cache, layer by layer" }),
       tools = h("div", "d2-tools", {}, this.parts, this.makeColourings()),
       meanTerm = term(page, "mean age", MEAN_WHY);
     this.host.append(

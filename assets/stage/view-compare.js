@@ -89,7 +89,7 @@ function storyList(page) {
       "section",
       "d2-stories",
       { "aria-label": title },
-      h("h4", "d2-title", { textContent: title }),
+      h("h3", "d2-title", { textContent: title }),
       h("ul", "", {}, ...presets.map(item)),
     ),
   ];

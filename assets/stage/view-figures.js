@@ -76,7 +76,7 @@ class FigureCard {
   build() {
     const { title, caption } = this.figure;
     this.plot = h("div", "d2-plot", { role: "group", "aria-label": `${title}. ${caption}` });
-    const heading = h("h4", "d2-title", { textContent: title });
+    const heading = h("h3", "d2-title", { textContent: title });
     this.el = h(
       "section",
       "d2-figure",
@@ -178,7 +178,7 @@ class FiguresView {
       "section",
       "d2-figure",
       { hidden: true },
-      h("h4", "d2-title", { textContent: "How much does the certainty prior steer?" }),
+      h("h3", "d2-title", { textContent: "How much does the certainty prior steer?" }),
       h("p", "d2-more", { textContent: SIGMAS_LEAD }),
       this.sigmas,
       this.lists[QUESTIONS.sigmas],

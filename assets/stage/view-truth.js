@@ -130,7 +130,7 @@ class TruthView {
     this.map = this.makeMap();
     this.oracle = new OracleStrip(this.page);
     this.makeCharts();
-    const title = h("h4", "d2-title", { textContent: "How far the cache is off" });
+    const title = h("h3", "d2-title", { textContent: "How far the cache is off" });
     return h(
       "div",
       "",

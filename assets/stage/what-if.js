@@ -111,7 +111,7 @@ class WhatIf {
       "section",
       "d2-whatif",
       { "data-point": POINTS.whatif, "aria-label": "What if" },
-      h("h4", "d2-title", { textContent: "What if …" }),
+      h("h3", "d2-title", { textContent: "What if …" }),
       paragraph("d2-more", LEAD),
       h(
         "div",

@@ -1,0 +1,21 @@
+/* A link to the stage as the first thing that Tab reaches: the controls before it are many. */
+import { h } from "./dom.js";
+
+const WORDS = "Skip to the stage";
+
+// root: the stage; the link goes before everything else on the page.
+function skipLink(root) {
+  const link = h("a", "d2-skip", {
+    href: `#${root.closest("[id]")?.id ?? ""}`,
+    textContent: WORDS,
+  });
+  link.addEventListener("click", (e) => {
+    e.preventDefault(); // an address with a # would be another view
+    root.focus();
+    root.scrollIntoView({ block: "start" });
+  });
+  document.body.prepend(link);
+  return link;
+}
+
+export { skipLink };
