@@ -1,9 +1,9 @@
 /* One floating box of text inside the stage: about tokens, and about controls. */
+import { candidateNodes } from "./candidates.js";
 import { h, swatch } from "./dom.js";
 import { clamp, fixed, plural } from "./numbers.js";
 import { policyWords } from "./reasons.js";
-import { barsCaption, quoted, visible } from "./sentences.js";
-import { candidateRows } from "./widgets.js";
+import { quoted, visible } from "./sentences.js";
 
 class Tip {
   // on: listens until the stage is destroyed
@@ -83,14 +83,6 @@ function tokenHistory(d) {
   return list.map(line);
 }
 
-function tokenCandidates(run, bars) {
-  if (!bars.length) return [];
-  return [
-    h("p", "d2-tip-caption", { textContent: barsCaption(run.start) }),
-    h("div", "d2-top", {}, ...candidateRows(bars)),
-  ];
-}
-
 function tokenReasons(run, d) {
   const somewhere = run.start.by_layer && !policyWords(run.start).even,
     steps = plural(d.steps, "step"),
@@ -109,7 +101,7 @@ const tipContent = (run, d) => [
   h("p", "d2-tip-token", { textContent: tokenTitle(d) }),
   h("p", "d2-tip-where", { textContent: d.place }),
   ...tokenHistory(d),
-  ...tokenCandidates(run, d.bars),
+  ...candidateNodes(run, d.at, d.pos),
   ...tokenReasons(run, d),
 ];
 

@@ -13,6 +13,8 @@ import d2cache
 from analysis import bench, figures, metrics, probes, study
 from analysis.page.events import (
     LARGEST_MAP,
+    LEAST_SHARE,
+    MOST_GUESSES,
     LiveEvents,
     ending,
     map_payload,
@@ -85,6 +87,7 @@ def cells(text: str, layers: int) -> np.ndarray:
 
 def test_live_and_replayed_events_are_the_same(live):
     events, trace = live
+    events = [e for e in events if e["k"] != "guesses"]  # a trace keeps none
     again = trace_events(trace, "key")
     assert len(again) == len(events) == 2 * len(trace.seconds) + 2
     for a, b in zip(events[1:], again[1:], strict=True):
@@ -277,6 +280,23 @@ def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
     assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.06)
     live = LiveEvents("key", next(d2cache.generate(small, [1, 2], gen_length=4)))
     assert live.truth(one) == events[at]
+
+
+def test_what_stays_masked_comes_with_its_likeliest_tokens(small):
+    steps = list(d2cache.generate(small, random_prompt(9), gen_length=80))
+    live = LiveEvents("key", steps[0])
+    step = steps[4]
+    told = next(e for e in live.step(step) if e["k"] == "guesses")
+    masked = (step.tokens[0] == small.config.mask_id).nonzero()[:, 0].tolist()
+    surest = sorted(masked, key=lambda at: -float(step.confidence[0, at]))[:MOST_GUESSES]
+    assert len(masked) > MOST_GUESSES  # the rest is left out
+    assert [at for at, _ in told["g"]] == sorted(surest)
+    target = step.rows.target[0].tolist()
+    for at, top in told["g"]:
+        shares = step.likeliest[1][0, target.index(at)]
+        assert [share for _, share in top] == pytest.approx(
+            [float(x) for x in shares if x > LEAST_SHARE], rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("policy", ["d2", "dllm"])  # one with rollout, one by layer

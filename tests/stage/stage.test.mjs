@@ -257,7 +257,7 @@ test("readout and tooltip: positions count from 1 like steps; reused, or why not
   assert.match(pure.readout(pure.tooltipData(m, 3, 0)), /^answer position 2: end - /);
   const d = pure.tooltipData(m, 3, 0);
   assert.deepEqual([d.place, d.pos, d.answer, d.eos], ["answer position 2", 3, 1, true]);
-  assert.deepEqual(plain(d.bars.map((b) => b.text)), ["end", " b"]);
+  assert.deepEqual(plain(pure.candidatesOf(m, 0, 3).bars.map((b) => b.text)), ["end", " b"]);
 });
 
 test("the bars are the likeliest tokens; a written one that is none of them comes last, without a share", () => {
@@ -276,20 +276,41 @@ test("the bars are the likeliest tokens; a written one that is none of them come
       [4, " y", 0.01, []],
     ]),
   );
-  const bars = (p) => plain(pure.tooltipData(m, p, 0).bars);
+  const bars = (p) => plain(pure.candidatesOf(m, 0, p).bars);
   assert.equal(bars(2).length, 6);
   assert.deepEqual(bars(2).at(-1), { text: " z", share: null });
   assert.deepEqual(bars(2)[4], { text: " e↵", share: 0.05 });
   assert.equal(bars(3).length, 5);
   assert.ok(bars(3).every((b) => b.share !== null));
   assert.deepEqual([bars(4), bars(5), bars(0)], [[], [], []]);
-  const caption = (decoder) => pure.barsCaption(start("a", { knobs: { decoder } }));
-  assert.equal(caption({ temperature: 0, top_p: 1 }), "the model's likeliest tokens");
+  const caption = (decoder) =>
+    pure.candidatesCaption(start("a", { knobs: { decoder } }), { step: 0, later: false });
+  assert.equal(caption({ temperature: 0, top_p: 1 }), "in step 1: the model's likeliest tokens");
   for (const knobs of [
     { temperature: 0.5, top_p: 1 },
     { temperature: 0, top_p: 0.9 },
   ])
-    assert.equal(caption(knobs), "the model's likeliest tokens before temperature and top p");
+    assert.match(caption(knobs), /the model's likeliest tokens before temperature and top p$/);
+});
+
+test("a masked position has the candidates of its step, else of the step that will write it", () => {
+  const guess = { k: "guesses", run: "a", s: 0, g: [[2, [[" now", 0.5]]]] };
+  const events = [start(), record(0, FULL, []), guess, record(1, FULL, [])];
+  const m = played(
+    ...events,
+    record(2, FULL, [
+      [2, " z", 0.9, [[" z", 0.9]]],
+      [3, " y", 0.8, [[" y", 0.8]]],
+    ]),
+  );
+  const found = (s, p) => plain(pure.candidatesOf(m, s, p));
+  assert.deepEqual(found(0, 2), { bars: [{ text: " now", share: 0.5 }], step: 0, later: false });
+  assert.deepEqual(found(1, 2), { bars: [{ text: " z", share: 0.9 }], step: 2, later: true });
+  assert.deepEqual(found(2, 2), { bars: [{ text: " z", share: 0.9 }], step: 2, later: false });
+  assert.equal(pure.guessWords(m, 0, 3), "likeliest when written in step 3 ' y' 0.80");
+  assert.equal(pure.guessWords(m, 0, 2), "likeliest ' now' 0.50");
+  assert.equal(pure.guessWords(m, 2, 2), "", "it is written");
+  assert.equal(found(0, 4).bars.length, 0);
 });
 
 test("the sentence says in the order it happens what it cost, what was written, where, how surely", () => {
@@ -637,7 +658,7 @@ test("a token masked again is masked from that step on, marked in it, and can be
   );
   assert.doesNotMatch(pure.explain(m.records[3], m), /again/);
   const d = pure.tooltipData(m, 3, 2);
-  assert.deepEqual([d.masked, d.again, d.was, d.write, d.bars.length], [true, 1, " cat", null, 0]);
+  assert.deepEqual([d.masked, d.again, d.was, d.write], [true, 1, " cat", null]);
   assert.match(pure.readout(d), /^answer position 2: masked - /);
   assert.deepEqual([pure.tooltipData(m, 3, 3).again, pure.tooltipData(m, 3, 3).was], [null, null]);
   assert.equal(pure.tooltipData(m, 5, 3).again, null); // never written
