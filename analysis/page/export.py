@@ -16,6 +16,11 @@ from d2cache import Trace
 
 # The look of what surrounds the stage.
 STYLE = bundle.STAGE.parent / "page" / "export.css"
+FOOTER = (
+    "A recorded run in one file: it plays without a network, but attention maps, figures, key "
+    "paths, what-ifs and new runs need the live page, the d2Cache explorer."
+)
+LONGEST_TITLE = 120  # characters
 START = f"{bundle.GLOBAL}.play();"  # see assets/stage/player.js
 
 
@@ -27,7 +32,8 @@ def page(events: Sequence, title: str, view: dict | None = None) -> str:
 
     events: of all runs, in one list, or in several lists or messages (`events.message`); runs of
     one board are its lanes, see `lanes`. A run that has not ended is shown up to its last step.
-    view: what is shown first, any of {"at": step, "tab": key, "see": lane}, step and lane from 0.
+    view: what is shown first, any of {"at": step, "tab": key, "see": lane, "clock": name, "pos":
+    the chosen position}, numbers from 0.
     """
     return _document(title, [("run", title, "", _lines(events))], view)
 
@@ -81,8 +87,7 @@ def _document(title: str, stories: list[tuple], view=None) -> str:
             f"<title>{html.escape(title)}</title>",
             f"<style>{style}</style>\n</head>\n<body>\n<main>",
             f'<h1>{html.escape(title)}</h1>{pick}{said}<div id="stage"></div>',
-            "<footer>A recorded run, in one file: nothing is loaded from anywhere, and nothing is "
-            "computed. The live page is the d2Cache explorer.</footer>\n</main>",
+            f"<footer>{FOOTER}</footer>\n</main>",
             bundle.data({"glossary": glossary(), "view": view or {}}),
             data,
             *(f"<script>{text}</script>" for text in code),
@@ -113,6 +118,15 @@ def bundled_page() -> str:
         for name, one in stored.listed().items()
     ]
     return _document("How caching works in a diffusion language model", stories)
+
+
+def shortened(text: str, most: int = LONGEST_TITLE) -> str:
+    """A text on one line of at most so many characters, cut between two words where it has any."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    whole, _, _ = line[:most].rpartition(" ")
+    return f"{whole or line[: most - 1]}…"
 
 
 def prompt_of(trace: Trace) -> str:

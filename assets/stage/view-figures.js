@@ -19,8 +19,7 @@ const SIGMAS_LEAD =
 
 // Can figures be asked for now? null: yes; else what to tell the reader.
 function figuresWait(page) {
-  if (page.offline)
-    return "These figures need the running app: this page is a file. The other tabs work here.";
+  if (page.offline) return "The figures need the running app; this page is a file.";
   if (!page.run.records.length) return "Run something first: the figures are drawn from its steps.";
   if (page.run.status === "running" && !page.run.paused)
     return "The figures come when the run has ended, or is paused.";

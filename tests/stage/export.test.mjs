@@ -210,3 +210,28 @@ test("files: text or bytes, and a name that no policy can break", () => {
   assert.deepEqual([[...body], kind], [[0, 255], "application/octet-stream"]);
   assert.equal(pure.fileName({ start: { policy: "d2/../x" } }, 4, "png"), "d2cache-d2x-step-5.png");
 });
+
+test("a page that is kept opens where its reader is; what follows the run has no step", () => {
+  const at = { live: false, step: 4, tab: "cache", lane: 1, clock: "ms", selected: 0 };
+  assert.deepEqual(plain(pure.viewToKeep(at)), {
+    tab: "cache",
+    clock: "ms",
+    at: 4,
+    see: 1,
+    pos: 0,
+  });
+  assert.deepEqual(plain(pure.viewToKeep({ ...at, live: true, lane: 0, selected: null })), {
+    tab: "cache",
+    clock: "ms",
+  });
+});
+
+test("of a frame in a page, what is out of sight above and below, and how far the clock moves", () => {
+  const info = { scrollTop: 500, offsetTop: 60, clientHeight: 700 };
+  assert.deepEqual(plain(pure.outOfSight(info, 2000)), { above: 440, below: 860 });
+  assert.deepEqual(plain(pure.outOfSight({ ...info, scrollTop: 0 }, 300)), { above: 0, below: 0 });
+  const place = { top: 200, height: 50, end: 900 };
+  assert.equal(pure.shiftOf(place, 100, 0), 0, "in sight where it is");
+  assert.equal(pure.shiftOf(place, 440, 10), 250);
+  assert.equal(pure.shiftOf(place, 5000, 0), 650, "it stays in its parent");
+});
