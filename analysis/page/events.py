@@ -185,7 +185,7 @@ class Events:
         for at in positions:
             g, top, sure = int(at) - p, [], None
             if at not in by_hand:
-                top = self.top(*done.candidates.get(g, ((), ())))
+                top = self.top(done.candidates.get(g, ((), ())))
                 sure = _short(done.confidence[g]) if np.isfinite(done.confidence[g]) else None
             out.append([int(at), self.text(int(done.after[at])), sure, top])
         return out
@@ -197,12 +197,12 @@ class Events:
         masked = np.flatnonzero(done.after[p:] == mask_id).tolist()
         known = [g for g in masked if g in done.candidates]
         surest = sorted(known, key=lambda g: -done.confidence[g])[:MOST_GUESSES]
-        tops = [[p + g, self.top(*done.candidates[g], least=LEAST_SHARE)] for g in sorted(surest)]
+        tops = [[p + g, self.top(done.candidates[g], LEAST_SHARE)] for g in sorted(surest)]
         return {"k": "guesses", "run": self.key, "s": done.index, "g": tops}
 
-    def top(self, ids, shares, least: float = 0.0) -> list[list]:
-        """Texts of tokens and their probabilities, those above `least`."""
-        known = zip(ids, shares, strict=True)
+    def top(self, candidates: tuple, least: float = 0.0) -> list[list]:
+        """Texts of (ids, probabilities) with their probabilities, those above `least`."""
+        known = zip(*candidates, strict=True)
         return [[self.text(int(i)), _short(share)] for i, share in known if share > least]
 
     def edited(self, step: int) -> set[int]:

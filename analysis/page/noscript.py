@@ -58,7 +58,7 @@ class _Page:
         body = self.body[:at] + self.words + self.body[at:] if at else self.body
         headers = [(k, v) for k, v in start["headers"] if k != b"content-length"]
         length = (b"content-length", str(len(body)).encode())
-        await self.send(start | {"headers": [*headers, length]})
+        await self.send({**start, "headers": [*headers, length]})
         await self.send({"type": "http.response.body", "body": body})
 
 

@@ -1,4 +1,5 @@
 /* What a card of a lesson does to the page: asks for a run, goes to its place, points at a part. */
+import { frame } from "./frame.js";
 import { policiesAsked } from "./lesson-state.js";
 
 const OFFLINE =
@@ -129,7 +130,11 @@ class Ring {
     this.card.classList.toggle("d2-aside", box.left + box.width / 2 > innerWidth / 2);
     el.style.scrollMarginBottom = `${this.card.offsetHeight + 32}px`;
     const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches;
-    el.scrollIntoView({ block: "nearest", inline: "nearest", behavior: calm ? "auto" : "smooth" });
+    frame.bringIntoView(el, {
+      above: 110, // as the ring's scroll-margin-top
+      below: this.card.offsetHeight + 32,
+      behavior: calm ? "auto" : "smooth",
+    });
   }
 }
 

@@ -3,6 +3,7 @@ import { boardFrom } from "./board.js";
 import { TAB_KEYS } from "./contract.js";
 import { h } from "./dom.js";
 import { Announcer, HoverLine, Stats } from "./header.js";
+import { frame } from "./frame.js";
 import { Keys } from "./keys.js";
 import { Lanes } from "./lanes.js";
 import { Page } from "./page.js";
@@ -91,7 +92,10 @@ class Stage {
       { hidden: true },
       stats.el,
       lanes.el,
-      h("div", "d2-topbar", {}, transport.el, hoverLine.el, keys.list),
+      frame.stick(
+        h("div", "d2-topbar", {}, transport.el, hoverLine.el, keys.list),
+        this.off.signal,
+      ),
       tabs.bar,
       tabs.panels,
     );

@@ -1,5 +1,6 @@
 /* A link to the stage as the first thing that Tab reaches: the controls before it are many. */
 import { h } from "./dom.js";
+import { frame } from "./frame.js";
 
 const WORDS = "Skip to the stage";
 
@@ -11,8 +12,9 @@ function skipLink(root) {
   });
   link.addEventListener("click", (e) => {
     e.preventDefault(); // an address with a # would be another view
-    root.focus();
+    root.focus({ preventScroll: true });
     root.scrollIntoView({ block: "start" });
+    frame.bringIntoView(root);
   });
   document.body.prepend(link);
   return link;

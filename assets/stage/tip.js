@@ -1,6 +1,7 @@
 /* One floating box of text inside the stage: about tokens, and about controls. */
 import { candidateNodes } from "./candidates.js";
 import { h, swatch } from "./dom.js";
+import { frame } from "./frame.js";
 import { clamp, fixed, plural } from "./numbers.js";
 import { policyWords } from "./reasons.js";
 import { quoted, visible } from "./sentences.js";
@@ -25,7 +26,8 @@ class Tip {
     const a = anchor.getBoundingClientRect(),
       box = this.inner.getBoundingClientRect(),
       { offsetWidth: w, offsetHeight: ht } = this.el;
-    const below = a.bottom + 8 + ht < globalThis.innerHeight || a.top - 8 - ht < 0;
+    const { top, bottom } = frame.seen,
+      below = a.bottom + 8 + ht < bottom || a.top - 8 - ht < top;
     const left = a.left + a.width / 2 - w / 2 - box.left;
     this.el.style.left = `${clamp(left, 8, Math.max(8, box.width - w - 8))}px`;
     this.el.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
