@@ -11,7 +11,7 @@ import { formatTotals, noteOf, STATS, visible } from "./sentences.js";
 const FACTS = [
   ["step", "step"],
   ["tps", "tokens / s"],
-  ["hit", "cache hits"],
+  ["hit", "cache hit rate"],
   ["flops", "FLOPs vs no cache"],
 ];
 const MANY = 96,

@@ -3,6 +3,7 @@ import { POINTS } from "./contract.js";
 import { colourBar, h, onMouseLeave } from "./dom.js";
 import { clamp } from "./numbers.js";
 import { hitRate } from "./run.js";
+import { caption } from "./widgets.js";
 
 const MARKS = ["d2-veil", "d2-edge", "d2-now", "d2-hair"]; // over the pixels
 const ABSENT = "This policy makes no attention map; d2 does.";
@@ -22,7 +23,7 @@ function makeMap(spec) {
   const map = makePlane(spec),
     strip = h("canvas", "d2-strip", { "aria-hidden": "true" }),
     absent = h("p", "d2-absent", { hidden: true, textContent: ABSENT }),
-    more = h("p", "d2-more"),
+    more = caption(),
     legend = h("div", "d2-legend"),
     first = h("span", "", { textContent: "1" }),
     unit = h("em", "", { textContent: "step" }),

@@ -131,8 +131,8 @@ const captions = {
         : `The decoder multiplies ${scores} by it to rank its guesses, which favours places ` +
           "next to known text.";
     return (
-      "How much of a position's neighbourhood is already known, nearer neighbours counting more " +
-      `(Gaussian, ${width}; ${edge}). ${use}`
+      "How much of a position's neighbourhood is already known, nearer neighbours counting more. " +
+      `A Gaussian, ${width}; ${edge}. ${use}`
     );
   },
   rollout(start) {

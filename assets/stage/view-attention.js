@@ -1,30 +1,30 @@
 /* The attention tab: who looks at whom, by an exact full pass on the canvas of the step on view. */
 import { AttentionLinks, labelOf } from "./attention-links.js";
 import { CellMap } from "./cells.js";
-import { colourAt, rgb, WRITTEN_NOW } from "./colours.js";
+import { colourAt, rgb } from "./colours.js";
 import { LAST_CODE, QUESTIONS } from "./contract.js";
 import { colourBar, h } from "./dom.js";
 import { decodePlane, fixed } from "./numbers.js";
 import { evenShades, pixel, shareOf, table } from "./pixels.js";
 import { textBefore, writeAt } from "./run.js";
 import { mapNote, placeOf, quoted, visible, wantsMap } from "./sentences.js";
-import { asker, fill, marker, paragraph, pick, setText, term } from "./widgets.js";
+import { asker, caption, fill, marker, pick, term } from "./widgets.js";
 
-// What is at a position before a step. Told apart by colour and, in the strip, by lightness.
+// What is at a position before a step, in the greys of the tokens: told apart by lightness alone.
 const KINDS = {
   prompt: {
     label: "prompt",
-    colour: { light: "#7d8896", dark: "#8d99a8" },
+    colour: { light: "#6d7886", dark: "#8d99a8" },
     why: "a position of the prompt",
   },
   decoded: {
-    label: "decoded",
-    colour: { light: WRITTEN_NOW, dark: "#f08a3c" },
+    label: "written",
+    colour: { light: "#1f2937", dark: "#e6e9ee" },
     why: "an answer position that was written before this step",
   },
   masked: {
     label: "masked",
-    colour: { light: "#0b4f8a", dark: "#9cc9ee" },
+    colour: { light: "#bcc4cf", dark: "#4a5362" },
     why: "an answer position that is still masked before this step",
   },
 };
@@ -148,7 +148,7 @@ class AttentionView {
       this.layer = v;
       page.schedule();
     });
-    this.note = h("p", "d2-more", { role: "status" });
+    this.note = caption("", { role: "status" });
     this.now = h("button", "d2-button", {
       type: "button",
       textContent: "Load the map of this step",
@@ -162,7 +162,7 @@ class AttentionView {
         "d2-look",
         { "aria-label": "Attention" },
         h("div", "d2-head", {}, title, h("div", "d2-tools", {}, this.which)),
-        paragraph("d2-more", LEAD),
+        caption(LEAD),
         this.now,
         this.note,
         this.body,
@@ -255,7 +255,7 @@ class AttentionView {
     this.body.hidden = !this.got;
     this.which.disabled = offline;
     this.body.classList.toggle("d2-old", !fresh);
-    setText(this.note, this.noteText(run, dark, fresh));
+    this.note.set(this.noteText(run, dark, fresh));
     if (!this.got) return;
     this.draw(run, dark);
     this.links.paint(run, this.got);

@@ -3,14 +3,13 @@ import { raceAt, stepsAt } from "./board.js";
 import { css, MASKED_NOW, rgb, WRITTEN_NOW } from "./colours.js";
 import { POINTS } from "./contract.js";
 import { choice, h, swatch } from "./dom.js";
-import { worded } from "./glossary.js";
 import { LaneStrip } from "./lane-strip.js";
 import { densityBar, orderBar, rolloutBar } from "./maps.js";
 import { MAPS, tables } from "./pixels.js";
 import { raceWords } from "./race.js";
 import { reasonsIn, reasonsOf } from "./reasons.js";
 import { captions } from "./sentences.js";
-import { fill, paper, paragraph } from "./widgets.js";
+import { caption, fill, paper, paragraph } from "./widgets.js";
 
 const CLOCK_WORDS = [
   ["step", "steps"],
@@ -112,7 +111,7 @@ class CompareView {
 
   build(host) {
     this.leader = h("p", "d2-sentence d2-leader", { role: "status" });
-    this.caption = h("p", "d2-more d2-compare-caption");
+    this.caption = caption();
     this.legend = h("div", "d2-legend");
     this.strips = h("div", "d2-strips");
     this.invitation = h(
@@ -123,8 +122,8 @@ class CompareView {
       paragraph("d2-more", INVITATION),
       ...storyList(this.page),
     );
-    const { leader, caption, legend, strips, invitation } = this;
-    host.append(this.makeHead(), leader, caption, legend, strips, invitation);
+    const { leader, legend, strips, invitation } = this;
+    host.append(this.makeHead(), leader, this.caption, legend, strips, invitation);
   }
 
   makeHead() {
@@ -230,7 +229,7 @@ class CompareView {
     fill(this.legend, is, () => LEGENDS[key]({ lanes, rows, bits, dark }));
     const text = onePolicy(lanes) ? captions[key](lanes[0].start) : CAPTIONS[key],
       more = "Time runs downwards; click a map to go to that step.";
-    this.caption.replaceChildren(...worded(`${text} ${more}`));
+    this.caption.set(`${text} ${more}`);
   }
 
   // When nothing has changed for a while, a frame is painted for lanes off the screen.

@@ -3,8 +3,8 @@
 import { POINTS, QUESTIONS, SIGMAS } from "./contract.js";
 import { h } from "./dom.js";
 import { dressed, NARROW, slim } from "./figure-layout.js";
-import { worded } from "./glossary.js";
 import { download } from "./snapshot.js";
+import { caption } from "./widgets.js";
 
 const CONFIG = {
   responsive: true,
@@ -73,15 +73,15 @@ class FigureCard {
   }
 
   build() {
-    const { title, caption } = this.figure;
-    this.plot = h("div", "d2-plot", { role: "group", "aria-label": `${title}. ${caption}` });
+    const { title, caption: words } = this.figure;
+    this.plot = h("div", "d2-plot", { role: "group", "aria-label": `${title}. ${words}` });
     const heading = h("h3", "d2-title", { textContent: title });
     this.el = h(
       "section",
       "d2-figure",
       { "aria-label": title },
       h("div", "d2-head", {}, heading, this.makeTools()),
-      h("p", "d2-more", {}, ...worded(caption)),
+      caption(words),
       this.plot,
     );
   }

@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { branchQuery, editKnobs, editWords, isEdit, refreshOf } from "./edits.js";
 import { chipData } from "./run.js";
 import { placeOf, quoted } from "./sentences.js";
-import { paragraph, pick } from "./widgets.js";
+import { caption, pick } from "./widgets.js";
 
 const KEEP = "keep",
   OTHER = "other",
@@ -112,7 +112,7 @@ class WhatIf {
       "d2-whatif",
       { "data-point": POINTS.whatif, "aria-label": "What if" },
       h("h3", "d2-title", { textContent: "What if …" }),
-      paragraph("d2-more", LEAD),
+      caption(LEAD),
       h(
         "div",
         "d2-ifs",

@@ -38,9 +38,9 @@ WITHIN = """{
   window.parentIFrame = {
     getPageInfo: (what) => { told = what; send("0:0:pageInfo"); },
     scrollToOffset: (x, y) => send(`${y}:${x}:scrollToOffset`),
+    autoResize: () => {},  // Gradio measures by itself
+    size: (height) => send(`${height}:0:size`),
   };
-  new ResizeObserver(() => send(`${document.querySelector(".gradio-container, gradio-app")
-    .scrollHeight}:0:size`)).observe(document.body);
 }"""
 
 

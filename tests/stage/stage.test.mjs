@@ -408,7 +408,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
     none = density(knobs({ sigma: 0 }, {}, { sigma: 7.5 }));
   assert.match(
     own,
-    /\(Gaussian, σ = 4 positions; nothing lies beyond the right edge.*\)\. The decoder multiplies confidence by it to rank its guesses, which favours places next to known text\.$/,
+    /\. A Gaussian, σ = 4 positions; nothing lies beyond the right edge.*\. The decoder multiplies confidence by it to rank its guesses, which favours places next to known text\.$/,
   );
   assert.match(
     none,
@@ -425,7 +425,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
   );
   assert.match(
     density(knobs({ sigma: 10 }, {}, { decoder: "adaptive" })),
-    /\(Gaussian, σ follows the spread of the latest writes, from 10 positions at first;/,
+    /A Gaussian, σ follows the spread of the latest writes, from 10 positions at first;/,
   );
   assert.match(
     density(knobs({ sigma: 0 }, { as_shipped: true }, { policy: "d2" })),
@@ -483,22 +483,15 @@ test("what confidence is, where it is no probability", () => {
 
 test("words are those of the policy and decoder that run; a name from a file may be anything", () => {
   const label = (key, more) => pure.reasonsOf(start("a", more)).find((r) => r.key === key).label;
-  const chosen = ["d2", "dkv", "dllm", "elastic", "none"].map((policy) =>
-    label("chosen", { policy }),
+  const runs = ["d2", "dkv", "dllm", "elastic", "none", "prefix", "sparse"].flatMap((policy) =>
+    ["wino", "confidence"].map((decoder) => ({ policy, decoder })),
   );
-  assert.deepEqual(chosen, [
-    "chosen mask",
-    "still masked",
-    "values moved",
-    "attention drifted",
-    "chosen by the policy",
-  ]);
-  assert.equal(label("window", { policy: "elastic" }), "leftmost masks");
-  assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed in the previous step");
-  assert.equal(
-    label("written", { policy: "d2", decoder: "confidence" }),
-    "written in the previous step",
-  );
+  for (const { key, label: name } of pure.REASONS)
+    for (const run of runs) assert.equal(label(key, run), name, "one name for each colour");
+  const why = (key, more) => pure.reasonsOf(start("a", more)).find((r) => r.key === key).why;
+  assert.match(why("chosen", { policy: "dkv" }), /at every step/);
+  assert.match(why("window", { policy: "elastic" }), /furthest left/);
+  assert.match(why("written", { decoder: "wino" }), /or masked again/);
   const plainOnes = plain(pure.reasonsOf({}));
   for (const name of ["constructor", "__proto__", "toString", "<b>", ""]) {
     const s = start("a", { policy: name, decoder: name, block_length: G });
@@ -539,11 +532,11 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
   );
   assert.equal(
     pure.explainWhy(m.records[1], m),
-    "Recomputed in at least one layer: 1 × written in the previous step, 4 × attention drifted, 1 × leftmost masks. The other layers reused what is cached.",
+    "Recomputed in at least one layer: 1 × written in the previous step, 4 × chosen by the policy, 1 × window. The other layers reused what is cached.",
   );
   assert.equal(
     pure.explainWhy(m.records[2], m),
-    "Recomputed: 1 × written in the previous step, 1 × leftmost masks. The other 4 reused their cached keys and values (K,V).",
+    "Recomputed: 1 × written in the previous step, 1 × window. The other 4 reused their cached keys and values (K,V).",
   );
   assert.match(
     pure.explain(m.records[3], m),
@@ -560,7 +553,7 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 0, 1)),
-    /recomputed in 2 of 4 layers \(attention drifted\)$/,
+    /recomputed in 2 of 4 layers \(chosen by the policy\)$/,
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 3, 1)),
@@ -593,7 +586,7 @@ test("values that are made anew to see which moved are not said to be reused; ev
   );
   assert.equal(
     pure.explainWhy(dllm.records[0], dllm),
-    "Recomputed: 1 × values moved. The other 5 reused their cached layer outputs.",
+    "Recomputed: 1 × chosen by the policy. The other 5 reused their cached layer outputs.",
   );
   assert.match(
     pure.captions.cache(dllm.start),

@@ -480,3 +480,16 @@ test("four panels side by side stand two by two on a phone and do not overlap", 
         `${a} and ${b}`,
       );
 });
+
+test("a caption begins with its first sentence; figures in it do not end it", () => {
+  const split = pure.firstSentence;
+  assert.deepEqual(plain(split("Grey: reused. A colour says why.")), [
+    "Grey: reused.",
+    "A colour says why.",
+  ]);
+  assert.deepEqual(plain(split("At 0.5 of it (1. of 3) all ends.")), [
+    "At 0.5 of it (1. of 3) all ends.",
+    "",
+  ]);
+  assert.deepEqual(plain(split("")), ["", ""]);
+});
