@@ -30,7 +30,7 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False},
         "yaxis": {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False},
-        "legend": {"orientation": "h", "y": 1.12, "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "margin": {"l": 60, "r": 60, "t": 60, "b": 70},
         "colorway": [HITS, DENSITY, CONFIDENCE],
         "height": 340,

@@ -108,6 +108,10 @@ class Frame {
   // As el.scrollIntoView({ block: "nearest" }), with this much room above and below it.
   bringIntoView(el, { above = 0, below = 0, behavior = "auto" } = {}) {
     if (!this.info) {
+      Object.assign(el.style, {
+        scrollMarginTop: `${above}px`,
+        scrollMarginBottom: `${below}px`,
+      });
       el.scrollIntoView({ block: "nearest", inline: "nearest", behavior });
       return;
     }

@@ -119,7 +119,7 @@ class Ring {
   move(el) {
     if (this.el === el) return;
     this.el?.classList.remove("d2-ring");
-    if (this.el) this.el.style.scrollMarginBottom = "";
+    if (this.el) this.el.style.scrollMargin = "";
     this.el = el;
     if (el) this.bringIntoView(el);
   }
@@ -128,10 +128,9 @@ class Ring {
     el.classList.add("d2-ring");
     const box = el.getBoundingClientRect(); // the card keeps off it: on the other side, or below
     this.card.classList.toggle("d2-aside", box.left + box.width / 2 > innerWidth / 2);
-    el.style.scrollMarginBottom = `${this.card.offsetHeight + 32}px`;
     const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches;
     frame.bringIntoView(el, {
-      above: 110, // as the ring's scroll-margin-top
+      above: this.root.querySelector(".d2-topbar").offsetHeight + 24, // the clock covers nothing
       below: this.card.offsetHeight + 32,
       behavior: calm ? "auto" : "smooth",
     });

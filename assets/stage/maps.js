@@ -2,6 +2,7 @@
 import { POINTS } from "./contract.js";
 import { colourBar, h, onMouseLeave } from "./dom.js";
 import { clamp } from "./numbers.js";
+import { drawPooled } from "./pooling.js";
 import { hitRate } from "./run.js";
 import { caption } from "./widgets.js";
 
@@ -82,8 +83,7 @@ function showMap(map, run, x0, x1, rows = run.expected) {
     cols = x1 - x0;
   ctx.clearRect(0, 0, width, height);
   if (!steps || !width) return;
-  ctx.imageSmoothingEnabled = cols > width || rows > height; // shrinking must not drop columns
-  ctx.drawImage(store, x0, 0, cols, steps, 0, 0, width, (height * steps) / rows);
+  drawPooled(canvas, store, { x0, cols, rows: steps }, width, (height * steps) / rows);
 }
 
 // Beside the cache map: one bar per step, as long as the share of positions reused.

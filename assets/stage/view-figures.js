@@ -123,7 +123,8 @@ class FigureCard {
     if (this.drawnFor === key) return;
     this.drawnFor = key;
     const { data } = this.figure.figure,
-      layout = dressed(this.figure.figure.layout, dark, false),
+      { fontFamily } = getComputedStyle(this.el),
+      layout = dressed(this.figure.figure.layout, dark, false, fontFamily),
       shown = narrow ? slim(data, layout) : { data, layout };
     globalThis.Plotly.react(this.plot, shown.data, shown.layout, CONFIG);
   }

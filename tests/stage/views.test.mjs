@@ -493,3 +493,12 @@ test("a caption begins with its first sentence; figures in it do not end it", ()
   ]);
   assert.deepEqual(plain(split("")), ["", ""]);
 });
+
+test("cells that share a pixel keep the one that is marked; one without data gives way", () => {
+  const [ground, mark, none] = [0xfff4f1ee, 0xff739e00, 0],
+    row = [ground, mark, ground, ground, none, ground, none];
+  const pool = (kx) => [...pure.pooled(Uint32Array.from(row), 7, 1, kx, 1, [0xee, 0xf1, 0xf4])];
+  assert.deepEqual(pool(2), [mark, ground, ground, none]);
+  assert.deepEqual(pool(1), row);
+  assert.deepEqual([...pure.pooled(Uint32Array.of(ground, mark), 1, 2, 1, 2, [0, 0, 0])].length, 1);
+});
