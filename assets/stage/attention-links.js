@@ -78,7 +78,13 @@ class AttentionLinks {
     });
     this.lines = svg("svg", { class: "d2-links", "aria-hidden": "true" });
     this.words = h("p", "d2-more", { role: "status" });
-    this.el = h("div", "d2-links-box", {}, this.words, h("div", "", {}, this.list, this.lines));
+    this.scroller = h(
+      "div",
+      "d2-links-scroll",
+      {},
+      h("div", "", {}, this.list, this.lines), // a long text scrolls with its lines
+    );
+    this.el = h("div", "d2-links-box", {}, this.words, this.scroller);
     this.listen();
     this.sizes = new ResizeObserver(() => {
       this.linkedFor = "";
@@ -126,8 +132,16 @@ class AttentionLinks {
       chip.classList.toggle("d2-picked", q === p);
       chip.setAttribute("aria-selected", String(q === p));
     });
+    this.bringIntoView(p);
     setText(this.words, p === null ? CHOOSE : linkWords(run, got, p, links));
     this.draw(p, links);
+  }
+
+  // The chosen token to the middle of a text that scrolls.
+  bringIntoView(p) {
+    const { scroller, chips } = this;
+    if (p === null || scroller.contains(document.activeElement)) return;
+    scroller.scrollTop = chips[p].offsetTop - scroller.clientHeight / 2;
   }
 
   fill(run, got) {

@@ -8,7 +8,7 @@ const paragraph = (cls, text) => h("p", cls, {}, ...worded(text));
 
 // The first sentence of a text, and the rest of it.
 function firstSentence(text) {
-  const [, first, rest] = text.match(/^(.*?[.?!])\s+(?=[\p{Lu}(])(.*)$/su) ?? [null, text, ""];
+  const [, first, rest] = text.match(/^(.*?[.?!])\s+(?=[\p{Lu}\p{N}(])(.*)$/su) ?? [null, text, ""];
   return [first, rest];
 }
 
