@@ -77,7 +77,7 @@ class AttentionLinks {
       "aria-orientation": "horizontal",
     });
     this.lines = svg("svg", { class: "d2-links", "aria-hidden": "true" });
-    this.words = h("p", "d2-more", { role: "status" });
+    this.words = h("p", "d2-more", { "aria-live": "polite" });
     this.scroller = h(
       "div",
       "d2-links-scroll",

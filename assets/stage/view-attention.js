@@ -41,7 +41,7 @@ const IDLE =
   "Point at a cell, or use the arrow keys here: the line is the query that looks, the column is " +
   "the key that is looked at.";
 const OFFLINE =
-  "This map, and the links between tokens, need the running app: they are computed again for each " +
+  "This needs the running app: the map and the links between tokens are computed again for each " +
   "step.";
 const LABEL = 13; // px that the label of a row or column takes
 

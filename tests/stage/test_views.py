@@ -177,7 +177,7 @@ def test_a_tokens_links_are_drawn_over_the_text(stage_of, board):
     expect(page.locator(".d2-labels-rows span").first).to_have_text("Q")
     text.locator(".d2-chip").nth(12).click()
     expect(page.locator(".d2-link")).to_have_count(8)
-    expect(page.locator(".d2-links-box [role=status]")).to_contain_text("reads most from")
+    expect(page.locator(".d2-links-box [aria-live]")).to_contain_text("reads most from")
     boxes = page.evaluate(
         "[...document.querySelectorAll('.d2-labels span')].map(e => e.getBoundingClientRect())"
         ".map(b => [b.left, b.top, b.right, b.bottom])"
