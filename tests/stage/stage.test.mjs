@@ -311,6 +311,13 @@ test("a masked position has the candidates of its step, else of the step that wi
   assert.equal(pure.guessWords(m, 0, 2), "likeliest ' now' 0.50");
   assert.equal(pure.guessWords(m, 2, 2), "", "it is written");
   assert.equal(found(0, 4).bars.length, 0);
+  const twice = played(
+    start(),
+    record(0, FULL, [[2, " old", 0.9, [[" old", 0.9]]]]),
+    record(1, FULL, [], { m: [2] }),
+    record(2, FULL, [[2, " new", 0.9, [[" new", 0.9]]]]),
+  );
+  assert.equal(pure.candidatesOf(twice, 1, 2).step, 2, "masked again: the write to come");
 });
 
 test("the sentence says in the order it happens what it cost, what was written, where, how surely", () => {
