@@ -282,7 +282,7 @@ def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
 
 
 def test_what_stays_masked_comes_with_its_likeliest_tokens(small):
-    steps = list(d2cache.generate(small, random_prompt(9), gen_length=80))
+    steps = list(d2cache.generate(small, random_prompt(9), "none", gen_length=80))
     live = LiveEvents("key", steps[0])
     step = steps[4]
     told = next(e for e in live.step(step) if e["k"] == "guesses")
