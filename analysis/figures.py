@@ -7,7 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-BLUE, ORANGE, GREEN = "#0072b2", "#e69f00", "#009e73"  # Okabe-Ito, distinct to the colour-blind
+# What the page shows by the same colours; none of them is the colour of a reason there.
+HITS, DENSITY, CONFIDENCE = "#7f93ad", "#378cad", "#8f8452"
+STEPS = ["#6a51a3", "#365c8d", "#277f8e", "#1fa187", "#8fce3c"]  # as the decode order, early first
 INK = "#7a828e"  # a grey that can be read on white and on black: the page may be either
 
 LABELS = {
@@ -28,9 +30,9 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False},
         "yaxis": {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False},
-        "legend": {"orientation": "h", "y": 1.12, "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "margin": {"l": 60, "r": 60, "t": 60, "b": 70},
-        "colorway": [BLUE, ORANGE, GREEN],
+        "colorway": [HITS, DENSITY, CONFIDENCE],
         "height": 340,
     }
 )
@@ -46,13 +48,13 @@ def work_per_step(steps: pd.DataFrame) -> go.Figure:
     """Hit rate (left axis, 0 to 1) and milliseconds (right axis) over the steps."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     figure.add_scatter(
-        x=steps["step"] + 1, y=steps["hit_rate"], name=LABELS["hit_rate"], line_color=BLUE
+        x=steps["step"] + 1, y=steps["hit_rate"], name=LABELS["hit_rate"], line_color=HITS
     )
     figure.add_scatter(
         x=steps["step"] + 1,
         y=steps["milliseconds"],
         name=LABELS["milliseconds"],
-        line={"color": ORANGE, "dash": "dot"},
+        line={"color": INK, "dash": "dot"},
         secondary_y=True,
     )
     figure.update_yaxes(range=[0, 1.02], secondary_y=False)
@@ -96,7 +98,7 @@ def write_distance(tokens: pd.DataFrame) -> go.Figure:
     distance = tokens["distance"].dropna().to_numpy()
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     figure.add_histogram(
-        x=distance, xbins={"size": 1, "start": 0.5}, name="writes", marker_color=BLUE
+        x=distance, xbins={"size": 1, "start": 0.5}, name="writes", marker_color=HITS
     )
     ranked = np.sort(distance)
     share = np.arange(1, len(ranked) + 1) / max(1, len(ranked))
@@ -104,7 +106,7 @@ def write_distance(tokens: pd.DataFrame) -> go.Figure:
         x=ranked,
         y=share,
         name="share at or below",
-        line={"color": ORANGE, "shape": "hv"},
+        line={"color": INK, "shape": "hv"},
         secondary_y=True,
     )
     figure.update_yaxes(
@@ -117,7 +119,7 @@ def write_distance(tokens: pd.DataFrame) -> go.Figure:
 def confidence_over_time(tokens: pd.DataFrame) -> go.Figure:
     """Confidence and certainty density (0 to 1) of each write, at its step."""
     figure = go.Figure()
-    for column, colour in (("confidence", BLUE), ("density", ORANGE)):
+    for column, colour in (("confidence", CONFIDENCE), ("density", DENSITY)):
         figure.add_scatter(
             x=tokens["step"] + 1,
             y=tokens[column],
@@ -157,10 +159,9 @@ def tail_confidence(certainty: pd.DataFrame) -> go.Figure:
     certainty: step and position (from 1), confidence.
     """
     shown = sorted(certainty["step"].unique())
-    colours = [BLUE, GREEN, "#cc79a7", ORANGE, "#d55e00"]
     dashes = ["solid", "dash", "dot", "dashdot", "longdash"]
     figure = go.Figure()
-    for step, colour, dash in zip(shown, colours, dashes, strict=False):
+    for step, colour, dash in zip(shown, STEPS, dashes, strict=False):
         part = certainty[certainty["step"] == step]
         figure.add_scatter(
             x=part["position"],
@@ -183,7 +184,7 @@ def sure_before_written(sure: pd.DataFrame) -> go.Figure:
     sure: position, token, end (whether it is the end token), sure and written (steps from 1).
     """
     figure = go.Figure()
-    for ends, colour, symbol in ((False, BLUE, "circle"), (True, ORANGE, "square")):
+    for ends, colour, symbol in ((False, DENSITY, "circle"), (True, INK, "square")):
         part = sure[sure["end"] == ends]
         kind = "end token" if ends else "other tokens"
         for column, name, look in (
@@ -216,7 +217,7 @@ def decode_orders(tokens: dict[float, pd.DataFrame]) -> go.Figure:
             name=name,
             row=1,
             col=i,
-            marker={"color": BLUE, "size": 5},
+            marker={"color": DENSITY, "size": 5},
             text=frame["token"],
             showlegend=False,
             hovertemplate=f"{name}: step %{{y}} wrote %{{text}} at %{{x}}<extra></extra>",

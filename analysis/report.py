@@ -158,7 +158,7 @@ def _mean_distance(tokens: pd.DataFrame) -> float:
 def _work_caption(steps: pd.DataFrame) -> str:
     slow = steps.loc[steps["milliseconds"].idxmax()]
     return (
-        "Blue: the share of positions taken from the cache. Orange: the time the step took here. "
+        "Solid: the share of positions taken from the cache. Dotted: the time the step took here. "
         f"This run reused {steps['hit_rate'].mean():.0%} on average; its slowest step, "
         f"{int(slow['step']) + 1}, took {slow['milliseconds']:.0f} ms."
     )

@@ -17,6 +17,8 @@ from d2cache import ModelConfig, Part, Step, Trace, policies
 from d2cache.canvas import Run
 from d2cache.trace import Totals, answer_ids, density_of, density_sigma
 
+MOST_GUESSES = 64  # positions of a step whose guesses are sent
+LEAST_SHARE = 0.01  # of a guess that is sent
 LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is sent
 
 
@@ -103,6 +105,7 @@ class Events:
     At most about 4/3 (2 G + 2 T) bytes a step, or 4/3 (2 G + T) and 8/3 a run of equal parts: no
     policy has both r and a.
 
+    A guesses, of a live run alone, follows its rec: position and candidates of what stays masked.
     A truth holds planes of what the step read, see `probes.Look`: kd, vd (T), drift; kl (G), 0
     also where nothing was predicted; flips and oracle, canvas positions; recall or null.
     """
@@ -218,8 +221,7 @@ class Events:
         for at in positions:
             g, top, sure = int(at) - p, [], None
             if at not in by_hand:
-                known = zip(*done.candidates.get(g, ((), ())), strict=True)
-                top = [[self.text(int(i)), _short(share)] for i, share in known if share > 0]
+                top = self.top(done.candidates.get(g, ((), ())))
                 sure = _short(done.confidence[g]) if np.isfinite(done.confidence[g]) else None
             out.append([int(at), texts[at], sure, top])
         return out
@@ -232,6 +234,21 @@ class Events:
                 self.guesses[g] = int(ids[0])
                 out.append([g, self.text(int(ids[0]))])
         return out
+
+    def guesses(self, done: StepDone) -> dict:
+        """The likeliest tokens of the surest positions that the step left masked; follows its rec.
+        A trace keeps no such candidates, so that a replay has none."""
+        p, mask_id = self.run["prompt_length"], self.run["shape"]["mask_id"]
+        masked = np.flatnonzero(done.after[p:] == mask_id).tolist()
+        known = [g for g in masked if g in done.candidates]
+        surest = sorted(known, key=lambda g: -done.confidence[g])[:MOST_GUESSES]
+        tops = [[p + g, self.top(done.candidates[g], LEAST_SHARE)] for g in sorted(surest)]
+        return {"k": "guesses", "run": self.key, "s": done.index, "g": tops}
+
+    def top(self, candidates: tuple, least: float = 0.0) -> list[list]:
+        """Texts of (ids, probabilities) with their probabilities, those above `least`."""
+        known = zip(*candidates, strict=True)
+        return [[self.text(int(i)), _short(share)] for i, share in known if share > least]
 
     def edited(self, step: int) -> set[int]:
         """Positions that an edit changes after this step."""
@@ -376,7 +393,7 @@ class LiveEvents:
             predicted=int(step.predicted[0]),
             seconds=step.seconds,
         )
-        return self.events.step(done)
+        return [*self.events.step(done), self.events.guesses(done)]
 
     def truth(self, look: Look) -> dict:
         return self.events.truth(look)

@@ -17,6 +17,11 @@ from d2cache import Trace
 
 # The look of what surrounds the stage.
 STYLE = bundle.STAGE.parent / "page" / "export.css"
+FOOTER = (
+    "{what}, in one file: it plays without a network, but attention maps, figures, key "
+    "paths, what-ifs and new runs need the live page, the d2Cache explorer."
+)
+LONGEST_TITLE = 120  # characters
 START = f"{bundle.GLOBAL}.play();"  # see assets/stage/player.js
 START_LESSONS = f"{bundle.GLOBAL}.playLessons();"  # see assets/stage/lesson-file.js
 RUNS_TAG = "d2-runs"  # id of the tag with the runs of the lessons
@@ -30,7 +35,8 @@ def page(events: Sequence, title: str, view: dict | None = None) -> str:
 
     events: of all runs, in one list, or in several lists or messages (`events.message`); runs of
     one board are its lanes, see `lanes`. A run that has not ended is shown up to its last step.
-    view: what is shown first, any of {"at": step, "tab": key, "see": lane}, step and lane from 0.
+    view: what is shown first, any of {"at": step, "tab": key, "see": lane, "clock": name, "pos":
+    the chosen position}, numbers from 0.
     """
     return _document(title, [("run", title, "", _lines(events))], view)
 
@@ -91,8 +97,7 @@ def _file(title: str, what: str, above: str, texts: dict, data: str, start: str)
             f"<title>{html.escape(title)}</title>",
             f"<style>{style}</style>\n</head>\n<body>\n<main>",
             f'<h1>{html.escape(title)}</h1>{above}<div id="stage"></div>',
-            f"<footer>{what}, in one file: nothing is loaded from anywhere, and nothing is "
-            "computed. The live page is the d2Cache explorer.</footer>\n</main>",
+            f"<footer>{FOOTER.format(what=what)}</footer>\n</main>",
             bundle.data(texts),
             data,
             *(f"<script>{text}</script>" for text in code),
@@ -155,6 +160,15 @@ def _runs_of(wanted: Sequence[str]) -> dict:
                 told[key] = trace_events(trace, key, looks=looks)
             runs[query].append([key, label])
     return {"lanes": told, "runs": runs}
+
+
+def shortened(text: str, most: int = LONGEST_TITLE) -> str:
+    """A text on one line of at most so many characters, cut between two words where it has any."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    whole, _, _ = line[:most].rpartition(" ")
+    return f"{whole or line[: most - 1]}…"
 
 
 def prompt_of(trace: Trace) -> str:

@@ -18,7 +18,7 @@ from analysis.page.boards import Board, Boards, Run
 from analysis.page.events import map_payload
 from analysis.page.memory import give_back
 from analysis.page.models import ENGINE, Models
-from analysis.page.query import Lane
+from analysis.page.query import CLOCKS, TABS, Lane
 from d2cache.trace import Trace
 
 LONGEST = 2000  # characters of a question
@@ -119,13 +119,15 @@ class Questions:
             traces[sigma] = Trace.record(_in_turn(steps), progress=False)
         return {"figures": [report.sigma_figure(traces)]}
 
-    def export(self, what: str, run: str) -> dict:
-        """A file to keep: the page, the trace, or a notebook cell that repeats the run."""
+    def export(self, what: str, run: str, view: dict | None = None) -> dict:
+        """A file to keep: the page, the trace, or a notebook cell that repeats the run. view: where
+        the reader is, which the page opens with, see `_view`."""
         board, one = self.boards.holding(run)
         trace = self._trace(one)
         name = f"d2cache-{trace.run['policy']}-{one.key[:6]}"
         if what == "html":
-            return {"name": f"{name}.html", "text": export.page(board.events(), title(board))}
+            text = export.page(board.events(), title(board), _view(view or {}))
+            return {"name": f"{name}.html", "text": text}
         if what == "notebook":
             prompt = board.asked.prompt if board.asked else None
             source = self.models.source(trace.run["model"])
@@ -168,8 +170,29 @@ class Questions:
 
 
 def title(board: Board) -> str:
-    """A board's title: its prompt, or that of a loaded trace."""
-    return (board.asked.prompt if board.asked else export.prompt_of(board.runs[0].finished))[:120]
+    """A board's title: its prompt, or that of a loaded trace, cut between two words."""
+    prompt = board.asked.prompt if board.asked else export.prompt_of(board.runs[0].finished)
+    return export.shortened(prompt)
+
+
+# What a view may name, and what each must be.
+VIEW = {
+    "at": lambda x: type(x) is int and 0 <= x < 10**6,
+    "see": lambda x: type(x) is int and 0 <= x < 100,
+    "pos": lambda x: type(x) is int and 0 <= x < 10**6,
+    "tab": TABS.__contains__,
+    "clock": CLOCKS.__contains__,
+}
+
+
+def _view(given: dict) -> dict:
+    """A view as `export.page` takes it; ValueError for anything else."""
+    if not isinstance(given, dict):
+        raise ValueError(f"the view is {str(given)[:20]!r}; it must be an object")
+    for name, value in given.items():
+        if name not in VIEW or not isinstance(value, (int, str)) or not VIEW[name](value):
+            raise ValueError(f"the view has {name[:20]} = {str(value)[:20]!r}; leave it out")
+    return given
 
 
 def _in_turn(steps):

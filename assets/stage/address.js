@@ -3,6 +3,7 @@
  * The server sends the half that makes the runs (a link event); this file adds what is shown,
  * keeps the address up to date, and goes where a link points as soon as the steps are there. */
 import { CLOCKS, RUN_WORDS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
+import { frame } from "./frame.js";
 import { mount } from "./mount.js";
 import { MAPS } from "./pixels.js";
 
@@ -132,6 +133,7 @@ class LinkedStage {
     const own = new URLSearchParams(this.own).toString(),
       text = this.query || state.lesson ? addressOf(this.query ?? "", state) : "",
       search = [text, own].filter(Boolean).join("&");
+    frame.report(search, location.hash);
     if (`?${search}` !== location.search)
       history.replaceState(history.state, "", search ? `?${search}` : location.pathname);
   }

@@ -2,6 +2,7 @@
  * the cell pointed at. */
 import { fitCanvas, h, onMouseLeave, pixelRatio } from "./dom.js";
 import { clamp } from "./numbers.js";
+import { drawPooled } from "./pooling.js";
 
 const IDLE = "Point at a cell, or use the arrow keys here.";
 
@@ -137,8 +138,7 @@ class CellMap {
     const { width, height } = canvas,
       ctx = canvas.getContext("2d");
     ctx.clearRect(0, 0, width, height);
-    ctx.imageSmoothingEnabled = cols > width || rows > height; // shrinking must not drop columns
-    ctx.drawImage(this.store, 0, 0, width, height);
+    drawPooled(canvas, this.store, { cols, rows }, width, height);
     if (this.overlay) this.overlay(ctx, width, height, pixelRatio());
   }
 

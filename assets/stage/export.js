@@ -14,6 +14,15 @@ function fileOf({ name, text, b64 }) {
   return { name: String(name), kind, body: b64 === undefined ? String(text) : decodePlane(b64) };
 }
 
+// Where the reader is, as an exported page takes it: what has its default value is left out.
+function viewToKeep({ live, step, tab, lane, clock, selected }) {
+  const view = { tab, clock };
+  if (!live && step >= 0) view.at = step;
+  if (lane) view.see = lane;
+  if (selected !== null) view.pos = selected;
+  return view;
+}
+
 // ---- the page
 
 const OFFLINE = "This page is a file: keep it or pass it on.";
@@ -162,7 +171,9 @@ class ExportMenu {
   // ---- one method for each item of the menu; each returns what to say
 
   async html() {
-    return this.kept(EXPORTS.html);
+    const { live, step, tab, lane, board, selected } = this.page,
+      view = viewToKeep({ live, step, tab, lane, clock: board.clock, selected });
+    return this.kept(EXPORTS.html, { view });
   }
 
   async trace() {
@@ -195,12 +206,13 @@ class ExportMenu {
     return `Saved as ${name}: ${made.frames} frames, ${(made.blob.size / 1e6).toFixed(1)} MB.`;
   }
 
-  async fetched(what) {
-    return fileOf(await this.page.ask(QUESTIONS.export, { what, run: this.page.run.key }));
+  async fetched(what, more = {}) {
+    const run = this.page.run.key;
+    return fileOf(await this.page.ask(QUESTIONS.export, { what, run, ...more }));
   }
 
-  async kept(what) {
-    const { name, kind, body } = await this.fetched(what);
+  async kept(what, more) {
+    const { name, kind, body } = await this.fetched(what, more);
     return saved(new Blob([body], { type: kind }), name);
   }
 
@@ -236,4 +248,4 @@ function place(page) {
   return new ExportMenu(host, page);
 }
 
-export { fileOf, place as part };
+export { fileOf, viewToKeep, place as part };

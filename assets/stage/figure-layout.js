@@ -29,13 +29,13 @@ function broken(text, most) {
 }
 
 // A figure in the colours of the page: only what has to change, the rest stays as it was sent.
-function dressed(layout, dark, solid) {
+function dressed(layout, dark, solid, family = "system-ui, sans-serif") {
   const ink = dark ? "#e6e9ee" : "#1f2937",
     grid = dark ? "rgba(255,255,255,0.16)" : "rgba(0,0,0,0.12)",
     paper = dark ? "#10141b" : "#ffffff";
   const out = {
     ...layout,
-    font: { ...layout.font, color: ink, family: "system-ui, sans-serif" },
+    font: { ...layout.font, color: ink, family },
     paper_bgcolor: solid ? paper : "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
   };

@@ -1,5 +1,6 @@
 /* The glossary: terms inside any sentence of the page, explained where they appear. */
 import { h } from "./dom.js";
+import { frame } from "./frame.js";
 
 // ---- pure
 
@@ -59,7 +60,8 @@ function place() {
     w = box.offsetWidth,
     ht = box.offsetHeight;
   const left = Math.min(Math.max(8, a.left + a.width / 2 - w / 2), Math.max(8, innerWidth - w - 8));
-  const below = a.bottom + 6 + ht < innerHeight || a.top - 6 - ht < 0;
+  const { top, bottom } = frame.seen,
+    below = a.bottom + 6 + ht < bottom || a.top - 6 - ht < top;
   box.style.left = `${left}px`;
   box.style.top = `${below ? a.bottom + 6 : a.top - 6 - ht}px`;
 }

@@ -1,6 +1,7 @@
 /* What is above the tabs: the numbers of the step on view, the line about what is pointed at, and
  * what a screen reader hears. */
 import { placeIn } from "./board.js";
+import { guessWords } from "./candidates.js";
 import { POINTS } from "./contract.js";
 import { h } from "./dom.js";
 import { hitRateSoFar, totalsAt } from "./run.js";
@@ -75,16 +76,17 @@ class HoverLine {
       s = hover && (hover.s ?? page.stepOf(hover.lane)),
       data = run && hover.p < run.T && s >= 0 ? tooltipData(run, hover.p, s) : null;
     this.release(hover?.chip);
-    this.el.textContent = data ? this.words(s, data) : IDLE;
+    this.el.textContent = data ? this.words(run, s, data) : IDLE;
     this.el.classList.toggle("d2-quiet", !data);
     if (data && hover.chip) this.showTip(run, data);
     else tip.hideToken();
   }
 
-  words(s, data) {
+  words(run, s, data) {
     const { board, hover } = this.page,
       lane = board.lanes.length > 1 ? `lane ${hover.lane + 1}, ` : "";
-    return `${lane}step ${s + 1}, ${readout(data)}`;
+    const guesses = guessWords(run, s, data.pos);
+    return `${lane}step ${s + 1}, ${readout(data)}${guesses && `; ${guesses}`}`;
   }
 
   showTip(run, data) {

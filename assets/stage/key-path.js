@@ -5,7 +5,7 @@ import { colourBar, h } from "./dom.js";
 import { LineChart } from "./lines.js";
 import { clamp } from "./numbers.js";
 import { fitPoints } from "./token-life.js";
-import { asker, fill, marker, paragraph, svg } from "./widgets.js";
+import { asker, caption, fill, marker, svg } from "./widgets.js";
 
 const LEAD =
   "The exact K and V of this position, averaged over the layers, move from step to step. PCA " +
@@ -81,8 +81,8 @@ class KeyPath {
     this.legend = h("div", "d2-legend", { hidden: true });
     this.movedBox = h("div", "d2-lines", { hidden: true }, ...this.moved.map((x) => x.el));
     this.parts = [
-      h("h4", "d2-title d2-gap", { textContent: "The path of its keys and values" }),
-      paragraph("d2-more", LEAD),
+      h("h3", "d2-title d2-gap", { textContent: "The path of its keys and values" }),
+      caption(LEAD),
       this.button,
       this.status,
       this.box,

@@ -1,4 +1,5 @@
-/* The keyboard: with the focus inside the stage, or on hover while nothing else has the focus. */
+/* The keyboard: with the focus inside the stage, or on hover while nothing else has the focus; the
+ * arrow keys step from anywhere on the page where they have no other use. */
 import { MOST_LANES } from "./contract.js";
 import { h } from "./dom.js";
 
@@ -13,12 +14,26 @@ const KEYS = [
   ["?", "this list"],
 ];
 
-// Whether the control in focus has a use of its own for this key.
-function takes({ tagName = "", type } = {}, key) {
-  if (["SELECT", "TEXTAREA"].includes(tagName)) return true;
-  if (tagName === "INPUT") return type !== "range";
+const ARROWS = ["ArrowLeft", "ArrowRight"];
+const WALKED = ["tab", "option", "application", "slider", "combobox", "menuitem", "radio"];
+
+// Whether the control in focus has a use of its own for this key. The stage's own slider has none.
+function takes(el, key, root) {
+  const { tagName, type } = el;
+  if (["SELECT", "TEXTAREA"].includes(tagName) || el.isContentEditable) return true;
+  if (tagName === "INPUT") {
+    if (type === "range") return !root.contains(el);
+    return !(ARROWS.includes(key) && ["button", "checkbox", "submit"].includes(type));
+  }
+  if (ARROWS.includes(key)) return WALKED.includes(el.getAttribute("role"));
   return key === " " && ["BUTTON", "SUMMARY"].includes(tagName);
 }
+
+// Of several stages on a page, the one that the arrow keys move.
+const stageFor = (focused) =>
+  focused.closest(".d2-stage") ??
+  document.querySelector(".d2-stage:hover") ??
+  document.querySelector(".d2-stage");
 
 class Keys {
   // close: closes whatever floats
@@ -58,7 +73,7 @@ class Keys {
       "div",
       "d2-keys",
       { role: "dialog", "aria-label": "Keys", tabIndex: -1, hidden: true },
-      h("h4", "d2-title", { textContent: "Keys" }),
+      h("h2", "d2-title", { textContent: "Keys" }),
       h("dl", "", {}, ...rows),
     );
     this.button = h("button", "d2-icon d2-help", {
@@ -88,23 +103,21 @@ class Keys {
     }
     if (e.defaultPrevented || e.altKey || e.ctrlKey || e.metaKey) return;
     const act = this.actions[e.key],
-      focused = this.focusedInside();
-    if (!act || !this.page.run.key || !this.listens(focused)) return;
-    if (focused && takes(focused, e.key)) return;
+      focused = document.activeElement ?? document.body;
+    if (!act || !this.page.run.key || !this.listens(focused, e.key)) return;
+    if (takes(focused, e.key, this.page.root)) return;
     e.preventDefault();
     act();
   }
 
-  focusedInside() {
-    const focused = document.activeElement;
-    return this.page.root.contains(focused) ? focused : null;
-  }
-
-  // Keys are the stage's when it has the focus, or is pointed at and nothing has it.
-  listens(focused) {
+  // Keys are the stage's when it has the focus, or is pointed at and nothing has it; arrows also
+  // while a button elsewhere on the page has it, such as Run.
+  listens(focused, key) {
+    const { root } = this.page;
+    if (root.contains(focused)) return true;
     if (this.page.teaching) return true; // from wherever the teacher has clicked last
-    const free = !document.activeElement || document.activeElement === document.body;
-    return Boolean(focused) || (free && this.page.root.matches(":hover"));
+    if (ARROWS.includes(key)) return root === stageFor(focused);
+    return focused === document.body && root.matches(":hover");
   }
 }
 

@@ -11,7 +11,7 @@ import { formatTotals, noteOf, STATS, visible } from "./sentences.js";
 const FACTS = [
   ["step", "step"],
   ["tps", "tokens / s"],
-  ["hit", "cache hits"],
+  ["hit", "cache hit rate"],
   ["flops", "FLOPs vs no cache"],
 ];
 const MANY = 96,
@@ -248,7 +248,7 @@ class LaneStrip {
     this.progress = h("span", "d2-told");
     this.difference = h("p", "d2-more d2-difference");
     this.note = h("p", "d2-note", { hidden: true });
-    const title = h("h4", "d2-title", {}, badge, this.name),
+    const title = h("h3", "d2-title", {}, badge, this.name),
       progress = h("span", "d2-progress", {}, this.bar),
       racing = h("div", "d2-racing", {}, progress, this.progress),
       text = h("div", "d2-lane-text", {}, this.tokens.el, this.difference, this.note);

@@ -48,7 +48,7 @@ class LessonCard {
 
   buildText() {
     this.where = h("span", "d2-coach-where");
-    this.title = h("h3", "d2-coach-title", { tabIndex: -1 });
+    this.title = h("h2", "d2-coach-title", { tabIndex: -1 });
     this.words = h("div", "d2-coach-words");
     this.task = h("div", "d2-coach-task", { hidden: true });
     this.now = h("p", "d2-coach-now");

@@ -1,5 +1,6 @@
 /* What a card of a lesson does to the page: asks for a run, goes to its place, points at a part. */
 import { reveal } from "./folds.js";
+import { frame } from "./frame.js";
 import { placeBeside } from "./lesson-place.js";
 import { lanesAsked, sameRuns } from "./lesson-state.js";
 
@@ -126,7 +127,7 @@ class Ring {
   move(el) {
     if (this.el === el) return;
     this.el?.classList.remove("d2-ring");
-    if (this.el) this.el.style.scrollMarginBlock = "";
+    if (this.el) this.el.style.scrollMargin = "";
     this.el = el;
     if (el) this.bringIntoView(el);
   }
@@ -135,11 +136,8 @@ class Ring {
     el.classList.add("d2-ring");
     const calm = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches,
       above = ROOM + this.clockHeight(),
-      below = ROOM + (globalThis.matchMedia(PHONE).matches ? this.card.offsetHeight : 0),
-      fits = el.offsetHeight <= innerHeight - above - below,
-      block = fits ? "nearest" : "start"; // its beginning, if not all of it can be seen
-    el.style.scrollMarginBlock = `${above}px ${below}px`;
-    el.scrollIntoView({ block, inline: "nearest", behavior: calm ? "auto" : "smooth" });
+      below = ROOM + (globalThis.matchMedia(PHONE).matches ? this.card.offsetHeight : 0);
+    frame.bringIntoView(el, { above, below, behavior: calm ? "auto" : "smooth" });
     this.place();
   }
 
@@ -159,7 +157,9 @@ class Ring {
 
   besideRing() {
     const { card, el } = this,
-      view = { left: 0, top: 0, width: document.documentElement.clientWidth, height: innerHeight },
+      { top, bottom } = frame.seen,
+      width = document.documentElement.clientWidth,
+      view = { left: 0, top, width, height: bottom - top },
       size = { width: card.offsetWidth, height: card.offsetHeight };
     return placeBeside(el.getBoundingClientRect(), size, view);
   }

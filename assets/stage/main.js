@@ -5,6 +5,7 @@ import { pageData } from "./dom.js";
 import { playLessons } from "./lesson-file.js";
 import { mount } from "./mount.js";
 import { play } from "./player.js";
+import { skipLink } from "./skip.js";
 
 const D2Stage = {
   stage: null, // the one that was opened or played last, for the other scripts of the page
@@ -12,6 +13,8 @@ const D2Stage = {
   // options: those of mount; the page's data (lessons, glossary, presets) is added
   open(host, options) {
     D2Stage.stage = open(host, { ...pageData(), ...options });
+    document.querySelector(".d2-skip")?.remove(); // of a stage before this one
+    skipLink(D2Stage.stage.page.root);
     return D2Stage.stage;
   },
   play() {

@@ -2,7 +2,9 @@
 import { POINTS } from "./contract.js";
 import { colourBar, h, onMouseLeave } from "./dom.js";
 import { clamp } from "./numbers.js";
+import { drawPooled } from "./pooling.js";
 import { hitRate } from "./run.js";
+import { caption } from "./widgets.js";
 
 const MARKS = ["d2-veil", "d2-edge", "d2-now", "d2-hair"]; // over the pixels
 const ABSENT = "This policy makes no attention map; d2 does.";
@@ -22,7 +24,7 @@ function makeMap(spec) {
   const map = makePlane(spec),
     strip = h("canvas", "d2-strip", { "aria-hidden": "true" }),
     absent = h("p", "d2-absent", { hidden: true, textContent: ABSENT }),
-    more = h("p", "d2-more"),
+    more = caption(),
     legend = h("div", "d2-legend"),
     first = h("span", "", { textContent: "1" }),
     unit = h("em", "", { textContent: "step" }),
@@ -32,7 +34,7 @@ function makeMap(spec) {
     "section",
     `d2-map d2-map-${spec.key}`,
     { "aria-label": spec.title, "data-point": POINTS[`${spec.key}-map`] },
-    h("h4", "d2-title", { textContent: spec.title }),
+    h("h3", "d2-title", { textContent: spec.title }),
     more,
     h("div", "d2-frame", {}, steps, map.plane, strip, absent),
     legend,
@@ -81,8 +83,7 @@ function showMap(map, run, x0, x1, rows = run.expected) {
     cols = x1 - x0;
   ctx.clearRect(0, 0, width, height);
   if (!steps || !width) return;
-  ctx.imageSmoothingEnabled = cols > width || rows > height; // shrinking must not drop columns
-  ctx.drawImage(store, x0, 0, cols, steps, 0, 0, width, (height * steps) / rows);
+  drawPooled(canvas, store, { x0, cols, rows: steps }, width, (height * steps) / rows);
 }
 
 // Beside the cache map: one bar per step, as long as the share of positions reused.

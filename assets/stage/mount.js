@@ -4,6 +4,7 @@ import { TAB_KEYS } from "./contract.js";
 import { Depth } from "./depth.js";
 import { h } from "./dom.js";
 import { Announcer, Banner, HoverLine, Stats } from "./header.js";
+import { frame } from "./frame.js";
 import { Keys } from "./keys.js";
 import { Lanes } from "./lanes.js";
 import { Page } from "./page.js";
@@ -101,7 +102,10 @@ class Stage {
       { hidden: true },
       stats.el,
       lanes.el,
-      h("div", "d2-topbar", {}, transport.el, hoverLine.el, keys.list),
+      frame.stick(
+        h("div", "d2-topbar", {}, transport.el, hoverLine.el, keys.list),
+        this.off.signal,
+      ),
       tabs.bar,
       tabs.panels,
       h("div", "d2-actions", {}, depth.button, teach.button),

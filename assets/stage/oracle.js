@@ -6,9 +6,11 @@ import { h } from "./dom.js";
 import { pixel } from "./pixels.js";
 import { placeOf } from "./sentences.js";
 import { MARKS, oracleMarks, oracleSentence } from "./truths.js";
-import { marker, paper, paragraph } from "./widgets.js";
+import { caption, marker, paper } from "./widgets.js";
 
-const COLOURS = { hit: "#009e73", missed: "#d55e00", needless: "#56b4e9" };
+// In ink: the colours of the reasons mean something else. Also in view-looks.css.
+const INKS = { light: "#1f2937", dark: "#e6e9ee" };
+const SHOWN = new Set(["hit", "missed", "needless"]);
 const LEAD =
   "The oracle knows how far each kept K,V had drifted and would recompute those that drifted " +
   "most: as many as the policy did. Upper line: the oracle's choice. Lower line: the policy's.";
@@ -38,12 +40,12 @@ const SHAPES = {
   },
 };
 
-function drawMarks(ctx, marks, w, ht, ratio) {
+function drawMarks(ctx, marks, w, ht, ratio, dark) {
   const cell = w / marks.length,
     wide = Math.max(cell - (cell > 4 * ratio ? ratio : 0), ratio);
+  ctx.fillStyle = ctx.strokeStyle = INKS[dark ? "dark" : "light"];
   marks.forEach((mark, p) => {
     if (!SHAPES[mark]) return;
-    ctx.fillStyle = ctx.strokeStyle = COLOURS[mark];
     SHAPES[mark](ctx, cell * p, wide, ht / 2, ratio);
   });
 }
@@ -61,10 +63,10 @@ class OracleStrip {
     });
     this.cells.el.classList.add("d2-two");
     const names = ["oracle", "policy"].map((textContent) => h("span", "", { textContent })),
-      entries = MARKS.filter((m) => COLOURS[m.key]);
+      entries = MARKS.filter((m) => SHOWN.has(m.key));
     this.parts = [
-      h("h4", "d2-title d2-gap", { textContent: "The oracle: what should have been recomputed" }),
-      paragraph("d2-more", LEAD),
+      h("h3", "d2-title d2-gap", { textContent: "The oracle: what should have been recomputed" }),
+      caption(LEAD),
       this.sentence,
       h(
         "div",
@@ -88,7 +90,7 @@ class OracleStrip {
       (out) => out.fill(ground),
       (ctx, w, ht, ratio) => {
         divide(ctx, w, ht, run.P / run.T, ratio, dark);
-        if (marks) drawMarks(ctx, marks, w, ht, ratio);
+        if (marks) drawMarks(ctx, marks, w, ht, ratio, dark);
       },
     );
     this.sentence.textContent = step < 0 ? "" : oracleSentence(run, step);

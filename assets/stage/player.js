@@ -2,7 +2,8 @@
  * executes. Several are offered as buttons, and the address says which one is on. */
 import { mount } from "./mount.js";
 
-// options: those of mount, and view: what is shown at first, {at, tab, see}, counted from 0
+// options: those of mount, and view: what is shown at first, {at, tab, see, clock, pos}, counted
+// from 0
 function play({ view, ...options }) {
   const stories = [...document.querySelectorAll("script[data-story]")],
     buttons = [...document.querySelectorAll(".file-pick button")],
@@ -28,10 +29,16 @@ function play({ view, ...options }) {
   );
   addEventListener("hashchange", follow);
   follow();
-  if (view?.see !== undefined) stage.setLane(view.see);
-  if (view?.tab !== undefined) stage.show(view.tab);
-  if (view?.at !== undefined) requestAnimationFrame(() => stage.goto(view.at));
+  goThere(stage, view ?? {});
   return stage;
+}
+
+function goThere(stage, { at, tab, see, clock, pos }) {
+  if (see !== undefined) stage.setLane(see);
+  if (clock !== undefined) stage.setClock(clock);
+  if (tab !== undefined) stage.show(tab);
+  if (pos !== undefined) stage.select(pos);
+  if (at !== undefined) requestAnimationFrame(() => stage.goto(at));
 }
 
 export { play };

@@ -66,18 +66,18 @@ const REUSED = {
   label: "reused",
   why: "the cached K,V of an earlier step were used: no work",
 };
-// Some policies and decoders give a reason a meaning of their own; the words must be true of the
-// run on view. What is not listed here gets the plain words.
+// Some policies and decoders give a reason a meaning of their own, and its explanation must be true
+// of the run on view. Its name and colour are the same in every run and tab. What is not listed here
+// gets the plain words.
 const POLICY_WORDS = {
   d2: {
     pads: true,
     chosen: {
-      label: "chosen mask",
       why: "a mask with a sure guess near known text: likely to be written soon",
     },
   },
   dkv: {
-    chosen: { label: "still masked", why: "masked: such a position is recomputed at every step" },
+    chosen: { why: "masked: such a position is recomputed at every step" },
   },
   dllm: {
     kept: "layer outputs",
@@ -87,11 +87,9 @@ const POLICY_WORDS = {
         "see how far they moved",
     },
     full: {
-      label: "refresh",
-      why: "the prompt, the answer or the whole first layer was due to be computed again",
+      why: "a refresh: the prompt, the answer or the whole first layer was due to be computed again",
     },
     chosen: {
-      label: "values moved",
       why:
         "in some layer its values (V) are among those that moved most since the previous step; " +
         "of equals, the leftmost",
@@ -104,13 +102,12 @@ const POLICY_WORDS = {
   },
   elastic: {
     chosen: {
-      label: "attention drifted",
       why: "attention had drifted in some layer; all later layers recompute every position",
     },
-    window: { label: "leftmost masks", why: "one of the masked positions furthest left" },
+    window: { why: "one of the masked positions furthest left" },
     more: () => "When attention drifts in a layer, the layers after it recompute every position.",
   },
-  prefix: { window: { label: "after the block", why: "follows the block that is being decoded" } },
+  prefix: { window: { why: "follows the block that is being decoded" } },
   sparse: {
     even: true,
     reused: {
@@ -157,7 +154,6 @@ const DECODER_WORDS = {
   wino: {
     order: () => "many sure guesses at once; what a second look doubts is masked again",
     written: {
-      label: "changed in the previous step",
       why:
         "its token was written, or masked again, in the previous step; the cached K,V still " +
         "belong to the old one",

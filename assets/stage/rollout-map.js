@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { decodePlane } from "./numbers.js";
 import { evenShades, table } from "./pixels.js";
 import { mapNote, wantsMap } from "./sentences.js";
-import { asker } from "./widgets.js";
+import { asker, caption } from "./widgets.js";
 
 const SHOW = "show this step's attention map",
   HIDE = "hide the attention map";
@@ -31,7 +31,7 @@ class RolloutMap {
       onclick: () => this.toggle(),
     });
     this.canvas = h("canvas", "d2-detail-canvas");
-    this.note = h("p", "d2-more", { role: "status" });
+    this.note = caption("", { role: "status" });
     const hairs = ["d2-hair", "d2-hair-row"].map((cls) => h("div", cls));
     this.box = h("div", "d2-detail-box", {}, this.canvas, ...hairs);
     this.now = h("button", "d2-text", {
@@ -80,7 +80,7 @@ class RolloutMap {
       { key: of, T, P } = run;
     if (at < 0) return;
     this.askedFor = this.key();
-    if (!this.shown) this.note.textContent = `Loading the map of step ${at + 1} …`;
+    if (!this.shown) this.note.set(`Loading the map of step ${at + 1} …`);
     this.ask(QUESTIONS.attention, { run: of, step: at, layer: "rollout" }, (got, problem) => {
       if (of !== this.page.run.key) return; // the reader has moved on
       this.shown = got && { ...got, key: `${of}|${at}`, of, at, T, P };
@@ -92,7 +92,7 @@ class RolloutMap {
 
   showProblem(problem) {
     this.canvas.width = this.canvas.height; // blank
-    this.note.textContent = `No map: ${problem ?? "there is none for this step"}.`;
+    this.note.set(`No map: ${problem ?? "there is none for this step"}.`);
   }
 
   draw() {
@@ -107,7 +107,7 @@ class RolloutMap {
     canvas.width = canvas.height = n;
     canvas.getContext("2d").putImageData(image, 0, 0);
     this.placeLines();
-    this.note.textContent = mapNote(at, dark, of !== run.key);
+    this.note.set(mapNote(at, dark, of !== run.key));
     shown.dark = dark;
     shown.noted = run.key;
   }

@@ -132,6 +132,7 @@ function addRecord(run, ev) {
     out: ev.out || 0,
     w: ev.w || [],
     m: ev.m || [],
+    g: new Map(), // masked position -> its likeliest tokens, where they were sent
     c: decodePlane(ev.c),
     d: decodePlane(ev.d),
     r: decodePlane(ev.r),
@@ -187,6 +188,7 @@ function applyEvent(run, ev) {
   if (ev.k === "rec") addRecord(run, ev);
   if (ev.k === "totals" && run.records[ev.s]) run.records[ev.s].totals = ev;
   if (ev.k === "truth") addTruth(run, ev);
+  if (ev.k === "guesses" && run.records[ev.s]) run.records[ev.s].g = new Map(ev.g);
   if (ev.k === "pause") run.paused = true;
   if (ev.k === "end") {
     run.status = ev.status;

@@ -131,8 +131,8 @@ const captions = {
         : `The decoder multiplies ${scores} by it to rank its guesses, which favours places ` +
           "next to known text.";
     return (
-      "How much of a position's neighbourhood is already known, nearer neighbours counting more " +
-      `(Gaussian, ${width}; ${edge}). ${use}`
+      "How much of a position's neighbourhood is already known, nearer neighbours counting more. " +
+      `A Gaussian, ${width}; ${edge}. ${use}`
     );
   },
   rollout(start) {
@@ -169,25 +169,6 @@ const madeBy = (start) =>
     .filter((k) => start[k])
     .map((k) => `${k} ${start[k]}`)
     .join(" · ");
-
-// Above the bars of the likeliest tokens. They are shares of the plain distribution; the confidence
-// of a write may be of another one, or no share at all: it is not drawn as a bar.
-function barsCaption(start) {
-  const { temperature, top_p } = knobsOf(start, "decoder");
-  return (
-    "the model's likeliest " +
-    `tokens${temperature > 0 || top_p < 1 ? " before temperature and top p" : ""}`
-  );
-}
-
-// The bars of one write: the likeliest tokens, and the written one if it is not among them.
-function candidateBars(run, write) {
-  if (!write || !write.top.length) return [];
-  const bars = write.top.map(([text, share]) => ({ text: tokenName(run, text), share }));
-  if (!write.top.some(([text]) => text === write.text))
-    bars.push({ text: tokenName(run, write.text), share: null });
-  return bars;
-}
 
 const confidenceUnit = (start) =>
   "confidence when " +
@@ -244,7 +225,7 @@ function tooltipData(run, p, s) {
     step: chip.write ? chip.write.s : null,
     conf: chip.write ? chip.write.conf : null,
     top: chip.write ? chip.write.top : [],
-    bars: candidateBars(run, chip.write),
+    at: s,
     place: placeOf(run, p),
     density: record && record.d && g >= 0 ? density(record.d[g]) : null,
     rollout: record && record.r ? rolloutMass(record.r[p]) : null,
@@ -321,8 +302,6 @@ export {
   captions,
   promptText,
   madeBy,
-  barsCaption,
-  candidateBars,
   confidenceUnit,
   lampText,
   noteOf,

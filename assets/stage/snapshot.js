@@ -71,6 +71,7 @@ const PICTURE_CSS = `
 const OUT = [
   "[hidden]",
   "script",
+  ".d2-lessons",
   ".d2-topbar",
   ".d2-tabbar",
   ".d2-tabrow",

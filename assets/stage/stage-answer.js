@@ -40,7 +40,7 @@ class StageAnswer {
     this.answer.dataset.point = POINTS.answer;
     this.legend = h("div", "d2-legend");
     const { sentence, why, note, promptTitle, prompt } = this,
-      title = h("h4", "d2-title", { textContent: "Answer" });
+      title = h("h3", "d2-title", { textContent: "Answer" });
     this.el = h(
       "div",
       "d2-left",

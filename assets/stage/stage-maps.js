@@ -1,7 +1,6 @@
 /* The right side of the tab Stage: four maps of every position and step on one position axis. */
 import { css, MASKED_NOW, rgb, WRITTEN_NOW } from "./colours.js";
 import { choice, fitCanvas, h, swatch } from "./dom.js";
-import { worded } from "./glossary.js";
 import {
   cellUnder,
   densityBar,
@@ -18,7 +17,7 @@ import { MAPS, tables } from "./pixels.js";
 import { ReasonLegend } from "./reason-legend.js";
 import { RolloutMap } from "./rollout-map.js";
 import { captions } from "./sentences.js";
-import { paper } from "./widgets.js";
+import { caption, paper } from "./widgets.js";
 
 const LEAD =
   "Each column is a position of the canvas, each line a denoising step; time runs downwards. " +
@@ -56,13 +55,13 @@ class StageMaps {
     for (const { plane } of this.maps) mapEvents(plane, this.page, (e) => this.cellAt(plane, e));
     this.askedAxis = h("span", "d2-axis-prompt");
     this.answerAxis = h("span", "d2-axis-answer");
-    const title = h("h4", "d2-title", { textContent: "Every position, every step" });
+    const title = h("h3", "d2-title", { textContent: "Every position, every step" });
     this.el = h(
       "div",
       "d2-right",
       {},
       h("div", "d2-head", {}, title, this.makeZooms()),
-      h("p", "d2-more", { textContent: LEAD }),
+      caption(LEAD),
       h("div", "d2-axis", { "aria-hidden": "true" }, this.askedAxis, this.answerAxis),
       ...this.maps.map((m) => m.el),
     );
@@ -113,7 +112,7 @@ class StageMaps {
       orderBar(dark, run.expected),
     );
     for (const m of this.maps) {
-      m.more.replaceChildren(...worded(captions[m.spec.key](run.start)));
+      m.more.set(captions[m.spec.key](run.start));
       m.last.textContent = run.expected;
     }
     rollout.el.classList.toggle("d2-none", !run.start.rollout);

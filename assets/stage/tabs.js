@@ -40,6 +40,7 @@ class Tabs {
       "aria-labelledby": button.id,
       hidden: true,
     });
+    host.append(h("h2", "d2-sr", { textContent: spec.title }));
     return { spec, button, host, view: null };
   }
 

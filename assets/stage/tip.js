@@ -1,9 +1,10 @@
 /* One floating box of text inside the stage: about tokens, and about controls. */
+import { candidateNodes } from "./candidates.js";
 import { h, swatch } from "./dom.js";
+import { frame } from "./frame.js";
 import { clamp, fixed, plural } from "./numbers.js";
 import { policyWords } from "./reasons.js";
-import { barsCaption, quoted, visible } from "./sentences.js";
-import { candidateRows } from "./widgets.js";
+import { quoted, visible } from "./sentences.js";
 
 class Tip {
   // on: listens until the stage is destroyed
@@ -25,7 +26,8 @@ class Tip {
     const a = anchor.getBoundingClientRect(),
       box = this.inner.getBoundingClientRect(),
       { offsetWidth: w, offsetHeight: ht } = this.el;
-    const below = a.bottom + 8 + ht < globalThis.innerHeight || a.top - 8 - ht < 0;
+    const { top, bottom } = frame.seen,
+      below = a.bottom + 8 + ht < bottom || a.top - 8 - ht < top;
     const left = a.left + a.width / 2 - w / 2 - box.left;
     this.el.style.left = `${clamp(left, 8, Math.max(8, box.width - w - 8))}px`;
     this.el.style.top = `${(below ? a.bottom + 8 : a.top - 8 - ht) - box.top}px`;
@@ -83,14 +85,6 @@ function tokenHistory(d) {
   return list.map(line);
 }
 
-function tokenCandidates(run, bars) {
-  if (!bars.length) return [];
-  return [
-    h("p", "d2-tip-caption", { textContent: barsCaption(run.start) }),
-    h("div", "d2-top", {}, ...candidateRows(bars)),
-  ];
-}
-
 function tokenReasons(run, d) {
   const somewhere = run.start.by_layer && !policyWords(run.start).even,
     steps = plural(d.steps, "step"),
@@ -109,7 +103,7 @@ const tipContent = (run, d) => [
   h("p", "d2-tip-token", { textContent: tokenTitle(d) }),
   h("p", "d2-tip-where", { textContent: d.place }),
   ...tokenHistory(d),
-  ...tokenCandidates(run, d.bars),
+  ...candidateNodes(run, d.at, d.pos),
   ...tokenReasons(run, d),
 ];
 

@@ -1,29 +1,30 @@
 /* The attention tab: who looks at whom, by an exact full pass on the canvas of the step on view. */
+import { AttentionLinks, labelOf } from "./attention-links.js";
 import { CellMap } from "./cells.js";
-import { colourAt, rgb, WRITTEN_NOW } from "./colours.js";
+import { colourAt, rgb } from "./colours.js";
 import { LAST_CODE, QUESTIONS } from "./contract.js";
 import { colourBar, h } from "./dom.js";
 import { decodePlane, fixed } from "./numbers.js";
 import { evenShades, pixel, shareOf, table } from "./pixels.js";
 import { textBefore, writeAt } from "./run.js";
 import { mapNote, placeOf, quoted, visible, wantsMap } from "./sentences.js";
-import { asker, fill, marker, paragraph, pick, setText, term } from "./widgets.js";
+import { asker, caption, fill, marker, pick, term } from "./widgets.js";
 
-// What is at a position before a step. Told apart by colour and, in the strip, by lightness.
+// What is at a position before a step, in the greys of the tokens: told apart by lightness alone.
 const KINDS = {
   prompt: {
     label: "prompt",
-    colour: { light: "#7d8896", dark: "#8d99a8" },
+    colour: { light: "#6d7886", dark: "#8d99a8" },
     why: "a position of the prompt",
   },
   decoded: {
-    label: "decoded",
-    colour: { light: WRITTEN_NOW, dark: "#f08a3c" },
+    label: "written",
+    colour: { light: "#1f2937", dark: "#e6e9ee" },
     why: "an answer position that was written before this step",
   },
   masked: {
     label: "masked",
-    colour: { light: "#0b4f8a", dark: "#9cc9ee" },
+    colour: { light: "#bcc4cf", dark: "#4a5362" },
     why: "an answer position that is still masked before this step",
   },
 };
@@ -40,8 +41,9 @@ const IDLE =
   "Point at a cell, or use the arrow keys here: the line is the query that looks, the column is " +
   "the key that is looked at.";
 const OFFLINE =
-  "This map needs the running app: it is computed again for each step. Everything else on this " +
-  "page works without it.";
+  "This needs the running app: the map and the links between tokens are computed again for each " +
+  "step.";
+const LABEL = 13; // px that the label of a row or column takes
 
 const kindAt = (run, p, s) =>
   p < run.P ? "prompt" : writeAt(run, p, s - 1) ? "decoded" : "masked";
@@ -105,6 +107,19 @@ function drawReceived(canvas, { columns, edges, n }, tints, dark) {
   for (let x = 0; x < w; x += 8) ctx.fillRect(x, Math.round(ht * (1 - 1 / top)) - 1, 4, 2);
 }
 
+// Labels along an axis of a map: as many as fit, evenly spaced; all where they are few.
+function fillAxis(el, run, { n, edges, at }, size) {
+  const every = Math.max(1, Math.ceil((LABEL * n) / Math.max(1, size))),
+    shown = Array.from({ length: Math.ceil(n / every) }, (_, i) => i * every);
+  el.replaceChildren(
+    ...shown.map((i) => {
+      const label = h("span", "", { textContent: labelOf(run, edges[i], at) });
+      label.style.setProperty("--d2-along", `${(100 * (i + 0.5)) / n}%`);
+      return label;
+    }),
+  );
+}
+
 // The three positions that receive most, in a sentence.
 function receivedWords(run, { columns, at }) {
   const order = [...columns.keys()].sort((a, b) => columns[b] - columns[a]).slice(0, 3),
@@ -133,21 +148,21 @@ class AttentionView {
       this.layer = v;
       page.schedule();
     });
-    this.note = h("p", "d2-more", { role: "status" });
+    this.note = caption("", { role: "status" });
     this.now = h("button", "d2-button", {
       type: "button",
       textContent: "Load the map of this step",
       onclick: () => this.load(),
     });
     this.body = this.buildBody();
-    const title = h("h4", "d2-title", { textContent: "Who looks at whom" });
+    const title = h("h3", "d2-title", { textContent: "Who looks at whom" });
     host.append(
       h(
         "section",
         "d2-look",
         { "aria-label": "Attention" },
         h("div", "d2-head", {}, title, h("div", "d2-tools", {}, this.which)),
-        paragraph("d2-more", LEAD),
+        caption(LEAD),
         this.now,
         this.note,
         this.body,
@@ -162,15 +177,21 @@ class AttentionView {
     this.across = h("canvas", "d2-kinds", { "aria-hidden": "true" });
     this.down = h("canvas", "d2-kinds d2-kinds-down", { "aria-hidden": "true" });
     this.map = this.makeMap();
-    const { bars, across, down, map } = this,
+    this.links = new AttentionLinks(this.page);
+    [this.rows, this.columns] = ["rows", "columns"].map((side) =>
+      h("div", `d2-labels d2-labels-${side}`, { "aria-hidden": "true" }),
+    );
+    const { bars, across, down, map, rows, columns } = this,
       received = term(this.page, "attention received", RECEIVED_WHY),
-      square = h("div", "d2-square", {}, h("span"), bars, h("span"), across, down, map.el);
+      gap = () => h("span"),
+      square = h("div", "d2-square", {}, gap(), gap(), bars, gap(), gap(), across);
+    square.append(rows, down, map.el, gap(), gap(), columns);
     return h(
       "div",
       "d2-square-box",
       { hidden: true },
       h("div", "", {}, received, square),
-      h("div", "", {}, map.below, this.most, this.legend),
+      h("div", "", {}, map.below, this.links.el, this.most, this.legend),
     );
   }
 
@@ -234,9 +255,10 @@ class AttentionView {
     this.body.hidden = !this.got;
     this.which.disabled = offline;
     this.body.classList.toggle("d2-old", !fresh);
-    setText(this.note, this.noteText(run, dark, fresh));
+    this.note.set(this.noteText(run, dark, fresh));
     if (!this.got) return;
     this.draw(run, dark);
+    this.links.paint(run, this.got);
     this.map.follow(hover?.p ?? selected);
   }
 
@@ -285,6 +307,8 @@ class AttentionView {
     paintLine(this.across, n, 1, pixels);
     paintLine(this.down, 1, n, pixels);
     drawReceived(this.bars, got, tints, dark);
+    fillAxis(this.rows, run, got, this.map.el.clientHeight);
+    fillAxis(this.columns, run, got, this.map.el.clientWidth);
     this.most.textContent = receivedWords(run, got);
     this.paintLegend(dark);
   }
@@ -301,6 +325,7 @@ class AttentionView {
 
   destroy() {
     clearTimeout(this.timer);
+    this.links.destroy();
     this.map.destroy();
   }
 }

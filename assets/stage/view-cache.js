@@ -8,7 +8,7 @@ import { choice, colourBar, h } from "./dom.js";
 import { amount, fixed } from "./numbers.js";
 import { pixel } from "./pixels.js";
 import { REASONS } from "./reasons.js";
-import { fill, marker, paper, paragraph, term } from "./widgets.js";
+import { caption, fill, marker, paper, term } from "./widgets.js";
 
 const LOOKED = "#7a5195"; // computed for no reason of the row's own
 const GONE = { light: "#aab2be", dark: "#566072" }; // evicted; hatched as well
@@ -128,13 +128,13 @@ class CacheView {
   build() {
     const { page } = this;
     this.parts = h("div", "d2-chosen");
-    this.alike = h("p", "d2-more", { hidden: true });
+    this.alike = caption(ALIKE, { hidden: true });
     this.bar = promptBar();
     this.legend = h("div", "d2-legend");
     this.means = h("canvas", "d2-means", { "aria-hidden": "true" });
     this.mean = h("p", "d2-more");
     this.map = this.makeMap();
-    const title = h("h4", "d2-title", { textContent: "The cache, layer by layer" }),
+    const title = h("h3", "d2-title", { textContent: "The cache, layer by layer" }),
       tools = h("div", "d2-tools", {}, this.parts, this.makeColourings()),
       meanTerm = term(page, "mean age", MEAN_WHY);
     this.host.append(
@@ -143,14 +143,13 @@ class CacheView {
         "d2-look",
         { "aria-label": "Cache" },
         h("div", "d2-head", {}, title, tools),
-        paragraph("d2-more", LEAD),
+        caption(`${LEAD} ${FIRST_LAYER}`),
         this.alike,
         h("div", "d2-look-frame d2-look-over", {}, h("span"), this.bar, meanTerm),
         h("div", "d2-look-frame", {}, this.makeLayers(), this.map.el, this.means),
         this.map.below,
         this.legend,
         this.mean,
-        paragraph("d2-more", FIRST_LAYER),
       ),
     );
   }
@@ -207,7 +206,6 @@ class CacheView {
       }),
     );
     this.alike.hidden = all;
-    this.alike.textContent = ALIKE;
   }
 
   draw(run, step, dark) {

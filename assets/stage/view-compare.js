@@ -3,7 +3,6 @@ import { raceAt, stepsAt } from "./board.js";
 import { css, MASKED_NOW, rgb, WRITTEN_NOW } from "./colours.js";
 import { POINTS } from "./contract.js";
 import { choice, h, swatch } from "./dom.js";
-import { worded } from "./glossary.js";
 import { LaneStrip } from "./lane-strip.js";
 import { densityBar, orderBar, rolloutBar } from "./maps.js";
 import { MAPS, tables } from "./pixels.js";
@@ -11,7 +10,7 @@ import { raceWords } from "./race.js";
 import { reasonsIn, reasonsOf } from "./reasons.js";
 import { resultsTable } from "./results.js";
 import { captions } from "./sentences.js";
-import { fill, paper, paragraph } from "./widgets.js";
+import { caption, fill, paper, paragraph } from "./widgets.js";
 
 const CLOCK_WORDS = [
   ["step", "steps"],
@@ -90,7 +89,7 @@ function storyList(page) {
       "section",
       "d2-stories",
       { "aria-label": title },
-      h("h4", "d2-title", { textContent: title }),
+      h("h3", "d2-title", { textContent: title }),
       h("ul", "", {}, ...presets.map(item)),
     ),
   ];
@@ -113,7 +112,7 @@ class CompareView {
 
   build(host) {
     this.leader = h("p", "d2-sentence d2-leader", { role: "status" });
-    this.caption = h("p", "d2-more d2-compare-caption");
+    this.caption = caption();
     this.legend = h("div", "d2-legend");
     this.results = h("div", "d2-results-of", { hidden: true });
     this.strips = h("div", "d2-strips");
@@ -125,8 +124,8 @@ class CompareView {
       paragraph("d2-more", INVITATION),
       ...storyList(this.page),
     );
-    const { leader, results, caption, legend, strips, invitation } = this;
-    host.append(this.makeHead(), leader, results, caption, legend, strips, invitation);
+    const { leader, results, legend, strips, invitation } = this;
+    host.append(this.makeHead(), leader, results, this.caption, legend, strips, invitation);
   }
 
   makeHead() {
@@ -257,7 +256,7 @@ class CompareView {
     fill(this.legend, is, () => LEGENDS[key]({ lanes, rows, bits, dark }));
     const text = onePolicy(lanes) ? captions[key](lanes[0].start) : CAPTIONS[key],
       more = "Time runs downwards; click a map to go to that step.";
-    this.caption.replaceChildren(...worded(`${text} ${more}`));
+    this.caption.set(`${text} ${more}`);
   }
 
   // When nothing has changed for a while, a frame is painted for lanes off the screen.

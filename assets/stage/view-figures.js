@@ -3,8 +3,8 @@
 import { POINTS, QUESTIONS, SIGMAS } from "./contract.js";
 import { h } from "./dom.js";
 import { dressed, NARROW, slim } from "./figure-layout.js";
-import { worded } from "./glossary.js";
 import { download } from "./snapshot.js";
+import { caption } from "./widgets.js";
 
 const CONFIG = {
   responsive: true,
@@ -19,8 +19,7 @@ const SIGMAS_LEAD =
 
 // Can figures be asked for now? null: yes; else what to tell the reader.
 function figuresWait(page) {
-  if (page.offline)
-    return "These figures need the running app: this page is a file. The other tabs work here.";
+  if (page.offline) return "The figures need the running app; this page is a file.";
   if (!page.run.records.length) return "Run something first: the figures are drawn from its steps.";
   if (page.run.status === "running" && !page.run.paused)
     return "The figures come when the run has ended, or is paused.";
@@ -74,15 +73,15 @@ class FigureCard {
   }
 
   build() {
-    const { title, caption } = this.figure;
-    this.plot = h("div", "d2-plot", { role: "group", "aria-label": `${title}. ${caption}` });
-    const heading = h("h4", "d2-title", { textContent: title });
+    const { title, caption: words } = this.figure;
+    this.plot = h("div", "d2-plot", { role: "group", "aria-label": `${title}. ${words}` });
+    const heading = h("h3", "d2-title", { textContent: title });
     this.el = h(
       "section",
       "d2-figure",
       { "aria-label": title },
       h("div", "d2-head", {}, heading, this.makeTools()),
-      h("p", "d2-more", {}, ...worded(caption)),
+      caption(words),
       this.plot,
     );
   }
@@ -124,7 +123,8 @@ class FigureCard {
     if (this.drawnFor === key) return;
     this.drawnFor = key;
     const { data } = this.figure.figure,
-      layout = dressed(this.figure.figure.layout, dark, false),
+      { fontFamily } = getComputedStyle(this.el),
+      layout = dressed(this.figure.figure.layout, dark, false, fontFamily),
       shown = narrow ? slim(data, layout) : { data, layout };
     globalThis.Plotly.react(this.plot, shown.data, shown.layout, CONFIG);
   }
@@ -178,7 +178,7 @@ class FiguresView {
       "section",
       "d2-figure",
       { hidden: true },
-      h("h4", "d2-title", { textContent: "How much does the certainty prior steer?" }),
+      h("h3", "d2-title", { textContent: "How much does the certainty prior steer?" }),
       h("p", "d2-more", { textContent: SIGMAS_LEAD }),
       this.sigmas,
       this.lists[QUESTIONS.sigmas],

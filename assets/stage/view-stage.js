@@ -1,5 +1,6 @@
 /* The tab Stage: the run of the lane on view as chips, sentences and four maps. */
 import { h } from "./dom.js";
+import { frame } from "./frame.js";
 import { reasonCounts, reasonsIn } from "./reasons.js";
 import { reasonWhys } from "./reason-legend.js";
 import { touchedIn } from "./run.js";
@@ -20,6 +21,8 @@ class StageView {
     this.whys = reasonWhys(page);
     this.answer = new StageAnswer(page, this.whys);
     this.maps = new StageMaps(page, this.whys);
+    this.off = new AbortController();
+    frame.stick(this.answer.el, this.off.signal);
     this.legends = [this.answer.reasons, this.maps.reasons];
     const help = h("div", "d2-sr", { hidden: true }, ...Object.values(this.whys));
     host.append(h("div", "d2-body", {}, this.answer.el, this.maps.el), help);
@@ -71,6 +74,7 @@ class StageView {
   }
 
   destroy() {
+    this.off.abort();
     this.maps.destroy();
   }
 }

@@ -1,5 +1,6 @@
 /* The token tab: the life of one position, step by step. */
 import { agesOf, agesWords, layered } from "./ages.js";
+import { candidateNodes } from "./candidates.js";
 import { CellMap } from "./cells.js";
 import { MASKED_NOW, rgb, WRITTEN_NOW } from "./colours.js";
 import { choice, h, iconButton } from "./dom.js";
@@ -8,12 +9,11 @@ import { LineChart } from "./lines.js";
 import { clamp, fixed } from "./numbers.js";
 import { pixel } from "./pixels.js";
 import { reasonOf, REASONS } from "./reasons.js";
-import { writeAt } from "./run.js";
-import { barsCaption, candidateBars, placeOf } from "./sentences.js";
+import { placeOf } from "./sentences.js";
 import { lifeOf, lifeSentence, whyWords } from "./token-life.js";
 import { DRIFTS, hasTruth, logShade } from "./truths.js";
 import { WhatIf } from "./what-if.js";
-import { candidateRows, fill, marker, paper, term } from "./widgets.js";
+import { fill, marker, paper, term } from "./widgets.js";
 
 const LINES = [
   {
@@ -65,7 +65,8 @@ const STRIP_WHY =
   "One cell per step: grey where the cached K and V were reused, else the colour of the reason " +
   "for recomputing. Upright lines: orange where it was written, magenta where it was masked again.";
 const CANDIDATES_WHY =
-  "The model's likeliest tokens in the step that wrote this position, with their probabilities.";
+  "The model's likeliest tokens at this position with their probabilities: in the step on view " +
+  "while it is masked, and in the step that wrote it afterwards.";
 const UNCHOSEN =
   "Click a token or a map to choose a position; until then, this is one of those written.";
 const SIDES = [
@@ -200,7 +201,7 @@ class TokenView {
     this.strip = this.makeStrip();
     this.charts = LINES.map((line) => this.makeChart(line));
     const { token, hint, sentence, ages, strip, legend, page } = this,
-      title = h("h4", "d2-title", {}, "The life of ", token),
+      title = h("h3", "d2-title", {}, "The life of ", token),
       charts = this.charts.map((c) => c.el);
     host.append(
       h(
@@ -239,10 +240,9 @@ class TokenView {
   }
 
   makeCandidates() {
-    this.caption = h("p", "d2-tip-caption");
-    this.top = h("div", "d2-top");
+    this.bars = h("div");
     const head = h("div", "d2-line-head", {}, term(this.page, "candidates", CANDIDATES_WHY));
-    this.candidates = h("section", "d2-line", {}, head, this.caption, this.top);
+    this.candidates = h("section", "d2-line", {}, head, this.bars);
     return this.candidates;
   }
 
@@ -329,14 +329,12 @@ class TokenView {
   }
 
   paintCandidates(run, p, step) {
-    const write = writeAt(run, p, step) || (run.changes[p] || []).find((x) => x.text !== null),
-      key = `${run.key}|${p}|${write?.s}`;
+    const key = `${run.key}|${p}|${step}|${run.records.length}`;
     if (this.candidatesFor === key) return;
     this.candidatesFor = key;
-    const bars = candidateBars(run, write);
-    this.candidates.hidden = !bars.length;
-    this.caption.textContent = write ? `in step ${write.s + 1}: ${barsCaption(run.start)}` : "";
-    this.top.replaceChildren(...candidateRows(bars));
+    const nodes = candidateNodes(run, step, p);
+    this.candidates.hidden = !nodes.length;
+    this.bars.replaceChildren(...nodes);
   }
 
   destroy() {

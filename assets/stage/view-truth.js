@@ -9,7 +9,7 @@ import { clamp, fixed } from "./numbers.js";
 import { OracleStrip } from "./oracle.js";
 import { pixel, table } from "./pixels.js";
 import { hasTruth, logShade, truthReadout, TRUTHS, truthSums } from "./truths.js";
-import { fill, marker, paper, paragraph, term } from "./widgets.js";
+import { caption, fill, marker, paper, paragraph, term } from "./widgets.js";
 
 const NUMBERS = [
   {
@@ -124,13 +124,13 @@ class TruthView {
   }
 
   buildKnown() {
-    this.meaning = h("p", "d2-more");
+    this.meaning = caption();
     this.legend = h("div", "d2-legend");
     this.bar = promptBar();
     this.map = this.makeMap();
     this.oracle = new OracleStrip(this.page);
     this.makeCharts();
-    const title = h("h4", "d2-title", { textContent: "How far the cache is off" });
+    const title = h("h3", "d2-title", { textContent: "How far the cache is off" });
     return h(
       "div",
       "",
@@ -233,7 +233,7 @@ class TruthView {
     for (const { key, text } of NUMBERS) this.values[key].textContent = text(sums);
     this.bar.show(run.P, run.G);
     this.last.textContent = run.expected;
-    this.meaning.textContent = `${kind.why} A cross marks a flip.`;
+    this.meaning.set(`${kind.why} A cross marks a flip.`);
     this.paintMap(run, dark);
     this.paintCharts(run);
   }

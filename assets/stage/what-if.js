@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { branchQuery, editKnobs, editWords, isEdit, refreshOf } from "./edits.js";
 import { chipData } from "./run.js";
 import { placeOf, quoted } from "./sentences.js";
-import { paragraph, pick } from "./widgets.js";
+import { caption, pick } from "./widgets.js";
 
 const KEEP = "keep",
   OTHER = "other",
@@ -107,8 +107,8 @@ class WhatIf {
       "section",
       "d2-whatif",
       { "data-point": POINTS.whatif, "aria-label": "What if" },
-      h("h4", "d2-title", { textContent: "What if …" }),
-      paragraph("d2-more", LEAD),
+      h("h3", "d2-title", { textContent: "What if …" }),
+      caption(LEAD),
       h(
         "div",
         "d2-ifs",

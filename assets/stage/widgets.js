@@ -6,6 +6,35 @@ import { clamp, fixed } from "./numbers.js";
 
 const paragraph = (cls, text) => h("p", cls, {}, ...worded(text));
 
+// The first sentence of a text, and the rest of it.
+function firstSentence(text) {
+  const [, first, rest] = text.match(/^(.*?[.?!])\s+(?=[\p{Lu}\p{N}(])(.*)$/su) ?? [null, text, ""];
+  return [first, rest];
+}
+
+// A caption of one sentence; the others open behind a button, and stay open when the text changes.
+function caption(text = "", props = {}) {
+  const first = h("span"),
+    rest = h("span", "", { hidden: true }),
+    button = h("button", "d2-rest", { type: "button" }),
+    el = h("p", "d2-more d2-caption", props, first, " ", rest, " ", button);
+  const open = (wanted) => {
+    rest.hidden = !wanted;
+    button.textContent = wanted ? "less" : "more";
+    button.setAttribute("aria-expanded", String(wanted));
+  };
+  el.set = (now) => {
+    if (el.text === now) return;
+    el.text = now;
+    [first, rest].forEach((part, i) => part.replaceChildren(...worded(firstSentence(now)[i])));
+    button.hidden = !firstSentence(now)[1];
+  };
+  button.addEventListener("click", () => open(rest.hidden));
+  open(false);
+  el.set(text);
+  return el;
+}
+
 function svg(tag, props, ...kids) {
   const el = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [k, v] of Object.entries(props || {})) el.setAttribute(k, v);
@@ -93,4 +122,17 @@ function setText(el, text) {
 
 const paper = (dark) => PAPER[dark ? "dark" : "light"];
 
-export { paragraph, svg, term, marker, fill, pick, candidateRows, asker, setText, paper };
+export {
+  paragraph,
+  firstSentence,
+  caption,
+  svg,
+  term,
+  marker,
+  fill,
+  pick,
+  candidateRows,
+  asker,
+  setText,
+  paper,
+};

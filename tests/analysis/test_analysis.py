@@ -14,6 +14,8 @@ import d2cache
 from analysis import bench, figures, metrics, probes, study
 from analysis.page.events import (
     LARGEST_MAP,
+    LEAST_SHARE,
+    MOST_GUESSES,
     LiveEvents,
     ending,
     map_payload,
@@ -32,14 +34,14 @@ def model():
 
 
 def run_both_ways(model, ids, policy, decoder="confidence", **settings):
-    """The events of a run while it is made, and its trace."""
+    """The events of a run while it is made, and its trace, which keeps no guesses."""
     recorder, events, out = Recorder(), None, []
     for step in d2cache.generate(model, ids, policy, decoder, **settings):
         recorder.add(step)
         if events is None:
             events = LiveEvents("key", step)
             out.append(events.start())
-        out += events.step(step)
+        out += [event for event in events.step(step) if event["k"] != "guesses"]
     trace = recorder.trace()
     return [*out, events.end(*ending(trace))], trace
 
@@ -279,6 +281,23 @@ def test_what_is_true_follows_its_step_and_gives_the_values_back(small):
     assert np.allclose(back[code > 0], np.minimum(kl[code > 0], 16), rtol=0.06)
     live = LiveEvents("key", next(d2cache.generate(small, [1, 2], gen_length=4)))
     assert live.truth(one) == events[at]
+
+
+def test_what_stays_masked_comes_with_its_likeliest_tokens(small):
+    steps = list(d2cache.generate(small, random_prompt(9), "none", gen_length=80))
+    live = LiveEvents("key", steps[0])
+    step = steps[4]
+    told = next(e for e in live.step(step) if e["k"] == "guesses")
+    masked = (step.tokens[0] == small.config.mask_id).nonzero()[:, 0].tolist()
+    surest = sorted(masked, key=lambda at: -float(step.confidence[0, at]))[:MOST_GUESSES]
+    assert len(masked) > MOST_GUESSES  # the rest is left out
+    assert [at for at, _ in told["g"]] == sorted(surest)
+    target = step.rows.target[0].tolist()
+    for at, top in told["g"]:
+        shares = step.likeliest[1][0, target.index(at)]
+        assert [share for _, share in top] == pytest.approx(
+            [float(x) for x in shares if x > LEAST_SHARE], rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("policy", ["d2", "dllm"])  # one with rollout, one by layer

@@ -1,10 +1,11 @@
 """For everybody: what axe-core finds, the keyboard alone, small screens, and nothing that jumps."""
 
+import itertools
 import json
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from test_page import ask, state
+from test_page import QUESTION, ask, state
 from test_tabs import STORY, ended, frames, show
 
 from analysis.page.query import Asked, Lane
@@ -26,12 +27,13 @@ def seen(chrome, address, request):
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.set_default_timeout(120_000)
-    asked = Asked(STORY, LANES, gen_length=24, truth=True)
+    asked = Asked(QUESTION, LANES, gen_length=32, truth=True, full=True)
     page.goto(f"{address}/?{asked.query()}")
     page.wait_for_function("globalThis.D2Stage?.stage")
     ended(page, 2)
-    page.evaluate("D2Stage.stage.setLane(1); D2Stage.stage.goto(9)")
-    page.wait_for_function("D2Stage.stage.state().step === 9")
+    # the last step but one: answers with end tokens, some of which differ
+    page.evaluate("D2Stage.stage.setLane(1); D2Stage.stage.goto(30)")
+    page.wait_for_function("D2Stage.stage.state().step === 30")
     yield page
     context.close()
     assert not problems, problems
@@ -66,6 +68,8 @@ def faults(page, where: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize("tab", TABS)
 def test_a_tab_is_for_everybody(seen, tab):
     filled(seen, tab)
+    if tab == "Stage":
+        assert seen.locator(".d2-panel-stage .d2-eos").count() > 2
     width = seen.viewport_size["width"]
     assert seen.evaluate("document.documentElement.scrollWidth") <= width
     panel = seen.locator(f".d2-panel-{tab.lower()}").bounding_box()
@@ -109,6 +113,44 @@ def test_axe_finds_no_serious_fault_in_what_opens(seen):
     seen.locator(".d2-lessons-row").first.wait_for(state="visible")
     assert not (found := faults(seen, "#stage")), json.dumps(found, indent=1)
     seen.keyboard.press("Escape")
+
+
+HEADINGS = """() => [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')]
+  .filter(el => el.checkVisibility()).map(el => Number(el.tagName[1]))"""
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_headings_go_down_one_level_at_a_time(seen, tab):
+    filled(seen, tab)
+    levels = seen.evaluate(HEADINGS)
+    assert levels[0] == 1 and set(levels) >= {1, 2}
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), levels
+
+
+def test_the_stage_is_one_tab_away_and_its_arrows_work_from_run(chrome, address):
+    with open_tab(chrome, address) as page:
+        page.evaluate("D2Stage.stage.goto(5)")
+        page.wait_for_function("D2Stage.stage.state().step === 5")
+        page.keyboard.press("Tab")
+        assert "Skip to the stage" in focused(page)
+        page.keyboard.press("Enter")
+        assert "d2-stage" in focused(page)
+        page.locator("#run").focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("D2Stage.stage.state().step === 6")
+        page.locator("#prompt textarea").focus()  # whose own the arrows are
+        page.keyboard.press("ArrowRight")
+        frames(page)
+        assert state(page)["step"] == 6
+
+
+def test_without_scripts_there_are_words_and_a_picture(chrome, address):
+    context = chrome.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(address)
+    assert "needs JavaScript" in page.inner_text("body")
+    assert page.locator("main img").bounding_box()["height"] > 100
+    context.close()
 
 
 def focused(page) -> str:

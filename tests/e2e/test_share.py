@@ -29,6 +29,8 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     lanes = export.lanes([stored.load("none-word"), stored.load("d2-word")])
     (folder / "lanes.html").write_text(export.page(lanes, "Two <lanes>"), encoding="utf-8")
+    view = {"at": 4, "tab": "cache", "see": 1, "clock": "flops", "pos": 60}
+    (folder / "view.html").write_text(export.page(lanes, "A view", view), encoding="utf-8")
     (folder / "all.html").write_text(export.bundled_page(), encoding="utf-8")
     return folder
 
@@ -67,6 +69,14 @@ def test_a_page_from_the_disk_plays_with_all_its_lanes(from_disk):
     from_disk.wait_for_function("D2Stage.stage.state().step === 1")
     assert from_disk.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert "Run for a live one" not in from_disk.locator("main").inner_text()
+
+
+@pytest.mark.parametrize("from_disk", [("view", 1200, "light")], indirect=True)
+def test_a_page_from_the_disk_opens_where_its_reader_was(from_disk):
+    from_disk.wait_for_function("D2Stage.stage.state().step === 4")
+    now = state(from_disk)
+    kept = {name: now[name] for name in ("tab", "lane", "clock", "selected")}
+    assert kept == {"tab": "cache", "lane": 1, "clock": "flops", "selected": 60}
 
 
 @pytest.mark.parametrize("from_disk", [("all", 1200, "dark")], indirect=True)

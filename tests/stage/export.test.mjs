@@ -240,3 +240,28 @@ test("a file of lessons gives each query its lanes, on a board of their own", as
     ],
   );
 });
+
+test("a page that is kept opens where its reader is; what follows the run has no step", () => {
+  const at = { live: false, step: 4, tab: "cache", lane: 1, clock: "ms", selected: 0 };
+  assert.deepEqual(plain(pure.viewToKeep(at)), {
+    tab: "cache",
+    clock: "ms",
+    at: 4,
+    see: 1,
+    pos: 0,
+  });
+  assert.deepEqual(plain(pure.viewToKeep({ ...at, live: true, lane: 0, selected: null })), {
+    tab: "cache",
+    clock: "ms",
+  });
+});
+
+test("of a frame in a page, what is out of sight above and below, and how far the clock moves", () => {
+  const info = { scrollTop: 500, offsetTop: 60, clientHeight: 700 };
+  assert.deepEqual(plain(pure.outOfSight(info, 2000)), { above: 440, below: 860 });
+  assert.deepEqual(plain(pure.outOfSight({ ...info, scrollTop: 0 }, 300)), { above: 0, below: 0 });
+  const place = { top: 200, height: 50, end: 900 };
+  assert.equal(pure.shiftOf(place, 100, 0), 0, "in sight where it is");
+  assert.equal(pure.shiftOf(place, 440, 10), 250);
+  assert.equal(pure.shiftOf(place, 5000, 0), 650, "it stays in its parent");
+});

@@ -257,7 +257,7 @@ test("readout and tooltip: positions count from 1 like steps; reused, or why not
   assert.match(pure.readout(pure.tooltipData(m, 3, 0)), /^answer position 2: end - /);
   const d = pure.tooltipData(m, 3, 0);
   assert.deepEqual([d.place, d.pos, d.answer, d.eos], ["answer position 2", 3, 1, true]);
-  assert.deepEqual(plain(d.bars.map((b) => b.text)), ["end", " b"]);
+  assert.deepEqual(plain(pure.candidatesOf(m, 0, 3).bars.map((b) => b.text)), ["end", " b"]);
 });
 
 test("the bars are the likeliest tokens; a written one that is none of them comes last, without a share", () => {
@@ -276,20 +276,48 @@ test("the bars are the likeliest tokens; a written one that is none of them come
       [4, " y", 0.01, []],
     ]),
   );
-  const bars = (p) => plain(pure.tooltipData(m, p, 0).bars);
+  const bars = (p) => plain(pure.candidatesOf(m, 0, p).bars);
   assert.equal(bars(2).length, 6);
   assert.deepEqual(bars(2).at(-1), { text: " z", share: null });
   assert.deepEqual(bars(2)[4], { text: " e↵", share: 0.05 });
   assert.equal(bars(3).length, 5);
   assert.ok(bars(3).every((b) => b.share !== null));
   assert.deepEqual([bars(4), bars(5), bars(0)], [[], [], []]);
-  const caption = (decoder) => pure.barsCaption(start("a", { knobs: { decoder } }));
-  assert.equal(caption({ temperature: 0, top_p: 1 }), "the model's likeliest tokens");
+  const caption = (decoder) =>
+    pure.candidatesCaption(start("a", { knobs: { decoder } }), { step: 0, later: false });
+  assert.equal(caption({ temperature: 0, top_p: 1 }), "in step 1: the model's likeliest tokens");
   for (const knobs of [
     { temperature: 0.5, top_p: 1 },
     { temperature: 0, top_p: 0.9 },
   ])
-    assert.equal(caption(knobs), "the model's likeliest tokens before temperature and top p");
+    assert.match(caption(knobs), /the model's likeliest tokens before temperature and top p$/);
+});
+
+test("a masked position has the candidates of its step, else of the step that will write it", () => {
+  const guess = { k: "guesses", run: "a", s: 0, g: [[2, [[" now", 0.5]]]] };
+  const events = [start(), record(0, FULL, []), guess, record(1, FULL, [])];
+  const m = played(
+    ...events,
+    record(2, FULL, [
+      [2, " z", 0.9, [[" z", 0.9]]],
+      [3, " y", 0.8, [[" y", 0.8]]],
+    ]),
+  );
+  const found = (s, p) => plain(pure.candidatesOf(m, s, p));
+  assert.deepEqual(found(0, 2), { bars: [{ text: " now", share: 0.5 }], step: 0, later: false });
+  assert.deepEqual(found(1, 2), { bars: [{ text: " z", share: 0.9 }], step: 2, later: true });
+  assert.deepEqual(found(2, 2), { bars: [{ text: " z", share: 0.9 }], step: 2, later: false });
+  assert.equal(pure.guessWords(m, 0, 3), "likeliest when written in step 3 ' y' 0.80");
+  assert.equal(pure.guessWords(m, 0, 2), "likeliest ' now' 0.50");
+  assert.equal(pure.guessWords(m, 2, 2), "", "it is written");
+  assert.equal(found(0, 4).bars.length, 0);
+  const twice = played(
+    start(),
+    record(0, FULL, [[2, " old", 0.9, [[" old", 0.9]]]]),
+    record(1, FULL, [], { m: [2] }),
+    record(2, FULL, [[2, " new", 0.9, [[" new", 0.9]]]]),
+  );
+  assert.equal(pure.candidatesOf(twice, 1, 2).step, 2, "masked again: the write to come");
 });
 
 test("the sentence says in the order it happens what it cost, what was written, where, how surely", () => {
@@ -387,7 +415,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
     none = density(knobs({ sigma: 0 }, {}, { sigma: 7.5 }));
   assert.match(
     own,
-    /\(Gaussian, σ = 4 positions; nothing lies beyond the right edge.*\)\. The decoder multiplies confidence by it to rank its guesses, which favours places next to known text\.$/,
+    /\. A Gaussian, σ = 4 positions; nothing lies beyond the right edge.*\. The decoder multiplies confidence by it to rank its guesses, which favours places next to known text\.$/,
   );
   assert.match(
     none,
@@ -404,7 +432,7 @@ test("captions are true of the run on view: its sigmas, and what the decoder mak
   );
   assert.match(
     density(knobs({ sigma: 10 }, {}, { decoder: "adaptive" })),
-    /\(Gaussian, σ follows the spread of the latest writes, from 10 positions at first;/,
+    /A Gaussian, σ follows the spread of the latest writes, from 10 positions at first;/,
   );
   assert.match(
     density(knobs({ sigma: 0 }, { as_shipped: true }, { policy: "d2" })),
@@ -462,22 +490,15 @@ test("what confidence is, where it is no probability", () => {
 
 test("words are those of the policy and decoder that run; a name from a file may be anything", () => {
   const label = (key, more) => pure.reasonsOf(start("a", more)).find((r) => r.key === key).label;
-  const chosen = ["d2", "dkv", "dllm", "elastic", "none"].map((policy) =>
-    label("chosen", { policy }),
+  const runs = ["d2", "dkv", "dllm", "elastic", "none", "prefix", "sparse"].flatMap((policy) =>
+    ["wino", "confidence"].map((decoder) => ({ policy, decoder })),
   );
-  assert.deepEqual(chosen, [
-    "chosen mask",
-    "still masked",
-    "values moved",
-    "attention drifted",
-    "chosen by the policy",
-  ]);
-  assert.equal(label("window", { policy: "elastic" }), "leftmost masks");
-  assert.equal(label("written", { policy: "d2", decoder: "wino" }), "changed in the previous step");
-  assert.equal(
-    label("written", { policy: "d2", decoder: "confidence" }),
-    "written in the previous step",
-  );
+  for (const { key, label: name } of pure.REASONS)
+    for (const run of runs) assert.equal(label(key, run), name, "one name for each colour");
+  const why = (key, more) => pure.reasonsOf(start("a", more)).find((r) => r.key === key).why;
+  assert.match(why("chosen", { policy: "dkv" }), /at every step/);
+  assert.match(why("window", { policy: "elastic" }), /furthest left/);
+  assert.match(why("written", { decoder: "wino" }), /or masked again/);
   const plainOnes = plain(pure.reasonsOf({}));
   for (const name of ["constructor", "__proto__", "toString", "<b>", ""]) {
     const s = start("a", { policy: name, decoder: name, block_length: G });
@@ -518,11 +539,11 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
   );
   assert.equal(
     pure.explainWhy(m.records[1], m),
-    "Recomputed in at least one layer: 1 × written in the previous step, 4 × attention drifted, 1 × leftmost masks. The other layers reused what is cached.",
+    "Recomputed in at least one layer: 1 × written in the previous step, 4 × chosen by the policy, 1 × window. The other layers reused what is cached.",
   );
   assert.equal(
     pure.explainWhy(m.records[2], m),
-    "Recomputed: 1 × written in the previous step, 1 × leftmost masks. The other 4 reused their cached keys and values (K,V).",
+    "Recomputed: 1 × written in the previous step, 1 × window. The other 4 reused their cached keys and values (K,V).",
   );
   assert.match(
     pure.explain(m.records[3], m),
@@ -539,7 +560,7 @@ test("where layers differ: the mean over the layers, the reasons of any layer, w
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 0, 1)),
-    /recomputed in 2 of 4 layers \(attention drifted\)$/,
+    /recomputed in 2 of 4 layers \(chosen by the policy\)$/,
   );
   assert.match(
     pure.readout(pure.tooltipData(m, 3, 1)),
@@ -572,7 +593,7 @@ test("values that are made anew to see which moved are not said to be reused; ev
   );
   assert.equal(
     pure.explainWhy(dllm.records[0], dllm),
-    "Recomputed: 1 × values moved. The other 5 reused their cached layer outputs.",
+    "Recomputed: 1 × chosen by the policy. The other 5 reused their cached layer outputs.",
   );
   assert.match(
     pure.captions.cache(dllm.start),
@@ -637,7 +658,7 @@ test("a token masked again is masked from that step on, marked in it, and can be
   );
   assert.doesNotMatch(pure.explain(m.records[3], m), /again/);
   const d = pure.tooltipData(m, 3, 2);
-  assert.deepEqual([d.masked, d.again, d.was, d.write, d.bars.length], [true, 1, " cat", null, 0]);
+  assert.deepEqual([d.masked, d.again, d.was, d.write], [true, 1, " cat", null]);
   assert.match(pure.readout(d), /^answer position 2: masked - /);
   assert.deepEqual([pure.tooltipData(m, 3, 3).again, pure.tooltipData(m, 3, 3).was], [null, null]);
   assert.equal(pure.tooltipData(m, 5, 3).again, null); // never written

@@ -1,5 +1,6 @@
 """The views: what they work out, against what a trace says, and what they say in a browser."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -162,6 +163,26 @@ def test_the_attention_map_is_fetched_when_the_step_rests(stage_of, board):
     said = page.locator(".d2-panel-attention .d2-said-cell")
     expect(said).to_contain_text("query prompt position 1")
     expect(said).to_contain_text("key prompt position 1")
+
+
+def overlap(a: list[float], b: list[float]) -> bool:
+    """Whether two boxes (left, top, right, bottom) have more in common than an edge."""
+    return all(a[i] < b[i + 2] - 3 and b[i] < a[i + 2] - 3 for i in (0, 1))
+
+
+def test_a_tokens_links_are_drawn_over_the_text(stage_of, board):
+    page = stage_of(board[1], "attention")
+    text = page.locator(".d2-linked")
+    expect(text.locator(".d2-chip")).to_have_count(board[0].runs[0].trace.why.shape[1])
+    expect(page.locator(".d2-labels-rows span").first).to_have_text("Q")
+    text.locator(".d2-chip").nth(12).click()
+    expect(page.locator(".d2-link")).to_have_count(8)
+    expect(page.locator(".d2-links-box [aria-live]")).to_contain_text("reads most from")
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.d2-labels span')].map(e => e.getBoundingClientRect())"
+        ".map(b => [b.left, b.top, b.right, b.bottom])"
+    )
+    assert not [1 for a, b in itertools.pairwise(boxes) if overlap(a, b)]
 
 
 def test_truth_adds_up_what_the_probe_saw(stage_of, board):

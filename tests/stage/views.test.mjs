@@ -399,6 +399,29 @@ test("a prompt token that was changed by hand is told as it stands at that step"
   assert.match(pure.attentionWords(run, got(2), 0, 1), /key prompt position 2 \(' \?'\)/);
 });
 
+// ---- the links of a token
+
+test("the strongest links of a token are the largest cells of its row, as parts of the largest", () => {
+  const run = played([start(), record(0, FULL)]),
+    bytes = new Uint8Array(T * T),
+    codes = [0, 255, 128, 64, 0, 32]; // of the row of position 3, roots of the shares
+  bytes.set(codes, 2 * T);
+  const got = { at: 0, n: T, edges: [0, 1, 2, 3, 4, 5, 6], bytes, largest: 0.5 },
+    links = pure.strongestLinks(got, 2);
+  assert.deepEqual(
+    links.map((x) => x.p),
+    [1, 2, 3, 5],
+  );
+  assert.deepEqual([links[0].share, links[0].weight], [1, 0.5]);
+  assert.ok(Math.abs(links[1].share - (128 / 255) ** 2) < 1e-9);
+  assert.equal(pure.strongestLinks(got, 2, 2).length, 2);
+  assert.deepEqual(pure.strongestLinks(got, 0), []);
+  assert.match(
+    pure.linkWords(run, got, 2, links),
+    /^Answer position 1 reads most from ':' \(prompt position 2\): 0\.500; the mask at answer/,
+  );
+});
+
 // ---- a map that arrives summed
 
 test("where every pair of positions draws alike, a summed map is of one shade", () => {
@@ -456,4 +479,26 @@ test("four panels side by side stand two by two on a phone and do not overlap", 
         [0, 1].some((d) => a[d][1] <= b[d][0] || b[d][1] <= a[d][0]),
         `${a} and ${b}`,
       );
+});
+
+test("a caption begins with its first sentence; figures in it do not end it", () => {
+  const split = pure.firstSentence;
+  assert.deepEqual(plain(split("Grey: reused. A colour says why.")), [
+    "Grey: reused.",
+    "A colour says why.",
+  ]);
+  assert.deepEqual(plain(split("At 0.5 of it (1. of 3) all ends.")), [
+    "At 0.5 of it (1. of 3) all ends.",
+    "",
+  ]);
+  assert.deepEqual(plain(split("")), ["", ""]);
+});
+
+test("cells that share a pixel keep the one that is marked; one without data gives way", () => {
+  const [ground, mark, none] = [0xfff4f1ee, 0xff739e00, 0],
+    row = [ground, mark, ground, ground, none, ground, none];
+  const pool = (kx) => [...pure.pooled(Uint32Array.from(row), 7, 1, kx, 1, [0xee, 0xf1, 0xf4])];
+  assert.deepEqual(pool(2), [mark, ground, ground, none]);
+  assert.deepEqual(pool(1), row);
+  assert.deepEqual([...pure.pooled(Uint32Array.of(ground, mark), 1, 2, 1, 2, [0, 0, 0])].length, 1);
 });

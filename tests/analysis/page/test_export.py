@@ -365,3 +365,15 @@ def test_stored_runs_by_name():
     for wrong in ("d2", "../tiny/frequency"):
         with pytest.raises(ValueError, match=r"choose of d2-word, none-word"):
             stored.load(wrong)
+
+
+@pytest.mark.parametrize(
+    "text, title",
+    [
+        ("one  two\nthree", "one two three"),
+        ("word " * 40, "word " * 3 + "word…"),
+        ("unbroken" * 9, "unbrokenunbrokenunb…"),
+    ],
+)
+def test_a_title_is_cut_between_two_words(text, title):
+    assert export.shortened(text, 20) == title and len(title) <= 20

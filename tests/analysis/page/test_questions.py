@@ -80,6 +80,9 @@ def test_decode_orders_under_several_priors(asks, run):
 def test_what_is_exported(asks, run, tmp_path):
     page = ask(asks, "export", run=run.key, what="html")
     assert page["name"].endswith(".html") and "Sort 5 2 9 1." in page["text"]
+    view = {"at": 3, "tab": "cache", "see": 1, "clock": "ms", "pos": 9}
+    kept = ask(asks, "export", run=run.key, what="html", view=view)
+    assert f'"view": {json.dumps(view)}' in kept["text"] and '"view": {}' in page["text"]
     trace = ask(asks, "export", run=run.key, what="trace")
     (tmp_path / "t").write_bytes(base64.b64decode(trace["b64"]))
     np.testing.assert_array_equal(Trace.load(tmp_path / "t").tokens, run.trace.tokens)
@@ -115,6 +118,10 @@ def test_a_text_is_one_token_or_is_refused_with_its_parts(asks, run):
         '["life", {"run": RUN, "position": -1}]',
         '["life", {"run": RUN, "position": 1e9}]',
         '["export", {"run": RUN, "what": "../x"}]',
+        '["export", {"run": RUN, "what": "html", "view": {"tab": "<b>"}}]',
+        '["export", {"run": RUN, "what": "html", "view": {"at": -1}}]',
+        '["export", {"run": RUN, "what": "html", "view": {"more": 1}}]',
+        '["export", {"run": RUN, "what": "html", "view": [1]}]',
         '["figures", {"run": RUN, "more": 1}]',
         "[" * 1900,
         '["token", {"run": RUN, "text": ""}]',

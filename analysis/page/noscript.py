@@ -1,0 +1,67 @@
+"""What a browser without JavaScript shows: a sentence and a picture.
+
+Gradio puts its `head` into the page with a script, so a <noscript> there is never read; this adds
+one to the HTML as it is sent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.responses import FileResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+WORDS = ASSETS / "page" / "noscript.html"
+PICTURE = ASSETS / "pictures" / "light.png"
+PICTURE_PATH = "/without-scripts.png"  # as in WORDS
+
+
+class WithoutScripts:
+    """ASGI middleware: the page at / begins with WORDS, and their picture is served beside it."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        self.words = WORDS.read_bytes()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path") if scope.get("method") == "GET" else None
+        if path == PICTURE_PATH and PICTURE.exists():
+            await FileResponse(PICTURE)(scope, receive, send)
+        elif path == "/":
+            await self.app(scope, receive, _Page(self.words, send))
+        else:
+            await self.app(scope, receive, send)
+
+
+class _Page:
+    """Sends an answer on, with words after the <body> tag if it is HTML."""
+
+    def __init__(self, words: bytes, send: Send):
+        self.words, self.send = words, send
+        self.start: Message | None = None
+        self.body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_html(message):
+            self.start = message  # its length is not known yet
+        elif self.start is None:
+            await self.send(message)
+        else:
+            self.body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._finish(self.start)
+
+    async def _finish(self, start: Message) -> None:
+        open_tag = self.body.find(b"<body")
+        at = self.body.find(b">", open_tag) + 1 if open_tag >= 0 else 0
+        body = self.body[:at] + self.words + self.body[at:] if at else self.body
+        headers = [(k, v) for k, v in start["headers"] if k != b"content-length"]
+        length = (b"content-length", str(len(body)).encode())
+        await self.send({**start, "headers": [*headers, length]})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _is_html(start: Message) -> bool:
+    headers = dict(start["headers"])
+    return b"text/html" in headers.get(b"content-type", b"") and b"content-encoding" not in headers
