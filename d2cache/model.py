@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2cache.families import FAMILIES
-from d2cache.ops import rows_at
+from d2cache.ops import attention, rows_at
 from d2cache.rows import Rows
 
 
@@ -210,9 +210,10 @@ class Block(nn.Module):
         q, k = rotate(qk, rope).split((c.heads, c.kv_heads), dim=1)
         return q, k, v
 
-    def query(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """(B,R,d) -> q (B,H,R,D) alone, rotated."""
-        return rotate(self._heads(x, 0, self.config.heads), rope)
+    def query(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B,R,d) -> q (B,H,R,D) alone; rotated, unless rope is None."""
+        q = self._heads(x, 0, self.config.heads)
+        return q if rope is None else rotate(q, rope)
 
     def key_value(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(B,R,d) -> k (rotated), v (B,Hkv,R,D) alone."""
@@ -236,10 +237,7 @@ class Block(nn.Module):
 
         keys bool: which keys count, (B,T) for all queries or (B,R,T) for each.
         """
-        mask = None if keys is None else keys[:, None] if keys.dim() == 3 else keys[:, None, None]
-        grouped = self.config.heads != self.config.kv_heads
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return self.project_out(y)
+        return self.project_out(attention(q, k, v, keys))
 
     def project_out(self, y: Tensor) -> Tensor:
         """Heads (B,H,R,D) -> (B,R,d): concatenated and sent through the output projection."""
