@@ -93,8 +93,12 @@ class ModelConfig:
         """Floating-point operations of a step (2 per multiply-add), matrix products only.
 
         Counts of rows x layers whose K, V, attention output and MLP output were computed, of
-        query-key pairs that met, and of rows through the LM head; numbers or arrays. Norms,
-        rotations and the choice of tokens are not counted.
+        query-key pairs that met, and of rows through the LM head; numbers or arrays. The total is
+        what `torch.utils.flop_counter` finds for one row, but for two things beside the layers:
+        certainty density, a convolution, and d2's rollout, two operations per weight of its maps;
+        and in 16 bits, the scores of attention maps are made twice, in float32 for the map.
+        Not counted either: what fills up shorter rows of a batch to the longest, keys in a short
+        last block, and layers that a GPU runs twice (see `CachePolicy.restarts`).
         """
         d, kv = self.width, self.kv_heads * self.head_width
         projections = (keys + values) * d * kv + 2 * attention * d * d

@@ -202,13 +202,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
 def attention_map(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
     """`attention` that keeps its map: -> outputs (B,H,R,D), head-averaged weights (B,R,T).
 
-    Scores, weights and sums are in at least float32, as within `attention`: float16 cannot hold
-    the scores of large keys, and scores rounded to bfloat16 change the outputs.
+    Scores and weights are in at least float32, as they are within `attention`: float16 cannot hold
+    the scores of large keys. In 16 bits the outputs are those of `attention`, to the last bit.
     """
     weight = _weights(q, k, keys)
+    if weight.dtype != v.dtype:
+        return attention(q, k, v, keys), weight.mean(1)
     shared = weight.unflatten(1, (v.shape[1], -1)).flatten(2, 3)  # rows of heads that share values
-    out = (shared @ v.to(weight.dtype)).to(v.dtype)
-    return out.unflatten(2, (-1, q.shape[2])).flatten(1, 2), weight.mean(1)
+    return (shared @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2), weight.mean(1)
 
 
 def attention_weights(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:

@@ -62,7 +62,7 @@ class CachePolicy(Registered):
     # GPU runs all layers by the base's `block` first, then asks once where to start again, see
     # `ElasticCache` for the methods that this takes.
     restarts: ClassVar[bool] = False
-    extra: Tensor | None = None  # (B,5) int64: counts of work beside those of `parts`, if any
+    extra: Tensor | None = None  # (B,5) int64: work beside that of `parts`, see `Step`
     whole: bool = False  # set while `plan` is called for a step that must recompute every row
 
     def begin(self, model: Model, canvas: Canvas) -> None:
