@@ -199,8 +199,9 @@ class Step:
     before, after: the canvases, the latter with the edits made after this step; logits (B,Q,V) of
     `rows.target`. accepted (B,T) bool: written by the decoder. rollout (B,T) or None. parts (B,L,T)
     uint8 of `Part` where the policy decides layer by layer, else None. shadow: extra rows that the
-    decoder sent through the layers, per row of the batch. seconds: host time from the start of the
-    step to its yield.
+    decoder sent through the layers, per row of the batch. extra (B,5) int64: work beside that of
+    `parts`, in the counts that `ModelConfig.flops` takes, or None. seconds: host time from the
+    start of the step to its yield.
     """
 
     run: Run
@@ -215,6 +216,7 @@ class Step:
     rollout: Tensor | None = None
     parts: Tensor | None = None
     shadow: int = 0
+    extra: Tensor | None = None
     seconds: float = 0.0
 
     def __repr__(self) -> str:
@@ -284,9 +286,10 @@ class Step:
             work = config.work(rows, length, self.rows.new.sum(1))
         else:
             work = self._work_of_parts(self.parts, length)
-        extra = self.shadow * (rows > 0)
-        shadow = config.work(extra, length + self.shadow, extra)
-        return torch.stack([a + b for a, b in zip(work, shadow, strict=True)], dim=1)
+        unseen = self.shadow * (rows > 0)
+        shadow = config.work(unseen, length + self.shadow, unseen)
+        total = torch.stack([a + b for a, b in zip(work, shadow, strict=True)], dim=1)
+        return total if self.extra is None else total + self.extra * self.before.live[:, None]
 
     def _work_of_parts(self, parts: Tensor, length: Tensor) -> tuple[Tensor, ...]:
         parts = parts * self.before.live[:, None, None]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from d2cache import plain, prompts
 from d2cache.families import FAMILIES
-from d2cache.ops import rows_at
+from d2cache.ops import attention, rows_at
 from d2cache.rows import Rows
 
 
@@ -113,8 +113,12 @@ class ModelConfig:
         """Floating-point operations of a step (2 per multiply-add), matrix products only.
 
         Counts of rows x layers whose K, V, attention output and MLP output were computed, of
-        query-key pairs that met, and of rows through the LM head; numbers or arrays. Norms,
-        rotations and the choice of tokens are not counted.
+        query-key pairs that met, and of rows through the LM head; numbers or arrays. The total is
+        what `torch.utils.flop_counter` finds for one row, but for two things beside the layers:
+        certainty density, a convolution, and d2's rollout, two operations per weight of its maps;
+        and in 16 bits, the scores of attention maps are made twice, in float32 for the map.
+        Not counted either: what fills up shorter rows of a batch to the longest, keys in a short
+        last block, and layers that a GPU runs twice (see `CachePolicy.restarts`).
         """
         d, kv = self.width, self.kv_heads * self.head_width
         projections = (keys + values) * d * kv + 2 * attention * d * d
@@ -230,9 +234,10 @@ class Block(nn.Module):
         q, k = rotate(qk, rope).split((c.heads, c.kv_heads), dim=1)
         return q, k, v
 
-    def query(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """(B,R,d) -> q (B,H,R,D) alone, rotated."""
-        return rotate(self._heads(x, 0, self.config.heads), rope)
+    def query(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B,R,d) -> q (B,H,R,D) alone; rotated, unless rope is None."""
+        q = self._heads(x, 0, self.config.heads)
+        return q if rope is None else rotate(q, rope)
 
     def key_value(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(B,R,d) -> k (rotated), v (B,Hkv,R,D) alone."""
@@ -256,10 +261,7 @@ class Block(nn.Module):
 
         keys bool: which keys count, (B,T) for all queries or (B,R,T) for each.
         """
-        mask = None if keys is None else keys[:, None] if keys.dim() == 3 else keys[:, None, None]
-        grouped = self.config.heads != self.config.kv_heads
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return self.project_out(y)
+        return self.project_out(attention(q, k, v, keys))
 
     def project_out(self, y: Tensor) -> Tensor:
         """Heads (B,H,R,D) -> (B,R,d): concatenated and sent through the output projection."""

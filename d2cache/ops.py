@@ -189,21 +189,70 @@ def fill_gaps(selected: Tensor, width: int) -> Tensor:
     return selected | (right - left <= width)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+    """q (B,H,R,D) over k, v (B,Hkv,T,D) -> (B,H,R,D).
+
+    keys bool: which keys count, (B,T) for all queries or (B,R,T) for each; None for all.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_per_head(keys), enable_gqa=grouped)
+
+
 @replaceable
 def attention_map(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention that keeps its map: -> outputs (B,H,R,D), head-averaged weights (B,R,T).
+    """`attention` that keeps its map: -> outputs (B,H,R,D), head-averaged weights (B,R,T).
 
-    q (B,H,R,D), k and v (B,Hkv,T,D), keys (B,T) or (B,R,T) bool or None. Softmax in at least
-    float32.
+    Scores and weights are in at least float32, as they are within `attention`: float16 cannot hold
+    the scores of large keys. In 16 bits the outputs are those of `attention`, to the last bit.
     """
-    if k.shape[1] != q.shape[1]:
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    weight = _weights(q, k, keys)
+    if weight.dtype != v.dtype:
+        return attention(q, k, v, keys), weight.mean(1)
+    shared = weight.unflatten(1, (v.shape[1], -1)).flatten(2, 3)  # rows of heads that share values
+    return (shared @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2), weight.mean(1)
+
+
+def attention_weights(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
+    """The weights of `attention_map` (B,R,T) alone."""
+    return _weights(q, k, keys).mean(1)
+
+
+@replaceable
+def attention_and_mass(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, at: Tensor, counted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention of all positions, q (B,H,T,D): -> outputs (B,H,T,D), and the sum (B,T) of the
+    head-averaged weights of the positions `at` (B,R) that count, `counted` (B,R) bool."""
+    out, weights = attention_map(q, k, v, keys)
+    return out, column_mass([rows_at(weights, at)], counted)[0]
+
+
+@replaceable
+def column_mass(maps: list[Tensor], counted: Tensor) -> Tensor:
+    """Maps (B,R,T) of N layers, as `attention_map` returns them -> (N,B,T): their sums over the
+    rows that count, (B,R) bool."""
+    return torch.stack([(weights * counted[..., None]).sum(1) for weights in maps])
+
+
+def _weights(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
+    """Softmax (B,H,R,T) of the scaled scores of q (B,H,R,D) and k (B,Hkv,T,D)."""
+    shared = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # rows of heads that share keys
+    score = scaled_scores(shared, k).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
     if keys is not None:
-        keys = keys[:, None] if keys.dim() == 3 else keys[:, None, None]
-        score = score.masked_fill(~keys, float("-inf"))
-    weight = score.softmax(-1, dtype=torch.promote_types(score.dtype, torch.float32))
-    return weight.to(v.dtype) @ v, weight.mean(1)
+        score = score.masked_fill(~_per_head(keys), float("-inf"))
+    return score.softmax(-1)
+
+
+@replaceable
+def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
+    """q (B,H,R,D) . k (B,H,T,D) / sqrt(D) -> (B,H,R,T), in at least float32."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return (q.to(wide) * q.shape[-1] ** -0.5) @ k.to(wide).mT
+
+
+def _per_head(keys: Tensor | None) -> Tensor | None:
+    """keys (B,T) or (B,R,T), as attention takes them, for scores (B,H,R,T)."""
+    return None if keys is None else keys[:, None] if keys.dim() == 3 else keys[:, None, None]
 
 
 @replaceable

@@ -17,7 +17,9 @@ from d2cache.model import Block, Model, ModelConfig
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A tensor, or each tensor of nested tuples, on a device."""
+    """A tensor, or each tensor of nested tuples, on a device; None stays None."""
+    if value is None:
+        return None
     if isinstance(value, tuple):
         return tuple(_moved(one, device) for one in value)
     return value.to(device)

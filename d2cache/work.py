@@ -102,6 +102,7 @@ class Work:
             accepted,
             parts=self.policy.parts,
             shadow=shadow.rows,
+            extra=self.policy.extra,
         )
         self.policy.observe(after, step)  # 5
         return replace(step, rollout=self.policy.rollout)

@@ -96,7 +96,9 @@ class Arena:
         self.key, self.busy, self.step, self.guards = key, True, 0, []
         self.entries: dict[tuple, list[Entry]] = {}
         on_gpu = canvas.tokens.device.type == "cuda"
-        self.counts = torch.zeros(6, dtype=torch.int64, pin_memory=on_gpu)  # on the host
+        # on the host: of the next plan, and the layer to run again from
+        self.counts = torch.zeros(6, dtype=torch.int64, pin_memory=on_gpu)
+        self.restart = torch.zeros((), dtype=torch.int64, pin_memory=on_gpu)
         self.streams = Streams() if on_gpu else None
         kernels_serve = canvas_rules(model, canvas) and not canvas.stop_at_eos
         kind = KernelCanvas if kernels_serve else Canvas
@@ -165,9 +167,16 @@ class Arena:
         return answer
 
     def read_counts(self) -> list[int]:
+        self.await_read_back()
+        return self.counts.tolist()
+
+    def read_restart(self) -> int:
+        self.await_read_back()
+        return int(self.restart)
+
+    def await_read_back(self) -> None:
         if self.streams:
             self.streams.read_back.synchronize()
-        return self.counts.tolist()
 
     # Three turns: trace, capture, replay.
 
@@ -184,9 +193,14 @@ class Arena:
             if entry.graph is None:
                 self.capture(entry, kind, size, work, owners)
             self.replay(entry, owners)
-        if kind == "plan" and self.streams:
+        if kind in ("plan", "layers") and self.streams:
             self.streams.read_back.record()
         return entry.made
+
+    def run_once(self, work, step: int, owners: tuple):
+        """work() from Python, never captured; it must leave nothing half done where it fails."""
+        self.step = step
+        return self.trace(work, owners).made
 
     def trace_or_restore(self, work, owners: tuple) -> Entry:
         """`trace`, with the state as it was before where that fails."""
@@ -236,7 +250,7 @@ class Arena:
                 gc.enable()
         torch.cuda.current_stream().wait_stream(streams.capture)
         vars(entry).update(vars(new), graph=graph)
-        what = "plan" if kind == "plan" else f"{size[0]} rows, {size[1]} predictions"
+        what = f"{kind}, {size[0]} rows, {size[1]} predictions" if size else kind
         LOG.info("captured a graph (%s) in %.2f s", what, time.perf_counter() - begin)
 
     def replay(self, entry: Entry, owners: tuple) -> None:

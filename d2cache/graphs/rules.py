@@ -16,7 +16,10 @@ from d2cache.model import Model
 from d2cache.policies.base import CachePolicy
 from d2cache.rows import Rows
 
-REPLACED = ("attention_map", "rollout_mass", "choose_tokens", "certainty_density", "temper")
+REPLACED = (
+    *("attention_map", "attention_and_mass", "column_mass", "rollout_mass"),
+    *("choose_tokens", "certainty_density", "temper"),
+)
 PLAIN = SimpleNamespace(**{name: getattr(ops, name).__wrapped__ for name in REPLACED})
 
 
@@ -38,6 +41,22 @@ def canvas_rules(model: Model, canvas: Canvas) -> dict:
 def _certainty_density(known: Tensor, sigma: float | Tensor) -> Tensor:
     rules = PLAIN if isinstance(sigma, Tensor) else kernels
     return rules.certainty_density(known, sigma)
+
+
+def _scaled_scores(q: Tensor, k: Tensor) -> Tensor:
+    made = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT, out_dtype=torch.float32)
+    return (made * q.shape[-1] ** -0.5).unflatten(0, q.shape[:2])
+
+
+def _attention_and_mass(q, k, v, keys, at, counted):
+    some = q.gather(2, at[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+    _, weights = kernels.attention(some, k, v, keys)
+    return ops.attention(q, k, v, keys), kernels.column_mass([weights], counted)[0]
+
+
+def _column_mass(maps, counted):
+    rules = kernels if isinstance(maps[0], kernels.Weights) else PLAIN
+    return rules.column_mass(maps, counted)
 
 
 class SideStream:
@@ -89,9 +108,10 @@ class LayerRules:
         self.kept = model.config.layers if keeps else 1  # a sweep over the layers needs every q
         self.lse = self.make(model.config.heads, rows.index.shape[1], dtype=torch.float32)
         self.table = dict(choose_tokens=self.choose_tokens, temper=self.temper)
-        self.table |= dict(quantize_rows=kernels.quantize_rows)
+        self.table |= dict(quantize_rows=kernels.quantize_rows, scaled_scores=_scaled_scores)
         if few:
             self.table |= dict(attention_map=self.attention_map, rollout_mass=self.rollout_mass)
+            self.table |= dict(attention_and_mass=_attention_and_mass, column_mass=_column_mass)
 
     def make(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
         """(kept,B,*size), a slot for each layer whose values are kept."""
@@ -135,7 +155,8 @@ class LayerRules:
     def can_chain_all(self) -> bool:
         """Whether one kernel may run all layers, their attention included."""
         alone = len(self.rows.index) == 1 and self.rows.keys is None
-        return alone and attend_can_wait(self.policy)
+        enters = type(self.policy).enter is not CachePolicy.enter
+        return alone and attend_can_wait(self.policy) and not enters
 
     def attend_afterwards(self) -> None:
         """Call the policy's `attend` for every layer, after one kernel has run all of them."""
@@ -154,7 +175,8 @@ class LayerRules:
         else:
             out, weights = kernels.attention(q, k, v, keys, lse=self.slot(self.lse))
         self.weights.append(weights)
-        if self.layer == self.model.config.layers - 1 and len(self.weights) == self.kept:
+        last = self.layer == self.model.config.layers - 1 and len(self.weights) == self.kept
+        if last and not self.policy.restarts:
             # most likely a rollout is wanted: it runs while the LM head reads its weights
             made = self.weights, self.rows.index, self.rows.valid, self.length
             self.mass = self.side.run(lambda: kernels.rollout(*made))

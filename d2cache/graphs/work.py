@@ -14,7 +14,7 @@ from d2cache import ops
 from d2cache.canvas import Canvas, Plan, Step
 from d2cache.graphs.arena import claim_arena, discard_arena
 from d2cache.graphs.canvas import KernelCanvas
-from d2cache.graphs.layers import run_layers
+from d2cache.graphs.layers import logits_of, run_again, run_layers, run_on_rows
 from d2cache.graphs.packed_step import PackedStep, early_values
 from d2cache.graphs.rules import LayerRules, SideStream, canvas_rules
 from d2cache.graphs.state import map_tensors
@@ -94,16 +94,35 @@ class GraphWork(Work):
     def step(self, canvas: Canvas, plan: Plan, rows: Rows | tuple[int, int]) -> Step:
         if isinstance(rows, Rows):
             return super().step(canvas, plan, rows)
-        made = self.attempt("step", rows, lambda: self.compute(*rows), canvas.step)
+        run = self.step_with_restart if self.policy.restarts else self.step_at_once
+        made = run(canvas, rows)
         if made is None:
             return self.step_as_planned(canvas)
         step = made.unpack(self.run, canvas)
         self.plan_next(step.after)
         return step
 
+    def step_at_once(self, canvas: Canvas, size: tuple[int, int]) -> PackedStep | None:
+        return self.replay("step", size, lambda: self.compute(*size), canvas.step)
+
+    def step_with_restart(self, canvas: Canvas, size: tuple[int, int]) -> PackedStep | None:
+        """Of a policy that restarts: all layers on the planned rows; then, once the host knows
+        whether one fired, those after it again. These are long enough to be launched one by one."""
+        step, first = canvas.step, 0
+        if not self.policy.all_layers:
+            if self.replay("layers", size, lambda: self.run_on_rows(*size), step) is None:
+                return None
+            first = self.arena.read_restart()
+        if first < self.model.config.layers:
+            again = lambda: self.run_again(*size, first)
+            if self.attempt(lambda owners: self.arena.run_once(again, step, owners)) is None:
+                return None
+        finish = lambda: self.compute(*size, self.kept_outputs)
+        return self.replay("step", size, finish, step)
+
     def plan_next(self, canvas: Canvas) -> bool:
         """Queue the next plan behind this step; its counts are read when its turn comes."""
-        made = self.attempt("plan", (), self.plan_ahead, canvas.step)
+        made = self.replay("plan", (), self.plan_ahead, canvas.step)
         self.planned_ahead = made is not None
         return self.planned_ahead
 
@@ -126,15 +145,22 @@ class GraphWork(Work):
         self.mark_seen(canvas, rows)
         return self.write(canvas, plan, rows, logits, buffers.uniform, buffers.noise)
 
-    def attempt(self, kind: str, size: tuple, work, step: int):
+    def replay(self, kind: str, size: tuple, work, step: int):
         """work() with all state at its fixed addresses, replayed where it was captured before;
-        None when that is not possible: then the run goes on eagerly, from the same state."""
+        None as in `attempt`."""
+        return self.attempt(
+            lambda owners: self.arena.run(kind, size, work, step, owners, self.captures)
+        )
+
+    def attempt(self, run):
+        """run(owners) over the arena, or None when that is not possible: then the run goes on
+        eagerly, from the same state."""
         if self.eager:
             return None
         arena, names = self.arena, (self.policy.key, self.decoder.key)
         owners = arena.owners(self.policy, self.decoder)
         try:
-            return arena.run(kind, size, work, step, owners, self.captures)
+            return run(owners)
         except torch.cuda.OutOfMemoryError:
             reason = "out of memory"
         except Exception as error:  # a capture fails in as many ways as there are policies
@@ -163,22 +189,16 @@ class GraphWork(Work):
         planes = plan.predict, plan.refresh, canvas.live
         return kernels.masks_of(canvas.tokens, ids, *planes, stuck, shift)
 
-    def compute(self, count: int, heads: int) -> PackedStep:
-        """3 to 5 on `count` rows."""
+    def compute(self, count: int, heads: int, layers=run_layers) -> PackedStep:
+        """3 to 5 on `count` rows; layers: makes the logits."""
         buffers, canvas = self.arena.buffers, self.arena.canvas()
-        fixed_rules, shift = canvas_rules(self.model, canvas), self.model.config.shift
-        with ops.using(fixed_rules):
-            rows = rows_of(canvas, buffers.masks, shift, count, heads, None, full=False)
-        side = SideStream(self.arena.streams.side if kernels_fit(self.model) else None)
-        raw = not (self.tempered() or reads_logits(type(self.decoder)))
-        length = canvas.tokens.shape[1]
-        rules = LayerRules(self.model, self.policy, rows, length, raw, side)
-        with ops.using(fixed_rules | rules.table):
+        rules, table = self.rules_of(canvas, count, heads)
+        rows, side = rules.rows, rules.side
+        with ops.using(table):
             early = side.run(lambda: early_values(self.run, canvas, buffers.plan, rows))
             side.run(lambda: self.mark_seen(canvas, rows))
             early_done = side.done
-            rope = tuple(t[rows.position][:, None] for t in self.arena.rope)
-            logits = run_layers(canvas.tokens, replace(rows, rope=rope), rules)
+            logits = layers(canvas.tokens, self.with_rope(rows), rules)
             side.wait(early_done)
             step = self.write(canvas, buffers.plan, rows, logits, buffers.uniform, buffers.noise)
             side.wait(side.done)
@@ -186,6 +206,42 @@ class GraphWork(Work):
                 vars(step).update(early)
             buffers.tokens, buffers.stuck = step.after.tokens, self.stuck
             return PackedStep(step, None if self.tempered() else rules.likeliest)
+
+    def rules_of(self, canvas: Canvas, count: int, heads: int) -> tuple[LayerRules, dict]:
+        """Rules for `count` rows of the plan, and with those for the canvas, as `ops.using` takes
+        them."""
+        fixed_rules, shift = canvas_rules(self.model, canvas), self.model.config.shift
+        with ops.using(fixed_rules):
+            rows = rows_of(canvas, self.arena.buffers.masks, shift, count, heads, None, full=False)
+        side = SideStream(self.arena.streams.side if kernels_fit(self.model) else None)
+        raw = not (self.tempered() or reads_logits(type(self.decoder)))
+        length = canvas.tokens.shape[1]
+        rules = LayerRules(self.model, self.policy, rows, length, raw, side)
+        return rules, fixed_rules | rules.table
+
+    def with_rope(self, rows: Rows) -> Rows:
+        rope = tuple(t[rows.position][:, None] for t in self.arena.rope)
+        return replace(rows, rope=rope)
+
+    # The pieces of `step_with_restart`.
+
+    def run_on_rows(self, count: int, heads: int) -> bool:
+        canvas = self.arena.canvas()
+        rules, table = self.rules_of(canvas, count, heads)
+        with ops.using(table):
+            run_on_rows(canvas.tokens, self.with_rope(rules.rows), rules)
+        self.arena.restart.copy_(self.policy.restart(), non_blocking=True)
+        return True
+
+    def run_again(self, count: int, heads: int, first: int) -> bool:
+        canvas = self.arena.canvas()
+        rules, table = self.rules_of(canvas, count, heads)
+        with ops.using(table):
+            run_again(canvas.tokens, self.with_rope(rules.rows), rules, first)
+        return True
+
+    def kept_outputs(self, tokens: Tensor, rows: Rows, rules: LayerRules) -> Tensor:
+        return logits_of(ops.rows_at(self.policy.output, rows.index), rows, rules)
 
     def tempered(self) -> bool:
         return self.decoder.temperature > 0 or self.decoder.top_p < 1

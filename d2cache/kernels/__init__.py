@@ -1,6 +1,6 @@
 """Kernels for a GPU, in Triton and one in CUDA; each replaces plain functions of the engine."""
 
-from d2cache.kernels.attention import MOST_ROWS, Weights, attention, rollout
+from d2cache.kernels.attention import MOST_ROWS, Weights, attention, column_mass, rollout
 from d2cache.kernels.chain import ChainRows, Slots, Tiling, Workspace, chain, compiled_tiling
 from d2cache.kernels.layer import add_norm, quantize_rows, rotate_write, swiglu
 from d2cache.kernels.sampling import likeliest
@@ -30,6 +30,7 @@ __all__ = [
     "canvas_masks",
     "certainty_density",
     "chain",
+    "column_mass",
     "compiled_tiling",
     "indices",
     "likeliest",

@@ -312,6 +312,7 @@ def _column_sums(
     batch,
     q_b,
     k_b,
+    out_l,
     M: tl.constexpr,
     N: tl.constexpr,
     D: tl.constexpr,
@@ -338,7 +339,8 @@ def _column_sums(
             acc += tl.exp2(tl.dot(query, key.T) * scale + give[:, None])
     if MASKED:
         there = there & (tl.load(keys + b * length + at, there, 0) > 0)
-    tl.atomic_add(out + b * length + at, tl.sum(acc, 0) / heads, there)
+    out += layer.to(tl.int64) * out_l + b * length
+    tl.atomic_add(out + at, tl.sum(acc, 0) / heads, there)
 
 
 MOST_ROWS = 512  # of a sweep, which is one program
@@ -349,25 +351,13 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
 
     q and lse of the layers must be equally spaced in memory, and so must the keys.
     """
-    first = weights[0]
+    first, layers = weights[0], len(weights)
     (batch, heads, rows, width), kv_heads = first.q.shape, first.k.shape[1]
-    layers = len(weights)
-    q_l, k_l, lse_l = (_spacing([getattr(w, name) for w in weights]) for name in ("q", "k", "lse"))
     maps = first.q.new_empty(layers, batch, rows, rows)
     half = first.lse.new_empty(layers, batch, rows)
     scale, group = width**-0.5 * LOG2E, heads // kv_heads
     m = 64 if rows > 32 else max(16, triton.next_power_of_2(rows))
-    strides = dict(
-        q_l=q_l,
-        q_h=first.q.stride(1),
-        q_r=first.q.stride(2),
-        k_l=k_l,
-        k_h=first.k.stride(1),
-        lse_l=lse_l,
-        batch=batch,
-        q_b=first.q.stride(0),
-        k_b=first.k.stride(0),
-    )
+    strides = _strides(weights)
     tiles = triton.cdiv(rows, m)
     _maps_among_rows[(tiles, tiles, layers * batch)](
         first.q,
@@ -404,21 +394,44 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
         num_warps=4 if r <= 128 else 8,
         num_stages=3,
     )
+    _add_column_sums(weights, half, mass)
+    return mass
+
+
+def column_mass(weights: list[Weights], counted: Tensor) -> Tensor:
+    """`ops.column_mass` of weights that were never written: (N,B,T) float32.
+
+    q, lse and keys as for `rollout`.
+    """
+    half = counted.to(torch.float32).expand(len(weights), -1, -1).contiguous()
+    batch, length = len(counted), weights[0].k.shape[2]
+    mass = torch.zeros(len(weights), batch, length, device=counted.device)
+    _add_column_sums(weights, half, mass)
+    return mass
+
+
+def _add_column_sums(weights: list[Weights], given: Tensor, out: Tensor) -> None:
+    """Add to out (B,T) or (L,B,T) the sums of head-averaged weights times what each row gives,
+    (L,B,R) float32."""
+    first, layers = weights[0], len(weights)
+    (batch, heads, rows, width), (kv_heads, length) = first.q.shape, first.k.shape[1:3]
+    m = 64 if rows > 32 else max(16, triton.next_power_of_2(rows))
     n, per = 128, 8
     _column_sums[(triton.cdiv(length, n), layers * batch, triton.cdiv(heads, per))](
         first.q,
         first.k,
         first.lse,
         first.lse if first.keys is None else first.keys.view(torch.uint8),
-        half,
-        mass,
-        scale,
+        given,
+        out,
+        width**-0.5 * LOG2E,
         heads,
-        group,
+        heads // kv_heads,
         per,
         rows,
         length,
-        **strides,
+        **_strides(weights),
+        out_l=out.stride(0) if out.dim() == 3 else 0,
         M=m,
         N=n,
         D=width,
@@ -426,7 +439,23 @@ def rollout(weights: list[Weights], index: Tensor, valid: Tensor, length: int) -
         num_warps=4,
         num_stages=1 if length <= 1024 else 3,
     )
-    return mass
+
+
+def _strides(weights: list[Weights]) -> dict[str, int]:
+    """Of q, k and lse: of layers (_l), rows of the batch (_b), heads (_h) and rows (_r)."""
+    first = weights[0]
+    q_l, k_l, lse_l = (_spacing([getattr(w, name) for w in weights]) for name in ("q", "k", "lse"))
+    return dict(
+        q_l=q_l,
+        q_h=first.q.stride(1),
+        q_r=first.q.stride(2),
+        k_l=k_l,
+        k_h=first.k.stride(1),
+        lse_l=lse_l,
+        batch=len(first.q),
+        q_b=first.q.stride(0),
+        k_b=first.k.stride(0),
+    )
 
 
 def _spacing(tensors: list[Tensor]) -> int:

@@ -58,6 +58,11 @@ class CachePolicy(Registered):
     # Set by the class that defines `attend`: it only passes q, k, v and the rows' keys to the block
     # or to `ops.attention_map`, and returns the outputs, so a GPU may run all layers before it.
     attend_can_wait: ClassVar[bool] = True
+    # Set by a policy whose `block` may send more rows than planned through the layers after one: a
+    # GPU runs all layers by the base's `block` first, then asks once where to start again, see
+    # `ElasticCache` for the methods that this takes.
+    restarts: ClassVar[bool] = False
+    extra: Tensor | None = None  # (B,5) int64: work beside that of `parts`, see `Step`
     whole: bool = False  # set while `plan` is called for a step that must recompute every row
 
     def begin(self, model: Model, canvas: Canvas) -> None:
@@ -75,8 +80,12 @@ class CachePolicy(Registered):
 
     def block(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
         """Layer i on the rows: x (B,R,d) -> (B,R,d)."""
+        self.enter(i, x, rows)
         x = x + self.attend(i, block, *self.project(i, block, x, rows), rows)
         return x + block.mlp(x)
+
+    def enter(self, i: int, x: Tensor, rows: Rows) -> None:
+        """Called before layer i with its input x (B,R,d)."""
 
     def project(self, i: int, block: Block, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Rows -> their q (B,H,R,D), and all keys and values (B,Hkv,T,D), the rows' updated."""

@@ -43,6 +43,7 @@ class DLLMCache(CachePolicy, key="dllm"):
         self.own, self.fresh = canvas.own, canvas.own & (canvas.tokens != self.kv.ids)
         self.due = [self.whole or canvas.step % k == 0 for k in (self.kp, self.kr)]
         self.parts = torch.zeros_like(self.mlp[..., 0], dtype=torch.uint8).transpose(0, 1)
+        self.extra = self.parts.new_zeros(len(canvas.tokens), 5, dtype=torch.int64)
         why = self.refreshed(self.first_layer) * int(Why.FULL)
         # every row passes through the layers, recomputed or from the stored outputs
         return Plan(canvas.masked, torch.ones_like(canvas.own), why.byte())
@@ -69,6 +70,8 @@ class DLLMCache(CachePolicy, key="dllm"):
         keys = (chosen if i else self.fresh) * int(Part.KEY | Part.VALUE)
         values = (self.answer & verify & (i > 0)) * int(Part.VALUE)
         self.parts[:, i] = chosen * int(Part.ATTENTION | Part.MLP) | keys | values
+        if verify and i:  # the V of chosen answer rows, already new, is computed with their K
+            self.extra[:, 1] += (chosen & self.answer).sum(1)
         if sum(counts):
             at, _ = ops.indices(chosen, sum(counts))
             inputs, picked = ops.rows_at(x, at), rows.take(at)

@@ -33,6 +33,7 @@ class SparseCache(BlockPolicy, key="sparse"):
         self.kept = torch.ones(shape, dtype=torch.bool, device=model.device)
         self.age, self.widest = torch.zeros_like(canvas.start), 0.0  # steps since the block began
         # the most rows that a step recomputes, unless it is a full pass
+        self.block_length = canvas.block_length
         self.room = min(canvas.block_length + model.config.shift, shape[2] - 1)
 
     def plan(self, canvas):
@@ -53,7 +54,8 @@ class SparseCache(BlockPolicy, key="sparse"):
         sees = own & (self.kept[:, i] | ~self.small)
         self.parts[:, i] = rows.parts(i) + ((own & ~sees) * int(Part.EVICTED)).byte()
         if not full:  # gather what is kept: fewer keys to attend to
-            count = min(int(self.widest * k.shape[2]) + self.room, k.shape[2])
+            outside = k.shape[2] - self.block_length
+            count = int(self.widest * outside) + self.block_length  # kept, with a whole block
             at, sees = ops.indices(sees, count)
             wide = at[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
             k, v = k.gather(2, wide), v.gather(2, wide)
@@ -62,10 +64,11 @@ class SparseCache(BlockPolicy, key="sparse"):
     def choose(self, i, q, k, rows):
         """Mark what layer i keeps, for the rows of the batch that are in their second full pass."""
         in_block = self.canvas.block.gather(1, rows.index) & rows.valid
-        mean = (q * in_block[:, None, :, None]).sum(2) / in_block.sum(1)[:, None, None]
-        shared = mean.unflatten(1, (k.shape[1], -1)).mean(2)  # grouped heads share a key
         wide = torch.promote_types(k.dtype, torch.float32)
-        score = (k @ shared[..., None])[..., 0].mean(1, dtype=wide)
+        mean = (q * in_block[:, None, :, None]).sum(2, dtype=wide)
+        mean = mean / in_block.sum(1)[:, None, None]
+        shared = mean.unflatten(1, (k.shape[1], -1)).mean(2)  # grouped heads share a key
+        score = (k * shared[:, :, None]).sum(3).mean(1)
         outside = self.canvas.own & ~self.canvas.block
         packed = outside.int().argsort(dim=1, descending=True, stable=True)  # the block is skipped
         at, count = self.canvas.position, outside.sum(1, keepdim=True)

@@ -141,6 +141,23 @@ def test_rollout(masked, rows):
     assert off(kernels.rollout(weights, index, valid, length), wanted) < NEAR
 
 
+@pytest.mark.parametrize(("masked", "rows"), [(False, 7), (True, 19), (False, 70)])
+def test_column_mass(masked, rows):
+    layers, (batch, length, heads) = 3, (2, 150, 4)
+    qs, ks = rand(layers, batch, rows, heads, 16), rand(layers, batch, 2, length, 16)
+    lse = torch.full((layers, batch, heads, rows), torch.nan, device=DEVICE)
+    counted = torch.rand(batch, rows, device=DEVICE) < 0.6
+    counted[:, -3:] = False
+    keys, maps, weights = attention_case(masked=masked)[3], [], []
+    for i in range(layers):
+        q = qs[i].transpose(1, 2)
+        maps.append(ops.attention_map(q.float(), ks[i].float(), ks[i].float(), keys)[1])
+        weights.append(kernels.attention(q, ks[i], ks[i], keys, lse=lse[i])[1])
+    wanted = ops.column_mass(maps, counted)
+    assert off(kernels.column_mass(weights, counted), wanted) < NEAR
+    assert off(kernels.column_mass(weights[1:2], counted), wanted[1:2]) < NEAR
+
+
 def test_the_likeliest():
     logits = rand(2, 3, 9001)
     logits[..., 7] = -torch.inf

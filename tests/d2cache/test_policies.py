@@ -110,6 +110,7 @@ class Rule:
         for j in new:
             self.ids[j] = int(tokens[j])
         self.parts = np.zeros((self.layers, self.length), np.uint8)
+        self.beside = [0] * 5  # work that is not of a row's part
         self.told = step.parts[self.b].numpy() if step.parts is not None else None
         x = dict(zip(rows, self.run(rows, new), strict=True))
         c = self.cache
@@ -122,6 +123,7 @@ class Rule:
             rows=rows,
             new=new,
             parts=self.parts,
+            beside=self.beside,
             token=token,
             share=share,
             own=self.own,
@@ -269,6 +271,7 @@ class DLLM(Rule):
                 if verify and i and j in answer:
                     cache.v[i, j] = v[j]
                     self.mark(i, [j], int(Part.VALUE))
+                    self.beside[1] += j in chosen  # and again, with its K
             if chosen:
                 some = x[[j - self.start for j in chosen]]
                 out, _ = cache.look(i, torch.stack([q[j] for j in chosen]), self.own)
@@ -316,6 +319,8 @@ class Elastic(Rule):
     def run(self, rows, new):
         cache, x = self.cache, self.embed(rows)
         drifted = self.step == 0 or self.knobs["gamma"] > 1
+        # q and scores of the watched positions, before and now: half the work of two rows
+        self.beside = [0, 0, self.layers, 0, self.layers * len(self.own)]
         for i in range(self.layers):
             cache.hidden[i, rows] = x
             work = self.own if drifted else rows
@@ -443,6 +448,8 @@ def compare(step, told, rule, policy):
     for layer in told.parts:
         seen = sum(not cell & Part.EVICTED for cell in layer[own])
         pairs += sum(bool(cell & Part.ATTENTION) for cell in layer) * seen
+    counts = [a + b for a, b in zip(counts, told.beside, strict=False)]
+    pairs += told.beside[4]
     shadow = step.shadow * len(told.parts)  # the decoder's own rows, each through every layer
     counts = [n + shadow for n in counts]
     assert step.work[b].tolist() == [*counts, pairs + shadow * (len(told.own) + step.shadow)]
