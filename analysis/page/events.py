@@ -17,8 +17,8 @@ from d2cache import ModelConfig, Part, Step, Trace, policies
 from d2cache.canvas import Run
 from d2cache.trace import Totals, answer_ids, density_of, density_sigma
 
-MOST_GUESSES = 64  # positions of a step whose guesses are sent
 LEAST_SHARE = 0.01  # of a guess that is sent
+FINEST = 0.05  # change of a share that is sent
 LARGEST_MAP = 256  # a T x T map is averaged down to this many rows before it is sent
 
 
@@ -95,8 +95,7 @@ class Events:
 
     A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, also a mean),
     w (what was written: position, text, confidence, candidates; without those two where an edit
-    wrote), m (positions masked again), g (answer position and text of each best guess at a masked
-    position that is another than in the step before), j, where there are any (other positions whose
+    wrote), m (positions masked again), j, where there are any (other positions whose
     text is another now, and that text: a token completed their character, or broke it), and planes,
     base64 of uint8 on the scales of `analysis.page.planes`: confidence c (G), 0 where nothing was
     predicted; density d (G); rollout r (T); why y (T), bits of `d2cache.Why`. a, where the policy
@@ -105,7 +104,8 @@ class Events:
     At most about 4/3 (2 G + 2 T) bytes a step, or 4/3 (2 G + T) and 8/3 a run of equal parts: no
     policy has both r and a.
 
-    A guesses, of a live run alone, follows its rec: position and candidates of what stays masked.
+    A guesses follows its rec where there are any: position and likeliest tokens of what stays
+    masked, where they are other than they were, or surer or less sure by about `FINEST`.
     A truth holds planes of what the step read, see `probes.Look`: kd, vd (T), drift; kl (G), 0
     also where nothing was predicted; flips and oracle, canvas positions; recall or null.
     """
@@ -124,7 +124,7 @@ class Events:
         branch: dict | None = None,
         truth: bool = False,
     ):
-        self.guesses: dict[int, int] = {}  # answer position -> the token that was sent last
+        self.guessed: dict[int, tuple] = {}  # answer position -> the guesses that were sent last
         self.key, self.run, self.text, self.decode, self.seq = key, run, text, decode, 0
         self.place = {
             "board": key if board is None else board,
@@ -168,7 +168,7 @@ class Events:
         return characters.texts(ids, self.text, self.decode)
 
     def step(self, done: StepDone) -> list[dict]:
-        """rec and totals of one step."""
+        """rec, totals and guesses of one step."""
         p, mask_id = self.run["prompt_length"], self.run["shape"]["mask_id"]
         changed, masked = done.after != done.before, done.after == mask_id
         texts, stays = self.texts(done.after), np.flatnonzero(~changed)
@@ -186,7 +186,6 @@ class Events:
             "out": _short(evicted),
             "w": self.writes(done, np.flatnonzero(changed & ~masked), texts),
             "m": np.flatnonzero(changed & masked).tolist(),
-            "g": self.new_guesses(done, masked[p:]),
             **coded(done),
             "a": planes.run_lengths(done.parts),
         }
@@ -212,6 +211,7 @@ class Events:
                 "flops": totals["flops"],
                 "flops_none": totals["flops_none"],
             },
+            *self.guesses(done),
         ]
 
     def writes(self, done: StepDone, positions: np.ndarray, texts: list[str]) -> list[list]:
@@ -221,34 +221,27 @@ class Events:
         for at in positions:
             g, top, sure = int(at) - p, [], None
             if at not in by_hand:
-                top = self.top(done.candidates.get(g, ((), ())))
+                known = zip(*done.candidates.get(g, ((), ())), strict=True)
+                top = [[self.text(int(i)), _short(share)] for i, share in known if share > 0]
                 sure = _short(done.confidence[g]) if np.isfinite(done.confidence[g]) else None
             out.append([int(at), texts[at], sure, top])
         return out
 
-    def new_guesses(self, done: StepDone, masked: np.ndarray) -> list[list]:
-        """Best guesses where the canvas stays masked, those that have changed."""
-        out = []
-        for g, (ids, _) in sorted(done.candidates.items()):
-            if len(ids) and masked[g] and self.guesses.get(g) != int(ids[0]):
-                self.guesses[g] = int(ids[0])
-                out.append([g, self.text(int(ids[0]))])
-        return out
-
-    def guesses(self, done: StepDone) -> dict:
-        """The likeliest tokens of the surest positions that the step left masked; follows its rec.
-        A trace keeps no such candidates, so that a replay has none."""
+    def guesses(self, done: StepDone) -> list[dict]:
+        """The event with the likeliest tokens of what the step left masked, where they are new; []
+        if they are not. See `Events`."""
         p, mask_id = self.run["prompt_length"], self.run["shape"]["mask_id"]
-        masked = np.flatnonzero(done.after[p:] == mask_id).tolist()
-        known = [g for g in masked if g in done.candidates]
-        surest = sorted(known, key=lambda g: -done.confidence[g])[:MOST_GUESSES]
-        tops = [[p + g, self.top(done.candidates[g], LEAST_SHARE)] for g in sorted(surest)]
-        return {"k": "guesses", "run": self.key, "s": done.index, "g": tops}
-
-    def top(self, candidates: tuple, least: float = 0.0) -> list[list]:
-        """Texts of (ids, probabilities) with their probabilities, those above `least`."""
-        known = zip(*candidates, strict=True)
-        return [[self.text(int(i)), _short(share)] for i, share in known if share > least]
+        tops = []
+        for g in np.flatnonzero(done.after[p:] == mask_id).tolist():
+            known = zip(*done.candidates.get(g, ((), ())), strict=True)
+            top = [(int(i), float(np.float16(share))) for i, share in known]  # as a trace has it
+            top = [(i, share) for i, share in top if share >= LEAST_SHARE]
+            coarse = tuple((i, round(share / FINEST)) for i, share in top)
+            if not top or self.guessed.get(g) == coarse:
+                continue
+            self.guessed[g] = coarse
+            tops.append([p + g, [[self.text(i), round(share, 2)] for i, share in top]])
+        return [{"k": "guesses", "run": self.key, "s": done.index, "g": tops}] if tops else []
 
     def edited(self, step: int) -> set[int]:
         """Positions that an edit changes after this step."""
@@ -393,7 +386,7 @@ class LiveEvents:
             predicted=int(step.predicted[0]),
             seconds=step.seconds,
         )
-        return [*self.events.step(done), self.events.guesses(done)]
+        return self.events.step(done)
 
     def truth(self, look: Look) -> dict:
         return self.events.truth(look)

@@ -70,17 +70,6 @@ class Questions:
             "layers": model.config.layers,
         }
 
-    def guesses(self, run: str, step: int, position: int) -> dict:
-        """The likeliest tokens of one answer position in one step, as text with probabilities."""
-        trace = self._trace(self.boards.holding(run)[1])
-        if not 0 <= _whole("step", step) < len(trace.seconds):
-            raise ValueError(
-                f"step is {step}; this run has made steps 0 to {len(trace.seconds) - 1}"
-            )
-        ids, shares = trace.guesses(step).get(_whole("position", position), ((), ()))
-        pairs = zip(ids, shares, strict=True)
-        return {"top": [[trace.text_of(int(i)), float(f"{float(p):.4g}")] for i, p in pairs]}
-
     def life(self, run: str, position: int) -> dict:
         """How one position's exact keys and values move over the steps, in two dimensions."""
         one, trace, model = self._run(run)

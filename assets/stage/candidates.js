@@ -2,7 +2,7 @@
  * Token. */
 import { h } from "./dom.js";
 import { fixed } from "./numbers.js";
-import { writeAt } from "./run.js";
+import { guessAt, writeAt } from "./run.js";
 import { knobsOf, quoted, tokenName } from "./sentences.js";
 import { candidateRows } from "./widgets.js";
 
@@ -17,13 +17,14 @@ function barsOf(run, top, text = null) {
 }
 
 /* {bars: [{text, share}], step: that they are of, later}: of the step that wrote position p; while
- * it is masked, of step s itself; where that step's were not kept (a trace has those of the writing
- * step alone), of the step that will write it: later. No bars: none are known. */
+ * it is masked, as they were last sent up to step s; where none were kept (a trace of an earlier
+ * version has those of the writing step alone), of the step that will write it: later. No bars:
+ * none are known. */
 function candidatesOf(run, s, p) {
   const write = writeAt(run, p, s);
   if (write) return { bars: barsOf(run, write.top, write.text), step: write.s, later: false };
-  const now = run.records[s]?.g.get(p);
-  if (now) return { bars: barsOf(run, now), step: s, later: false };
+  const now = guessAt(run, p, s);
+  if (now) return { bars: barsOf(run, now.top), step: now.s, later: false };
   const next = (run.changes[p] ?? []).find((x) => x.s > s && x.text !== null);
   return { bars: barsOf(run, next?.top ?? [], next?.text), step: next?.s ?? s, later: true };
 }

@@ -132,7 +132,6 @@ function addRecord(run, ev) {
     out: ev.out || 0,
     w: ev.w || [],
     m: ev.m || [],
-    g: new Map(), // masked position -> its likeliest tokens, where they were sent
     c: decodePlane(ev.c),
     d: decodePlane(ev.d),
     r: decodePlane(ev.r),
@@ -158,7 +157,6 @@ function addRecord(run, ev) {
     if (pos >= run.P && writeAt(run, pos, ev.s)) filled--;
     run.changes[pos].push({ s: ev.s, text: null });
   }
-  for (const [g, text] of ev.g || []) run.guesses[g]?.push({ s: ev.s, text });
   for (const [pos, text] of ev.j || [])
     run.joined.set(pos, [...(run.joined.get(pos) ?? []), { s: ev.s, text }]);
   run.filled[ev.s] = filled;
@@ -188,7 +186,8 @@ function applyEvent(run, ev) {
   if (ev.k === "rec") addRecord(run, ev);
   if (ev.k === "totals" && run.records[ev.s]) run.records[ev.s].totals = ev;
   if (ev.k === "truth") addTruth(run, ev);
-  if (ev.k === "guesses" && run.records[ev.s]) run.records[ev.s].g = new Map(ev.g);
+  if (ev.k === "guesses")
+    for (const [pos, top] of ev.g) run.guesses[pos - run.P]?.push({ s: ev.s, top });
   if (ev.k === "pause") run.paused = true;
   if (ev.k === "end") {
     run.status = ev.status;
@@ -215,13 +214,13 @@ function changeAt(run, p, s) {
   return null;
 }
 
-// The model's best guess at a masked position after step s, {text, conf: null where it is not
-// known}; null without one.
+// The model's best guess at a masked position after step s: {s: the step that it was sent in, text,
+// top: [[text, share]], conf: null where it is not known}; null without one.
 function guessAt(run, p, s) {
   const list = run.guesses[p - run.P] || [];
   let i = list.length - 1;
   while (i >= 0 && list[i].s > s) i--;
-  return i < 0 ? null : { text: list[i].text, conf: sureness(run, p - run.P, s) };
+  return i < 0 ? null : { ...list[i], text: list[i].top[0][0], conf: sureness(run, p - run.P, s) };
 }
 
 // The confidence of answer position g when it was predicted last.

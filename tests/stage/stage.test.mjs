@@ -293,7 +293,7 @@ test("the bars are the likeliest tokens; a written one that is none of them come
     assert.match(caption(knobs), /the model's likeliest tokens before temperature and top p$/);
 });
 
-test("a masked position has the candidates of its step, else of the step that will write it", () => {
+test("a masked position has the candidates sent last, else of the step that will write it", () => {
   const guess = { k: "guesses", run: "a", s: 0, g: [[2, [[" now", 0.5]]]] };
   const events = [start(), record(0, FULL, []), guess, record(1, FULL, [])];
   const m = played(
@@ -305,7 +305,8 @@ test("a masked position has the candidates of its step, else of the step that wi
   );
   const found = (s, p) => plain(pure.candidatesOf(m, s, p));
   assert.deepEqual(found(0, 2), { bars: [{ text: " now", share: 0.5 }], step: 0, later: false });
-  assert.deepEqual(found(1, 2), { bars: [{ text: " z", share: 0.9 }], step: 2, later: true });
+  assert.deepEqual(found(1, 2), { bars: [{ text: " now", share: 0.5 }], step: 0, later: false });
+  assert.deepEqual(found(1, 3), { bars: [{ text: " y", share: 0.8 }], step: 2, later: true });
   assert.deepEqual(found(2, 2), { bars: [{ text: " z", share: 0.9 }], step: 2, later: false });
   assert.equal(pure.guessWords(m, 0, 3), "likeliest when written in step 3 ' y' 0.80");
   assert.equal(pure.guessWords(m, 0, 2), "likeliest ' now' 0.50");

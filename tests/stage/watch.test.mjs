@@ -62,19 +62,23 @@ test("the end says whether the answers are the same, by the tokens", () => {
 });
 
 test("a mask shows the guess made last, as sure as it was then", () => {
-  const plane = (...codes) => b64(codes),
-    more = [
-      {
-        g: [
-          [0, "x"],
-          [2, "z"],
-        ],
-        c: plane(128, 0, 255, 0),
-      },
-      { g: [[0, "y"]], c: plane(255, 0, 0, 0) },
-    ];
-  const [run] = board(lane(0, "d2", [[], []], [6, 1], more)).lanes,
-    at = (p, s) => pure.guessAt(run, p, s);
+  const run = "run-0",
+    [start, first, second] = lane(
+      0,
+      "d2",
+      [[], []],
+      [6, 1],
+      [{ c: b64([128, 0, 255, 0]) }, { c: b64([255, 0, 0, 0]) }],
+    ),
+    guesses = (s, ...g) => ({ k: "guesses", run, s, g });
+  const [made] = board([
+      start,
+      first,
+      guesses(0, [2, [["x", 0.5]]], [4, [["z", 1]]]),
+      second,
+      guesses(1, [2, [["y", 0.9]]]),
+    ]).lanes,
+    at = (p, s) => pure.guessAt(made, p, s);
   assert.equal(at(2, 0).text, "x");
   assert.equal(at(2, 1).text, "y");
   assert.equal(at(2, 5).text, "y");
