@@ -30,7 +30,6 @@ QUESTIONS = (
     "sigmas",
     "export",
     "token",
-    "guesses",
 )  # each a method below
 EXPORTS = ("html", "notebook", "trace")  # what can be exported
 
