@@ -238,8 +238,9 @@ def _weights(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
     """Softmax (B,H,R,T) of the scaled scores of q (B,H,R,D) and k (B,Hkv,T,D)."""
     shared = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # rows of heads that share keys
     score = scaled_scores(shared, k).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
-    if keys is not None:
-        score = score.masked_fill(~_per_head(keys), float("-inf"))
+    counts = _per_head(keys)
+    if counts is not None:
+        score = score.masked_fill(~counts, float("-inf"))
     return score.softmax(-1)
 
 
