@@ -90,7 +90,6 @@ const QUESTIONS = {
   sigmas: "sigmas",
   export: "export",
   token: "token",
-  guesses: "guesses",
 };
 const EXPORTS = {
   html: "html",
