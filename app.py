@@ -13,7 +13,6 @@ from pathlib import Path
 import gradio as gr
 import plotly
 from fastapi.responses import FileResponse
-from starlette.middleware import Middleware
 
 from analysis.page import bundle, controls
 from analysis.page.controls import CANVAS, Control
@@ -21,7 +20,7 @@ from analysis.page.endpoints import Endpoints, one_line
 from analysis.page.events import message
 from analysis.page.host import Host
 from analysis.page.models import offered_models
-from analysis.page.noscript import WithoutScripts
+from analysis.page.noscript import WITHOUT_SCRIPTS
 from analysis.page.notice import changes_noticed, notice
 from analysis.page.problems import first_problem
 from analysis.page.session import Changes, Session, Sessions
@@ -382,7 +381,7 @@ def main() -> int:
         head=bundle.head(host.texts()),
         css=(ASSETS / "page.css").read_text(encoding="utf-8"),
         theme=THEME,
-        app_kwargs={"middleware": [Middleware(WithoutScripts)]},
+        app_kwargs={"middleware": [WITHOUT_SCRIPTS]},
         prevent_thread_lock=True,
         state_session_capacity=200,
         run_history=False,

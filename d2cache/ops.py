@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -208,8 +209,7 @@ def attention_map(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> tuple
     weight = _weights(q, k, keys)
     if weight.dtype != v.dtype:
         return attention(q, k, v, keys), weight.mean(1)
-    shared = weight.unflatten(1, (v.shape[1], -1)).flatten(2, 3)  # rows of heads that share values
-    return (shared @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2), weight.mean(1)
+    return _by_shared(torch.matmul, weight, v), weight.mean(1)
 
 
 def attention_weights(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
@@ -236,18 +236,28 @@ def column_mass(maps: list[Tensor], counted: Tensor) -> Tensor:
 
 def _weights(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
     """Softmax (B,H,R,T) of the scaled scores of q (B,H,R,D) and k (B,Hkv,T,D)."""
-    shared = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # rows of heads that share keys
-    score = scaled_scores(shared, k).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
-    if keys is not None:
-        score = score.masked_fill(~_per_head(keys), float("-inf"))
+    score = _by_shared(scaled_scores, q, k)
+    counts = _per_head(keys)
+    if counts is not None:
+        score = score.masked_fill(~counts, float("-inf"))
     return score.softmax(-1)
 
 
 @replaceable
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """q (B,H,R,D) . k (B,H,T,D) / sqrt(D) -> (B,H,R,T), in at least float32."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return (q.to(wide) * q.shape[-1] ** -0.5) @ k.to(wide).mT
+    if q.dtype.itemsize < 4:
+        q, k = q.float(), k.float()
+    return (q * q.shape[-1] ** -0.5) @ k.mT
+
+
+def _by_shared(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, shared: Tensor) -> Tensor:
+    """product(x, shared) of x (B,H,R,..) and shared (B,Hkv,..), which H / Hkv heads have in common:
+    their rows in one product."""
+    if x.shape[1] == shared.shape[1]:
+        return product(x, shared)
+    made = product(x.unflatten(1, (shared.shape[1], -1)).flatten(2, 3), shared)
+    return made.unflatten(2, (-1, x.shape[2])).flatten(1, 2)
 
 
 def _per_head(keys: Tensor | None) -> Tensor | None:

@@ -6,12 +6,12 @@ one to the HTML as it is sent.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from starlette.middleware import Middleware
 from starlette.responses import FileResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+from d2cache.bundled import ASSETS
+
 WORDS = ASSETS / "page" / "noscript.html"
 PICTURE = ASSETS / "pictures" / "light.png"
 PICTURE_PATH = "/without-scripts.png"  # as in WORDS
@@ -65,3 +65,6 @@ class _Page:
 def _is_html(start: Message) -> bool:
     headers = dict(start["headers"])
     return b"text/html" in headers.get(b"content-type", b"") and b"content-encoding" not in headers
+
+
+WITHOUT_SCRIPTS = Middleware(WithoutScripts)

@@ -47,7 +47,7 @@ WORDS = """() => {
   for (let node; (node = walk.nextNode());) {
     const el = node.parentElement, range = document.createRange();
     if (!el.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
-    if (['SCRIPT', 'STYLE', 'NOSCRIPT'].includes(el.tagName) || el.closest('.d2-sr')) continue;
+    if (el.closest('script, style, noscript, .d2-sr, .d2-skip')) continue;
     range.selectNode(node);
     const box = range.getBoundingClientRect();
     if (!box.width || box.bottom <= 0 || box.top >= innerHeight) continue;
@@ -63,7 +63,8 @@ CONTROLS = """() => [...document.querySelectorAll(
     'button, input, select, textarea, summary, a[href]')]
   .filter((el) => {
     const box = el.getBoundingClientRect();
-    return el.checkVisibility({visibilityProperty: true}) && box.width > 1 && box.height > 1
+    return !el.matches('.d2-skip:not(:focus)')  // out of sight
+      && el.checkVisibility({visibilityProperty: true}) && box.width > 1 && box.height > 1
       && box.bottom > 0 && box.top < innerHeight && box.right > 0;
   })
   .map((el) => el.ariaLabel || el.textContent.trim() || el.closest('[id]')?.id || el.tagName)"""

@@ -86,7 +86,9 @@ class Stage {
     this.empty = emptyStage();
     this.full = this.buildFull();
     const { banner, empty, full, announcer, tip, teach } = this;
-    this.inner.append(banner.el, empty, full, announcer.el, tip.help, tip.el, teach.pointer);
+    const actions = h("div", "d2-actions", {}, this.depth.button, teach.button);
+    this.inner.append(banner.el, empty, full, actions);
+    this.inner.append(announcer.el, tip.help, tip.el, teach.pointer);
     this.element.append(this.root);
     const known = this.depth.inside && this.tabs.show(this.depth.tab);
     if (!known) this.tabs.show(WATCH);
@@ -94,7 +96,7 @@ class Stage {
   }
 
   buildFull() {
-    const { transport, stats, lanes, hoverLine, keys, tabs, depth, teach } = this;
+    const { transport, stats, lanes, hoverLine, keys, tabs } = this;
     transport.el.append(keys.button);
     return h(
       "div",
@@ -108,7 +110,6 @@ class Stage {
       ),
       tabs.bar,
       tabs.panels,
-      h("div", "d2-actions", {}, depth.button, teach.button),
     );
   }
 

@@ -23,6 +23,7 @@ const SPEEDS = {
   flops: { picked: 10, options: [5, 10, 20, 40].map((n) => [n, `all in ${n} s`]) },
 };
 const SLOW = 2; // steps per second of a run that plays by itself
+const SOON = 0.6; // of its first step that is over already: it moves as soon as it is seen
 const RANGE_LABELS = { step: "Denoising step", ms: "Measured time", flops: "Arithmetic done" };
 
 class Transport {
@@ -167,6 +168,7 @@ class Transport {
     this.goto(0);
     this.setPace(SLOW);
     this.start();
+    this.due = SOON;
   }
 
   // Steps per second of a replay, on the clock of steps.

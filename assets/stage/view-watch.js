@@ -6,7 +6,7 @@ import { COMPUTED, WRITTEN_NOW } from "./colours.js";
 import { POINTS } from "./contract.js";
 import { h, swatch } from "./dom.js";
 import { writeAt } from "./run.js";
-import { visible } from "./sentences.js";
+import { promptText, visible } from "./sentences.js";
 import { fill, setText } from "./widgets.js";
 import { progressAt, watchWords } from "./watch-words.js";
 
@@ -95,10 +95,11 @@ class WatchView {
     this.page = page;
     this.lanes = [];
     this.says = h("p", "d2-watch-says");
+    this.asked = h("p", "d2-watch-asked"); // on a phone, where prompt tokens have no room for text
     this.legend = h("div", "d2-legend");
     this.grid = h("div", "d2-watch-lanes");
     const point = { "data-point": POINTS.watch };
-    host.append(h("div", "d2-watch", point, this.says, this.grid, this.legend));
+    host.append(h("div", "d2-watch", point, this.says, this.asked, this.grid, this.legend));
   }
 
   paint() {
@@ -113,6 +114,7 @@ class WatchView {
     this.grid.classList.toggle("d2-watch-one", board.lanes.length === 1);
     this.lanes.forEach((lane, i) => lane.paint(board.lanes[i], steps[i], dark));
     setText(this.says, watchWords(board, steps));
+    setText(this.asked, board.lanes.length ? promptText(board.lanes[0]) : "");
     fill(this.legend, "made", () => LEGEND.map(entry));
   }
 }

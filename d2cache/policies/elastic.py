@@ -82,7 +82,7 @@ class ElasticCache(CachePolicy, key="elastic"):
         out, self.maps[i] = ops.attention_map(q, k, v, rows.keys)
         return block.project_out(out)
 
-    def refresh(self, i: int, block: Block, x: Tensor, rows: Rows) -> Tensor:
+    def refresh(self, i, block, x, rows):
         """Layer i on all positions, which replace what is stored in the rows of the batch that
         drifted: x (B,R,d) -> (B,R,d)."""
         self.enter(i, x, rows)

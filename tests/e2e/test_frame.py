@@ -52,7 +52,10 @@ def space(chrome, address, request):
     context = chrome.new_context(viewport={"width": width, "height": height}, permissions=allowed)
     script = {"content_type": "text/javascript", "body": WITHIN}
     context.route("**/iframeResizer.contentWindow.min.js", lambda route: route.fulfill(**script))
-    html = {"content_type": "text/html", "body": AROUND.replace("ADDRESS", address)}
+    html = {
+        "content_type": "text/html",
+        "body": AROUND.replace("ADDRESS", f"{address}/?trace=d2-word"),
+    }
     context.route("https://huggingface.co/**", lambda route: route.fulfill(**html))
     page = context.new_page()
     page.set_default_timeout(60_000)
