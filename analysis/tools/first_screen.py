@@ -10,7 +10,9 @@ also pictures of the first ten seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
@@ -68,6 +70,41 @@ CONTROLS = """() => [...document.querySelectorAll(
   .map((el) => el.ariaLabel || el.textContent.trim() || el.closest('[id]')?.id || el.tagName)"""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a newcomer has met: words and controls within the window, the tokens of the runs apart;
+    the cumulative layout shift; and when the stage was first painted and first moved by itself, in
+    ms since navigation."""
+
+    words: int
+    tokens: int
+    controls: list[str]
+    shift: float
+    painted: float
+    moved: float
+
+
+@contextlib.contextmanager
+def visit(chrome, address: str, size: tuple[int, int], **settings):
+    """A page that is being opened by somebody who has not been here; `settings` are those of a
+    Playwright context, such as color_scheme."""
+    width, height = size
+    context = chrome.new_context(viewport={"width": width, "height": height}, **settings)
+    context.add_init_script(WATCH)
+    page = context.new_page()
+    page.set_default_timeout(1000 * MOST_SECONDS)
+    page.goto(address, wait_until="commit")
+    yield page
+    context.close()
+
+
+def seen(page) -> Seen:
+    """What is on the page as soon as the stage has moved by itself."""
+    page.wait_for_function("seen.moved")
+    words, controls = page.evaluate(WORDS), page.evaluate(CONTROLS)
+    return Seen(words["all"], words["tokens"], controls, **page.evaluate("seen"))
+
+
 def faults(page) -> list[str]:
     """Serious and critical faults that axe-core finds on the whole page."""
     found = Axe().run(page).response["violations"]
@@ -75,31 +112,29 @@ def faults(page) -> list[str]:
     return [f"{one['id']} x {len(one['nodes'])}: {one['nodes'][0]['html'][:90]}" for one in bad]
 
 
+def take_pictures(page, folder: Path, name: str) -> None:
+    before = 0.0
+    for moment in MOMENTS:
+        page.wait_for_timeout(1000 * (moment - before))
+        page.screenshot(path=folder / f"{name}-{moment:g}s.png")
+        before = moment
+
+
 def look(chrome, address: str, size: tuple[int, int], scheme: str, folder: Path | None) -> None:
     """One first visit: prints what was measured."""
     width, height = size
-    context = chrome.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    context.add_init_script(WATCH)
-    page = context.new_page()
-    page.set_default_timeout(1000 * MOST_SECONDS)
-    page.goto(address, wait_until="commit")
-    before = 0.0
-    for moment in MOMENTS if folder else ():
-        page.wait_for_timeout(1000 * (moment - before))
-        page.screenshot(path=folder / f"{width}-{scheme}-{moment:g}s.png")
-        before = moment
-    page.wait_for_function("seen.moved")
-    seen, words = page.evaluate("seen"), page.evaluate(WORDS)
-    controls = page.evaluate(CONTROLS)
-    print(
-        f"{width} x {height} {scheme:5}  words {words['all']:4} (+ {words['tokens']} tokens)"
-        f"  controls {len(controls):3}  shift {seen['shift']:.3f}"
-        f"  painted {seen['painted']:6.0f} ms  moving {seen['moved']:6.0f} ms"
-    )
-    print(f"    controls: {', '.join(name[:24] for name in controls)}")
-    for fault in faults(page):
-        print(f"    axe: {fault}")
-    context.close()
+    with visit(chrome, address, size, color_scheme=scheme) as page:
+        if folder:
+            take_pictures(page, folder, f"{width}-{scheme}")
+        met = seen(page)
+        print(
+            f"{width} x {height} {scheme:5}  words {met.words:4} (+ {met.tokens} tokens)"
+            f"  controls {len(met.controls):3}  shift {met.shift:.3f}"
+            f"  painted {met.painted:6.0f} ms  moving {met.moved:6.0f} ms"
+        )
+        print(f"    controls: {', '.join(name[:24] for name in met.controls)}")
+        for fault in faults(page):
+            print(f"    axe: {fault}")
 
 
 def main(argv=None) -> None:

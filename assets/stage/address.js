@@ -86,7 +86,9 @@ class LinkedStage {
       if (this.board === "") this.board = event.board;
     }
     if (this.keepsBack(text, events)) return;
+    const opening = !events.length && !this.stage.state().run;
     this.stage.receive(text);
+    if (opening) this.stage.reopen();
     if (this.plays && this.stage.state().tab === TAB_KEYS[0]) this.stage.playSlowly();
     this.plays = false;
     this.writeSoon();
@@ -101,7 +103,10 @@ class LinkedStage {
       return true;
     }
     this.board = null;
-    if (this.opening) this.stage.receive(this.opening);
+    if (this.opening) {
+      this.stage.receive(this.opening);
+      this.stage.reopen();
+    }
     return false;
   }
 

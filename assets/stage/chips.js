@@ -136,7 +136,7 @@ function chipEvents(list, page, lane) {
     if (e.key === "Enter" || e.key === " ") {
       e.preventDefault();
       pick(e);
-    } else walkChips(e, [...list.querySelectorAll("[data-p]")]);
+    } else if (!page.teaching) walkChips(e, [...list.querySelectorAll("[data-p]")]);
   });
 }
 

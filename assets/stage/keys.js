@@ -15,6 +15,7 @@ const KEYS = [
 ];
 
 const ARROWS = ["ArrowLeft", "ArrowRight"];
+const TYPED = ["textarea", "text", "search", "number"]; // fields whose arrows move in a text
 const WALKED = ["tab", "option", "application", "slider", "combobox", "menuitem", "radio"];
 
 // Whether the control in focus has a use of its own for this key. The stage's own slider has none.
@@ -105,7 +106,8 @@ class Keys {
     const act = this.actions[e.key],
       focused = document.activeElement ?? document.body;
     if (!act || !this.page.run.key || !this.listens(focused, e.key)) return;
-    if (takes(focused, e.key, this.page.root)) return;
+    const steps = this.page.teaching && ARROWS.includes(e.key) && !TYPED.includes(focused.type);
+    if (!steps && takes(focused, e.key, this.page.root)) return;
     e.preventDefault();
     act();
   }

@@ -233,6 +233,11 @@ class Stage {
     if (this.page.open("compare")) this.openedFrom = tab;
   }
 
+  // The tab that was open last, for what the page opens with.
+  reopen() {
+    if (this.depth.inside) this.page.show(this.depth.tab);
+  }
+
   destroy() {
     for (const part of this.parts) part?.destroy?.();
     this.off.abort();
@@ -258,6 +263,7 @@ function mount(element, options = {}) {
     destroy: () => stage.destroy(),
     goto: (step) => page.goto(step),
     show: (tab) => page.show(tab),
+    reopen: () => stage.reopen(),
     setLane: (i) => page.setLane(i),
     setClock: (name) => page.setClock(name),
     setMap: (key) => page.setMap(key),

@@ -9,6 +9,8 @@ import threading
 import pytest
 from checkpoints import write_checkpoint
 from test_page import QUESTION, answer_on_stage, run_to_end, said, state, wait_said
+from traffic import Traffic
+from transport import begin_paused, press, resume
 
 import d2cache
 from analysis.page.models import Loading, Models, offered_models
@@ -103,7 +105,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(tab, folders, model, se
     wait_said(tab, f"^The model {model} cannot be loaded: ")
     assert sentence in said(tab) and "\n" not in said(tab) and str(folders) not in said(tab)
     before = state(tab)["run"]
-    tab.click("#stop")
+    press(tab, "stop")
     wait_said(tab, "Nothing is running")
     tab.click("#run")
     wait_said(tab, f"^The model {model} cannot be loaded: .*Choose another model")
@@ -115,17 +117,17 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(tab, folders, model, se
 
 
 def test_a_run_with_another_model_is_a_new_run(tab):
-    tab.click("#step")
+    begin_paused(tab)
     wait_said(tab, "Paused")
     first = state(tab)["run"]
     choose(tab, "small-dream")
     wait_said(tab, "small-dream is loaded")
-    tab.click("#step")
+    press(tab, "step")
     tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=first)
     wait_said(tab, "Paused")
     assert "model small-dream" in tab.inner_text("#stage")
-    tab.click("#resume")
-    wait_said(tab, "^Done. Expected: .* The answer is 11")  # not judged: it has words of its own
+    resume(tab)
+    wait_said(tab, "^Done. Expected: .* The answer is 62")  # not judged: it has words of its own
 
 
 @pytest.mark.parametrize("asked", ["GSAI-ML/LLaDA-8B-Base", "/etc", "", None, ["tiny"]])
@@ -142,9 +144,11 @@ def test_a_model_that_is_not_offered_is_refused_whoever_asks(chrome, address, as
         route.continue_(post_data=json.dumps(body))
 
     page.route("**/queue/join*", change)
+    traffic = Traffic(page)
     page.click("#run")
-    page.wait_for_timeout(1500)
-    assert state(page)["run"] == "stored-d2-word"
+    page.wait_for_function("document.querySelector('#said') && true")
+    traffic.answered()
+    assert state(page)["board"] == "stored-opening"
     page.unroute("**/queue/join*")
     page.click("#run")
     wait_said(page, "Done")

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import numpy as np
 import pytest
 from test_page import QUESTION, ask, said, state, wait_said
+from traffic import Traffic
 
 import d2cache
 from analysis.page import lessons, stored
@@ -20,21 +21,17 @@ def model():
     return d2cache.load("tiny", device="cpu")
 
 
+OPENING = "stored-opening"  # the board that the page opens with
+
+
 def done(tab, lanes: int = 1, old: str = "", says: str = "Done"):
     """Until a board other than the old one has that many finished lanes, and the page says so."""
     tab.wait_for_function(
         """([lanes, old]) => { const s = D2Stage.stage.state();
         return s.board !== old && s.lanes === lanes && s.status !== 'running'; }""",
-        arg=[lanes, old or "stored-d2-word"],
+        arg=[lanes, old or OPENING],
     )
     wait_said(tab, says)
-
-
-def answers(tab) -> list[str]:
-    """What each lane of Compare has written, as text."""
-    return tab.evaluate(
-        """[...document.querySelectorAll('.d2-lane .d2-lane-text')].map(el => el.textContent)"""
-    )
 
 
 def text_of(model, lane: str, prompt: str = QUESTION, gen: int = 64, full=False) -> str:
@@ -153,9 +150,10 @@ def test_a_link_sets_the_controls_and_run_repeats_it(chrome, address):
     with open_tab(chrome, f"{address}/?{asked.query()}") as tab:
         done(tab)
         old = state(tab)["board"]
+        tab.evaluate("history.replaceState(history.state, '', '?at=1')")
         tab.click("#run")
         done(tab, old=old)
-        tab.wait_for_timeout(400)  # the address follows within a third of a second
+        tab.wait_for_function("location.search.includes('lane=')")
         assert Link.parse(urlsplit(tab.url).query).over(Asked("?", (Lane(),))) == asked
 
 
@@ -176,7 +174,8 @@ def test_a_link_that_cannot_be_says_so_in_one_line_and_the_page_goes_on(
         tab.wait_for_function(
             "says => document.querySelector('#said').innerText.includes(says)", arg=says
         )
-        assert "\n" not in said(tab) and state(tab)["run"] == "stored-d2-word"
+        assert "\n" not in said(tab)
+        tab.wait_for_function("opening => D2Stage.stage.state().board === opening", arg=OPENING)
         ask(tab, QUESTION)
         tab.click("#run")
         done(tab)
@@ -206,6 +205,7 @@ def test_a_stored_run_is_one_choice_or_one_link_away(chrome, address):
 
 def test_who_asks_for_the_next_thing_before_the_last_is_there_gets_the_next(tab):
     prompts = [f"Sort {i} 7 2." for i in range(4)]
+    traffic = Traffic(tab)
     tab.evaluate(
         """all => all.forEach(p => D2Stage.stage.send(
           new URLSearchParams({prompt: p, lane: 'd2', gen: 32}).toString()))""",
@@ -215,24 +215,29 @@ def test_who_asks_for_the_next_thing_before_the_last_is_there_gets_the_next(tab)
         "p => document.querySelector('#prompt textarea').value === p", arg=prompts[-1]
     )
     done(tab)
-    tab.wait_for_timeout(1500)
+    traffic.answered()
     assert tab.locator("#prompt textarea").input_value() == prompts[-1]
     assert parse_qs(urlsplit(tab.url).query)["prompt"] == [prompts[-1]]
 
 
-@pytest.mark.parametrize("preset", lessons.presets(), ids=lambda p: p["key"])
-def test_each_preset_shows_its_runs_and_tells_its_story(tab, preset):
+def test_each_preset_shows_its_runs_and_tells_its_story(tab):
     open_compare(tab)
-    tab.locator("#preset input").click()
-    tab.locator("[data-testid=dropdown-option]", has_text=preset["title"]).click()
-    lanes = preset["query"].count("lane=")
-    done(tab, lanes, says="Stored runs.")
-    assert lanes >= 2 and all(a.strip() for a in answers(tab))
-    assert preset["story"][:60] in tab.inner_text("#comparing")
+    for preset in lessons.presets():
+        before, lanes = state(tab)["board"], preset["query"].count("lane=")
+        tab.locator("#preset input").click()
+        tab.locator("[data-testid=dropdown-option]", has_text=preset["title"]).click()
+        done(tab, lanes, old=before, says="Stored runs.")
+        steps = tab.evaluate("D2Stage.stage.page.board.lanes.map(({ records }) => records.length)")
+        assert len(steps) == lanes >= 2 and min(steps) > 0, preset["key"]
+        tab.wait_for_function(
+            "story => document.querySelector('#comparing').innerText.includes(story)",
+            arg=preset["story"][:60],
+        )
 
 
 def test_a_story_goes_when_another_run_comes_and_comes_once(tab):
     open_compare(tab)
+    traffic = Traffic(tab)
     tab.evaluate(
         """() => { window.boards = new Set(); document.querySelector('.stage-host')
         .addEventListener('d2:paint', () => boards.add(D2Stage.stage.state().board)); }"""
@@ -242,8 +247,8 @@ def test_a_story_goes_when_another_run_comes_and_comes_once(tab):
     tab.locator("[data-testid=dropdown-option]", has_text=preset["title"]).click()
     done(tab, preset["query"].count("lane="), says="Stored runs.")
     board = state(tab)["board"]
-    tab.wait_for_timeout(1000)  # a second one would have begun
-    assert tab.evaluate("[...boards].filter(b => b !== 'stored-d2-word').length") == 1
+    traffic.answered()  # a second one would have begun
+    assert tab.evaluate("opening => [...boards].filter(b => b !== opening)", OPENING) == [board]
     ask(tab, QUESTION)
     tab.click("#run")
     done(tab, old=board)

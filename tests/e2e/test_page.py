@@ -2,13 +2,15 @@
 
 import json
 import re
+from itertools import zip_longest
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transport import LONG, begin_long, begin_paused, pause, press, resume, step, stop
 
 import d2cache
-from analysis.tools.browser import choose
+from analysis.tools.browser import choose, open_tab
 from d2cache.registry import shared_knobs
 
 QUESTION = "Tom has 5 apples. He buys 3 bags of 4 apples. How many apples does Tom have?"
@@ -44,6 +46,12 @@ def knobs_shown(tab) -> dict[str, list[str]]:
     )
 
 
+def another_problem(tab):
+    before = tab.locator("#prompt textarea").input_value()
+    tab.get_by_role("button", name="New problem").click()
+    tab.wait_for_function("t => document.querySelector('#prompt textarea').value !== t", arg=before)
+
+
 def downloaded(tab) -> d2cache.Trace:
     """The finished run, as a visitor saves it."""
     wait_said(tab, "Done")
@@ -76,6 +84,14 @@ def answer_on_stage(tab) -> str:
     return "".join(words).strip()
 
 
+@pytest.fixture
+def word(chrome, address):
+    """A tab with the stored run of one lane."""
+    with open_tab(chrome, f"{address}/?trace=d2-word") as page:
+        page.wait_for_function("D2Stage.stage.state().run === 'stored-d2-word'")
+        yield page
+
+
 @pytest.fixture(scope="module")
 def model():
     return d2cache.load("tiny", device="cpu")
@@ -94,13 +110,22 @@ def decoded(model, **knobs) -> d2cache.Trace:
     )
 
 
-def test_a_stored_run_is_there_at_once(tab):
+def test_stored_runs_are_there_at_once(tab):
     seen = state(tab)
-    assert seen["run"] == "stored-d2-word" and seen["steps"] > 20 and seen["status"] == "done"
-    assert "The answer is 11" in answer_on_stage(tab)
-    tab.locator(".d2-summary").click()
-    asked = "".join(tab.locator(".d2-prompt .d2-chip").all_text_contents())
+    assert seen["board"] == "stored-opening" and seen["lanes"] == 2 and seen["status"] == "done"
+    assert seen["steps"] > 20 and seen["gaps"] == 0
+    asked = "".join(tab.evaluate("D2Stage.stage.page.run.prompt"))
     assert tab.locator("#prompt textarea").input_value() in asked
+
+
+def test_a_stored_run_is_a_link_away(word):
+    assert state(word)["steps"] > 20 and state(word)["status"] == "done"
+    assert "The answer is 11" in answer_on_stage(word)
+    word.locator(".d2-summary").click()
+    asked = "".join(word.locator(".d2-prompt .d2-chip").all_text_contents())
+    word.wait_for_function(
+        "asked => asked.includes(document.querySelector('#prompt textarea').value)", arg=asked
+    )
 
 
 def test_with_one_model_there_is_none_to_choose(tab):
@@ -117,16 +142,13 @@ def test_a_live_run_paints_every_step_and_gives_the_engines_answer(tab, model):
 
 def test_the_loop_waits_while_paused_and_steps_one_at_a_time(tab):
     ask(tab)
-    before = state(tab)["run"]
-    tab.click("#step")
-    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=before)
+    begin_paused(tab)
     wait_said(tab, "Paused")
     for expected in (2, 3):
-        tab.click("#step")
-        tab.wait_for_function("n => D2Stage.stage.state().received === n", arg=expected)
-    tab.wait_for_timeout(400)
-    assert state(tab)["received"] == 3 and state(tab)["status"] == "running"
-    tab.click("#resume")
+        step(tab)
+        # no more has come than was asked for, and none has been lost
+        assert state(tab)["received"] == expected and state(tab)["status"] == "running"
+    resume(tab)
     tab.wait_for_function("D2Stage.stage.state().status === 'done'")
     assert state(tab)["gaps"] == 0
     wait_said(tab, "Done")
@@ -134,11 +156,9 @@ def test_the_loop_waits_while_paused_and_steps_one_at_a_time(tab):
 
 def test_stop_ends_a_paused_run_and_keeps_what_was_made(tab):
     ask(tab)
-    for n in (1, 2):
-        tab.click("#step")
-        tab.wait_for_function("n => D2Stage.stage.state().received === n", arg=n)
-    wait_said(tab, "Paused")
-    tab.click("#stop")
+    begin_paused(tab)
+    step(tab)
+    stop(tab)
     tab.wait_for_function("D2Stage.stage.state().status === 'stopped'")
     with tab.expect_download() as got:
         tab.get_by_role("button", name="Download trace").click()
@@ -155,22 +175,24 @@ def test_a_downloaded_trace_is_the_run_and_loads_back(tab, model, tmp_path):
     trace, live = d2cache.Trace.load(path), decoded(model)
     assert np.array_equal(trace.tokens, live.tokens) and np.array_equal(trace.why, live.why)
     shown = answer_on_stage(tab)
-    tab.click("#step")  # something else on the stage
-    tab.wait_for_function("D2Stage.stage.state().received === 1")
+    begin_paused(tab)  # something else on the stage
     tab.locator("input[type=file]").set_input_files(path)
     tab.wait_for_function("n => D2Stage.stage.state().received === n", arg=len(trace.seconds))
     assert answer_on_stage(tab) == shown
 
 
-@pytest.mark.parametrize("content", [b"", b"not a trace", b"\xff" * 64])
-def test_a_bad_trace_is_refused_in_one_line_and_the_stage_stays(tab, tmp_path, content):
-    path = tmp_path / f"{HOSTILE.replace('/', '')}.safetensors"
-    path.write_bytes(content)
+def test_a_bad_trace_is_refused_in_one_line_and_the_stage_stays(tab, tmp_path):
     before = state(tab)
-    tab.locator("input[type=file]").set_input_files(path)
-    wait_said(tab, "not a (valid )?trace")
-    assert "\n" not in said(tab) and state(tab)["run"] == before["run"]
-    assert tab.evaluate("window.hacked") is None
+    hostile = HOSTILE.replace("/", "")
+    bad = {"nothing": b"", hostile: b"not a trace", "noise": b"\xff" * 64}
+    for name, content in bad.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(content)
+        tab.locator("input[type=file]").set_input_files(path)
+        told = "onerror" if name == hostile else name
+        wait_said(tab, f"{told}.*not a (valid )?trace")
+        assert "\n" not in said(tab) and state(tab)["run"] == before["run"]
+        assert tab.evaluate("window.hacked") is None
 
 
 def test_token_text_is_shown_never_run(tab, tmp_path):
@@ -197,19 +219,13 @@ def test_token_text_is_shown_never_run(tab, tmp_path):
     assert tab.evaluate("window.hacked") is None
 
 
-@pytest.mark.parametrize("text, sentence", [("", "empty"), ("   \n ", "empty")])
-def test_an_empty_prompt_is_refused_and_the_page_goes_on(tab, text, sentence):
-    ask(tab, text)
-    tab.click("#run")
-    wait_said(tab, sentence)
+def test_a_prompt_that_cannot_be_is_refused_and_the_page_goes_on(tab):
+    for text, sentence in (("", "empty"), ("7 " * 1900, "room for 1024"), ("   \n ", "empty")):
+        ask(tab, text)
+        tab.click("#run")
+        wait_said(tab, sentence)
     run_to_end(tab)
     assert state(tab)["status"] == "done"
-
-
-def test_a_prompt_too_long_for_the_model_is_refused(tab):
-    ask(tab, "7 " * 1900)
-    tab.click("#run")
-    wait_said(tab, "room for 1024")
 
 
 def test_every_registered_policy_and_decoder_is_offered_with_its_knobs(tab):
@@ -241,29 +257,31 @@ def test_every_policy_and_decoder_runs_from_the_page_with_its_own_knobs(tab):
     knobs |= {e["name"]: [k.name.replace("_", " ") for k in e["knobs"]] for e in kinds["policy"]}
     opened = set()
     tab.get_by_text("Knobs of every decoder", exact=True).click()
-    for kind, entries in kinds.items():
-        for entry in entries:
-            name = chosen[kind] = entry["name"]
-            choose(tab, kind, name)
-            tab.get_by_text(f"How {name} works").wait_for(state="visible")
-            for one in set(chosen.values()) - opened:
-                if knobs[one]:
-                    tab.get_by_text(f"Knobs of {one}", exact=True).click()
-                    tab.locator(f"#knobs-{one} input").last.wait_for(state="visible")
-            opened |= set(chosen.values())
-            wanted = {one: knobs[one] for one in chosen.values() if knobs[one]}
-            wanted["decoder"] = [name.replace("_", " ") for name in shared]
-            assert knobs_shown(tab) == wanted
-            run_to_end(tab)
-            wait_said(tab, "Done")
-            seen = state(tab)
-            assert seen["status"] == "done" and seen["gaps"] == 0, (name, said(tab))
-            assert seen["painted"] == seen["received"] >= 1
-            made = " ".join(tab.locator(".d2-which .d2-more").all_inner_texts())
-            assert f"{kind} {name} " in made
-            assert tab.locator(".page-error, [data-testid=toast-body]").count() == 0
-            told = tab.inner_text(".d2-body")
-            assert not re.search("undefined|NaN|null|\\[object", told), (name, told)
+    names = {kind: [entry["name"] for entry in entries] for kind, entries in kinds.items()}
+    for pair in zip_longest(*names.values()):  # where one list is longer, the other's last stays
+        for kind, name in zip(names, pair, strict=True):
+            if name:
+                chosen[kind] = name
+                choose(tab, kind, name)
+            tab.get_by_text(f"How {chosen[kind]} works").wait_for(state="visible")
+        for one in set(chosen.values()) - opened:
+            if knobs[one]:
+                tab.get_by_text(f"Knobs of {one}", exact=True).click()
+                tab.locator(f"#knobs-{one} input").last.wait_for(state="visible")
+        opened |= set(chosen.values())
+        wanted = {one: knobs[one] for one in chosen.values() if knobs[one]}
+        wanted["decoder"] = [name.replace("_", " ") for name in shared]
+        assert knobs_shown(tab) == wanted
+        run_to_end(tab)
+        wait_said(tab, "Done")
+        seen = state(tab)
+        assert seen["status"] == "done" and seen["gaps"] == 0, (pair, said(tab))
+        assert seen["painted"] == seen["received"] >= 1
+        made = " ".join(tab.locator(".d2-which .d2-more").all_inner_texts())
+        assert all(f"{kind} {name} " in made for kind, name in chosen.items()), made
+        assert tab.locator(".page-error, [data-testid=toast-body]").count() == 0
+        told = tab.inner_text(".d2-body")
+        assert not re.search("undefined|NaN|null|\\[object", told), (pair, told)
 
 
 def test_knobs_that_all_decoders_share_stand_once_and_reach_the_run(tab):
@@ -350,49 +368,35 @@ def test_a_knob_out_of_bounds_is_refused(tab):
     tab.evaluate("document.activeElement.blur()")
     tab.click("#run")
     wait_said(tab, "current_k|Running|Done")
-    assert state(tab)["run"] == "stored-d2-word" or box.input_value() != "99999"
+    assert state(tab)["board"] == "stored-opening" or box.input_value() != "99999"
 
 
-def test_pause_clicked_many_times_stays_paused_and_resume_goes_on(tab):
-    ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
-    before = state(tab)["run"]
-    tab.click("#run")
-    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=before)
+def test_pause_clicked_many_times_stays_paused_and_goes_on(tab):
+    begin_long(tab)
+    pause(tab)
     for _ in range(5):
-        tab.evaluate("document.querySelector('#pause')?.click()")
-    wait_said(tab, "Paused|Done")
+        press(tab, "pause")
+    wait_said(tab, "Paused")
     here = state(tab)["received"]
-    tab.wait_for_timeout(500)
-    assert state(tab)["received"] == here
-    if "Paused" in said(tab):
-        tab.click("#resume")
-        wait_said(tab, "Done")
+    step(tab)
+    assert state(tab)["received"] == here + 1, "nothing was made meanwhile"
+    resume(tab)
+    tab.wait_for_function("n => D2Stage.stage.state().received > n + 2", arg=here)
+    stop(tab)
+    wait_said(tab, "Stopped")
+    assert state(tab)["status"] == "stopped" and state(tab)["gaps"] == 0
 
 
 def test_the_verdict_is_about_the_question_that_ran(tab):
-    tab.click("#step")
+    begin_paused(tab)
     wait_said(tab, "Paused")
-    first = tab.locator("#prompt textarea").input_value()
-    tab.get_by_role("button", name="New problem").click()
-    tab.wait_for_function("t => document.querySelector('#prompt textarea').value !== t", arg=first)
-    tab.click("#resume")
+    another_problem(tab)
+    resume(tab)
     wait_said(tab, "Done, and the answer is right")
 
 
-def test_stop_while_running_says_stopped(tab):
-    ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
-    before = state(tab)["run"]
-    tab.click("#run")
-    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=before)
-    tab.click("#stop")
-    wait_said(tab, "Stopped|Done")
-    assert state(tab)["status"] in ("stopped", "done")
-
-
 def test_a_new_run_replaces_a_running_one(tab):
-    ask(tab, "Tell a story about a brave fox named Max who finds a key in the forest.")
-    tab.click("#run")
-    tab.wait_for_function("D2Stage.stage.state().run !== 'stored'")
+    begin_long(tab)
     run_to_end(tab)
     assert "12" in answer_on_stage(tab)
     wait_said(tab, "Done")
@@ -406,35 +410,35 @@ def test_without_a_cache_nothing_is_reused_and_rollout_says_why_it_is_absent(tab
 
 
 def test_a_new_problem_is_solved_and_judged(tab):
-    tab.get_by_role("button", name="New problem").click()
-    tab.wait_for_function("t => document.querySelector('#prompt textarea').value !== t", arg="")
-    tab.wait_for_timeout(500)
+    another_problem(tab)
     tab.click("#run")
     wait_said(tab, "answer is (right|wrong)")
 
 
-def test_scrubbing_and_keys_move_the_clock_without_the_server(tab):
+def test_scrubbing_and_keys_move_the_clock_without_the_server(word):
     requests = []
-    tab.on("request", lambda r: requests.append(r.url))
-    tab.locator(".d2-stage").focus()
-    tab.keyboard.press("Home")
-    tab.wait_for_function("D2Stage.stage.state().step === 0")
+    word.on("request", requests.append)
+    word.locator(".d2-stage").focus()
+    word.keyboard.press("Home")
+    word.wait_for_function("D2Stage.stage.state().step === 0")
     for _ in range(3):
-        tab.keyboard.press("ArrowRight")
-    tab.wait_for_function("D2Stage.stage.state().step === 3")
-    tab.locator(".d2-range").fill("7")
-    tab.wait_for_function("D2Stage.stage.state().step === 7")
-    tab.keyboard.press("End")
-    tab.wait_for_function("D2Stage.stage.state().step === D2Stage.stage.state().steps - 1")
-    assert [r for r in requests if "/queue/" in r or "/call" in r] == []
+        word.keyboard.press("ArrowRight")
+    word.wait_for_function("D2Stage.stage.state().step === 3")
+    word.locator(".d2-range").fill("7")
+    word.wait_for_function("D2Stage.stage.state().step === 7")
+    word.keyboard.press("End")
+    word.wait_for_function("D2Stage.stage.state().step === D2Stage.stage.state().steps - 1")
+    # what the stage asks, and what it sends; the controls have requests of their own
+    assert not [r.url for r in requests if "component_server" in r.url]
+    assert not [r.post_data for r in requests if '"query"' in (r.post_data or "")]
 
 
-def test_pointing_at_a_position_marks_it_everywhere(tab):
-    tab.evaluate("D2Stage.stage.goto(5)")
-    chip = tab.locator(".d2-chips:not(.d2-prompt) .d2-chip").nth(3)
+def test_pointing_at_a_position_marks_it_everywhere(word):
+    word.evaluate("D2Stage.stage.goto(5)")
+    chip = word.locator(".d2-chips:not(.d2-prompt) .d2-chip").nth(3)
     chip.hover()
-    tab.wait_for_selector(".d2-tip:not([hidden])")
-    places = tab.evaluate(
+    word.wait_for_selector(".d2-tip:not([hidden])")
+    places = word.evaluate(
         "[...document.querySelectorAll('.d2-map .d2-plane > .d2-hair')]"
         ".map(h => [getComputedStyle(h).display, Math.round(h.getBoundingClientRect().left)])"
     )
@@ -480,22 +484,14 @@ def _written(trace: d2cache.Trace) -> np.ndarray:
     return answer[1:] != answer[:-1]
 
 
-def test_a_closed_tab_frees_its_run(chrome, address):
-    first, second = chrome.new_context().new_page(), chrome.new_context().new_page()
-    for page in (first, second):
-        page.goto(address)
-        page.wait_for_function("globalThis.D2Stage?.stage")
-    choose(first, "policy", "none")
-    ask(first, "Tell a story about a brave fox named Max who finds a key in the forest.")
-    first.get_by_text("Canvas", exact=True).click()
-    first.get_by_label("number input for answer length").fill("256")
-    first.get_by_label("stop at the end token").uncheck()
-    first.click("#run")
-    first.wait_for_function("D2Stage.stage.state().status === 'running'")
-    first.context.close()
-    run_to_end(second)  # the queue holds one run at a time: it would wait for the first
-    assert state(second)["status"] == "done"
-    second.context.close()
+def test_a_closed_tab_frees_its_run(chrome, address, tab):
+    leaving = chrome.new_context().new_page()
+    leaving.goto(f"{address}/?{LONG}", timeout=120_000)
+    leaving.wait_for_function("globalThis.D2Stage?.stage?.state().received > 0", timeout=120_000)
+    assert state(leaving)["status"] == "running"
+    leaving.context.close()
+    run_to_end(tab)  # one run is made at a time: it would wait for minutes
+    assert state(tab)["status"] == "done"
 
 
 @pytest.mark.parametrize("width, dark", [(360, False), (360, True), (1400, True)])
