@@ -23,15 +23,7 @@ from d2cache.trace import Trace
 
 LONGEST = 2000  # characters of a question
 SIGMAS = (0.0, 3.0, 10.0, 40.0)  # of the decode orders that are compared
-QUESTIONS = (
-    "attention",
-    "life",
-    "figures",
-    "sigmas",
-    "export",
-    "token",
-    "guesses",
-)  # each a method below
+QUESTIONS = ("attention", "life", "figures", "sigmas", "export", "token")  # each a method below
 EXPORTS = ("html", "notebook", "trace")  # what can be exported
 
 
