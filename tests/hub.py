@@ -1,4 +1,4 @@
-"""A local hub: answers what huggingface_hub asks of huggingface.co from folders."""
+"""A local hub: answers what huggingface_hub asks of huggingface.co from folders; and a visit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from d2cache import models
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -70,3 +72,19 @@ def serve(root: Path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def visit(names: list[str]) -> dict[str, dict]:
+    """Load hub ids one after another; -> for each: whether it was in the cache before and after,
+    the progress that was reported, the error or "", and what the loaded model is."""
+    got = {}
+    for name in names:
+        before, seen, error, reads = models.cached(name) is not None, [], "", None
+        try:
+            model = models.load(name, "cpu", progress=lambda *one, seen=seen: seen.append(one))
+            reads = [model.config.name, model.config.family, len(model.encode("What is 2 + 3?"))]
+        except ValueError as e:
+            error = str(e)
+        after = models.cached(name) is not None
+        got[name] = dict(before=before, after=after, seen=seen, error=error, reads=reads)
+    return got

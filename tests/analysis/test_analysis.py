@@ -101,7 +101,7 @@ def test_live_and_replayed_events_are_the_same(live):
 
 
 def assert_earlier_candidates(events, again):
-    """A trace keeps the candidates of the last write whole. Those of an earlier one are its guesses,
+    """A trace keeps the candidates of the last write whole. Those of an earlier one are guesses,
     rounded, without the least; they are compared here and taken out of both."""
     last = {write[0]: r["s"] for r in records(events) for write in r["w"]}
     for live, told in zip(records(events), records(again), strict=True):

@@ -17,7 +17,8 @@ from checkpoints import (
     write_checkpoint,
     write_dream_tokenizer,
 )
-from hub import serve
+from hub import serve, visit
+from huggingface_hub import constants
 from lab import full_pass
 
 import d2cache
@@ -247,31 +248,17 @@ def test_no_code_and_no_pickle_of_a_checkpoint_is_touched(folder, tmp_path):
 
 # ------------------------------------------------------------------------------ from a hub
 
-# in its own process, because the hub's client reads address and cache when it is imported
-VISIT = """
-import json, sys
-from d2cache import models
-got = {}
-for name in sys.argv[1:]:
-    before, seen, error, reads = models.cached(name) is not None, [], "", None
-    try:
-        model = models.load(name, "cpu", progress=lambda *a: seen.append(a))
-        reads = [model.config.name, model.config.family, len(model.encode("What is 2 + 3?"))]
-    except ValueError as e:
-        error = str(e)
-    after = models.cached(name) is not None
-    got[name] = dict(before=before, after=after, seen=seen, error=error, reads=reads)
-print(json.dumps(got))
-"""
+# a process of its own: the hub's client reads address and cache when it is imported
+VISIT = "import hub, json, sys; print(json.dumps(hub.visit(sys.argv[1:])))"
 
 
-def visit(cache, address, names, **settings):
-    """Load hub ids one after another; returns the result of each. Nothing may be printed."""
+def visit_apart(cache, address, names):
+    """`hub.visit` where the environment gives address and cache. Nothing may be printed."""
     env = os.environ | {"HF_HOME": str(cache), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", VISIT, *names],
         cwd=ROOT,
-        env=env | settings,
+        env=env | {"PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
         timeout=300,
@@ -279,6 +266,17 @@ def visit(cache, address, names, **settings):
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A function that gives this process a cache, as HF_HOME and HF_HUB_OFFLINE=1 would."""
+
+    def use(cache):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    return use
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +298,7 @@ def hub(tmp_path_factory):
     (greedy / INDEX).write_text(json.dumps(index))
     names = ["some/dream", "some/one-file", "some/none", *(f"some/{n}" for n in REFUSED)]
     with serve(root) as (address, sent):
-        got = visit(cache, address, names)
+        got = visit_apart(cache, address, names)
     return got, sent, cache
 
 
@@ -364,38 +362,38 @@ def test_a_repository_that_is_not_there_is_refused(hub):
     )
 
 
-@pytest.mark.parametrize("settings", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://[::1]:9"}])
-def test_without_a_network_the_cache_serves(hub, settings):
+@pytest.mark.parametrize("way", ["unreachable", "offline"])
+def test_without_a_network_the_cache_serves(hub, way, offline, capfd):
+    results, _, cache = hub
     names = ["some/dream", "some/one-file", "some/none"]
-    got = visit(hub[2], "http://unused", names, **settings)
+    if way == "offline":
+        offline(cache)
+        got = visit(names)
+        assert capfd.readouterr() == ("", "")
+    else:
+        got = visit_apart(cache, "http://[::1]:9", names)
     for name in names[:2]:
         assert got[name]["before"] and got[name]["error"] == ""
-        assert got[name]["reads"] == hub[0][name]["reads"]
+        assert got[name]["reads"] == results[name]["reads"]
         assert {what for what, _, _ in got[name]["seen"]} == {"reading"}
     assert not got["some/none"]["after"] and "\n" not in got["some/none"]["error"]
     assert "could not fetch 'some/none' from the hub: " in got["some/none"]["error"]
 
 
-def test_half_a_download_is_not_in_the_cache(hub, tmp_path):
+def test_half_a_download_is_not_in_the_cache(hub, tmp_path, offline):
     cache = shutil.copytree(hub[2], tmp_path / "cache", symlinks=True)
     next(cache.glob("hub/models--some--dream/snapshots/*/*-00002-*")).unlink()
-    got = visit(cache, "http://unused", ["some/dream"], HF_HUB_OFFLINE="1")["some/dream"]
+    offline(cache)
+    got = visit(["some/dream"])["some/dream"]
     assert not got["before"] and "could not fetch 'some/dream' from the hub: " in got["error"]
 
 
-def test_the_command_line_reports_a_missing_network_in_one_line(tmp_path):
-    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "d2cache", "run", ASKED, "--model", "some/model"],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("d2cache: could not fetch 'some/model' from the hub: ")
+def test_the_command_line_reports_a_missing_network_in_one_line(tmp_path, offline, capfd):
+    offline(tmp_path)
+    assert main(["run", ASKED, "--model", "some/model"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("d2cache: could not fetch 'some/model' from the hub: ")
 
 
 # ------------------------------------------------------------------------------ what is known
