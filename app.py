@@ -86,8 +86,7 @@ def components(several: Iterable[Control]) -> Components:
 
 def knobs_shown(title: str, kind: str, owner: str | None) -> Components:
     """An accordion with the knobs of one policy or decoder, or of all; nothing without knobs."""
-    knobs = controls.knob_controls(kind, owner)
-    if not knobs:
+    if not (knobs := controls.knob_controls(kind, owner)):
         return {}
     with gr.Accordion(title, open=False, elem_id=f"knobs-{owner or kind}"):
         return components(knobs)

@@ -48,6 +48,8 @@ def generate(
     block_length: semi-autoregressive blocks of this many positions, default the whole answer.
     seed: one for all rows or one per row, used when sampling. stop_at_eos: a row ends when
     everything before its first end-of-text token is written; what is masked by then stays masked.
+    False here, unlike on the command line and the page: the number of steps then follows from the
+    arguments alone, which measurements need, and graphs may keep the canvas in kernels on a GPU.
     edits: changes made by hand after steps of a run of one row, see `Edit`.
     eager: True launches every operation from Python on a GPU too, False lets graphs replay them
     where they can; None means False unless D2CACHE_EAGER=1 is set. No effect on a CPU.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from d2cache import ops
 from d2cache.canvas import Plan, Why
@@ -48,15 +47,14 @@ class DLLMCache(CachePolicy, key="dllm"):
         # every row passes through the layers, recomputed or from the stored outputs
         return Plan(canvas.masked, torch.ones_like(canvas.own), why.byte())
 
-    def refreshed(self, all_rows: bool) -> Tensor:
+    def refreshed(self, all_rows: bool) -> torch.Tensor:
         """(B,T) bool: rows that are due, or every row of the batch; whatever their values."""
         prompt, answer = (due or all_rows for due in self.due)
         return self.own & torch.where(self.answer, answer, prompt)
 
     def block(self, i, block, x, rows):
         all_rows = self.first_layer and i == 0
-        verify = self.rho > 0 and not (self.due[1] or all_rows)
-        chosen = self.refreshed(all_rows)
+        chosen, verify = self.refreshed(all_rows), self.rho > 0 and not (self.due[1] or all_rows)
         counts = [n * (due or all_rows) for n, due in zip(self.sizes, self.due, strict=True)]
         before = self.kv.v[i].clone() if verify else None
         if i == 0:
@@ -76,7 +74,6 @@ class DLLMCache(CachePolicy, key="dllm"):
             at, _ = ops.indices(chosen, sum(counts))
             inputs, picked = ops.rows_at(x, at), rows.take(at)
             out = self.attend(i, block, *self.project(i, block, inputs, picked), picked)
-            wide = at[..., None].expand_as(out)
-            self.attention[i].scatter_(1, wide, out)
-            self.mlp[i].scatter_(1, wide, block.mlp(inputs + out))
+            for kept, new in ((self.attention[i], out), (self.mlp[i], block.mlp(inputs + out))):
+                kept.scatter_(1, at[..., None].expand_as(new), new)
         return x + self.attention[i] + self.mlp[i]

@@ -65,8 +65,7 @@ class SparseCache(BlockPolicy, key="sparse"):
         """Mark what layer i keeps, for the rows of the batch that are in their second full pass."""
         in_block = self.canvas.block.gather(1, rows.index) & rows.valid
         wide = torch.promote_types(k.dtype, torch.float32)
-        mean = (q * in_block[:, None, :, None]).sum(2, dtype=wide)
-        mean = mean / in_block.sum(1)[:, None, None]
+        mean = (q * in_block[:, None, :, None]).sum(2, dtype=wide) / in_block.sum(1)[:, None, None]
         shared = mean.unflatten(1, (k.shape[1], -1)).mean(2)  # grouped heads share a key
         score = (k * shared[:, :, None]).sum(3).mean(1)
         outside = self.canvas.own & ~self.canvas.block

@@ -6,23 +6,24 @@ import json
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from test_page import QUESTION, ask, state
-from test_tabs import STORY, ended, frames, show
+from test_tabs import STORY, at, ended, frames, show
 
 from analysis.page.query import Asked, Lane
 from analysis.tools.browser import open_tab
 
-TABS = ("Stage", "Compare", "Cache", "Attention", "Truth", "Token", "Figures")
+TABS = ("Watch", "Stage", "Compare", "Cache", "Attention", "Truth", "Token", "Figures")
 LANES = tuple(map(Lane.parse, ("none", "d2,current_k=2")))
 SIGHTS = {
     "light": {"viewport": {"width": 1400, "height": 950}, "color_scheme": "light"},
     "dark": {"viewport": {"width": 1400, "height": 950}, "color_scheme": "dark"},
     "phone": {"viewport": {"width": 360, "height": 740}, "color_scheme": "light"},
 }
+LAST = 30  # the last step but one: answers with end tokens, some of which differ
 
 
 @pytest.fixture(scope="module", params=SIGHTS)
 def seen(chrome, address, request):
-    """The page in one light and size, with two lanes and their truth."""
+    """The page of a newcomer in one light and size, with two lanes and their truth."""
     context = chrome.new_context(**SIGHTS[request.param])
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -31,17 +32,30 @@ def seen(chrome, address, request):
     page.goto(f"{address}/?{asked.query()}")
     page.wait_for_function("globalThis.D2Stage?.stage")
     ended(page, 2)
-    # the last step but one: answers with end tokens, some of which differ
-    page.evaluate("D2Stage.stage.setLane(1); D2Stage.stage.goto(30)")
-    page.wait_for_function("D2Stage.stage.state().step === 30")
     yield page
     context.close()
     assert not problems, problems
 
 
+def as_newcomer(page, step: int):
+    """What a reader sees who has not looked inside."""
+    page.evaluate("D2Stage.stage.show('watch'); D2Stage.stage.page.depth.set(false)")
+    at(page, step, 1)
+
+
+def unfolded(page):
+    """Opens every fold beside the stage, and those within."""
+    closed = page.locator("#side .label-wrap:not(.open):visible")
+    while closed.count():
+        closed.first.click()
+        frames(page)
+
+
 def filled(page, tab: str):
     """A tab with all that it shows."""
+    page.evaluate("D2Stage.stage.page.depth.set(true)")
     show(page, tab)
+    at(page, LAST, 1)
     frames(page)
     if tab == "Attention":
         page.locator(".d2-panel-attention .d2-square").wait_for(state="visible")
@@ -55,14 +69,62 @@ def filled(page, tab: str):
     frames(page)
 
 
-def faults(page, where: str) -> dict[str, list[str]]:
-    """Rules broken in a part of the page, serious and critical ones: where."""
+def faults(page, where: str = "html") -> dict[str, list[str]]:
+    """Rules broken on the page or a part of it, serious and critical ones: where."""
     told = Axe().run(page, context={"include": [[where]]}).response["violations"]
     return {
         f"{one['id']}: {one['help']}": [node["html"][:160] for node in one["nodes"]][:8]
         for one in told
         if one["impact"] in ("serious", "critical")
     }
+
+
+@pytest.mark.parametrize("step", [12, 31])
+def test_the_whole_page_of_a_newcomer_is_for_everybody(seen, step):
+    as_newcomer(seen, step)
+    assert seen.locator(".d2-tabbar").is_hidden()
+    assert seen.locator(".d2-watch .d2-eos.d2-filled").count() >= (3 if step > LAST else 0)
+    assert not (found := faults(seen)), json.dumps(found, indent=1)
+
+
+def test_the_whole_page_is_for_everybody_with_everything_open(seen):
+    filled(seen, "Stage")
+    unfolded(seen)
+    seen.get_by_label("Stored runs").wait_for()
+    assert not (found := faults(seen)), json.dumps(found, indent=1)
+
+
+# Contrasts of the guesses in sight with the ground of their hatching, and with its lines, which axe
+# leaves to the eye.
+GHOSTS = r"""() => {
+  const pen = Object.assign(document.createElement('canvas'), { width: 1, height: 1 })
+    .getContext('2d', { willReadFrequently: true });
+  const seen = (colour, paper) => {
+    for (const fill of [paper, colour]) { pen.fillStyle = fill; pen.fillRect(0, 0, 1, 1); }
+    return [...pen.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (rgb) => rgb.slice(0, 3).map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = (a, b) => { const [low, high] = [light(a), light(b)].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05); };
+  const paper = getComputedStyle(document.querySelector('.d2-stage')).backgroundColor;
+  return [...document.querySelectorAll('.d2-guessed')].filter(el => el.checkVisibility())
+    .map(el => { const look = getComputedStyle(el), ink = seen(look.color, paper);
+      const [line, , ground] = look.backgroundImage.match(/(rgba?|color|oklab)\([^()]*\)/g);
+      return [el.className, contrast(ink, seen(ground, paper)), contrast(ink, seen(line, paper))];
+    }); }"""
+
+
+@pytest.mark.parametrize("tab", ["Watch", "Stage"])
+def test_a_guess_can_be_read_on_its_hatching(seen, tab):
+    filled(seen, tab)
+    for step in (0, 12):
+        at(seen, step, 1)
+        told = seen.evaluate(GHOSTS)
+        assert len(told) > 5
+        pale = [one for one in told if one[1] < 4.5 or one[2] < 3]
+        assert not pale, (step, pale[:6])
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -101,7 +163,7 @@ SMALL = """() => [...document.querySelectorAll(
 
 
 def test_axe_finds_no_serious_fault_in_what_opens(seen):
-    show(seen, "Stage")
+    filled(seen, "Stage")
     seen.get_by_role("button", name="Export", exact=True).click()
     seen.locator(".d2-export-panel").wait_for(state="visible")
     assert not (found := faults(seen, "#stage")), json.dumps(found, indent=1)
@@ -201,8 +263,9 @@ def test_by_keyboard_alone(chrome, address):
             page.wait_for_function("t => D2Stage.stage.state().tab === t", arg=name.lower())
             assert page.evaluate("document.activeElement.textContent") == name
             page.keyboard.press("ArrowRight")
-        page.wait_for_function("D2Stage.stage.state().tab === 'stage'")  # round
+        page.wait_for_function("D2Stage.stage.state().tab === 'watch'")  # round
         assert state(page)["step"] == 3, "the arrows were the tabs'"
+        page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
         page.wait_for_function("D2Stage.stage.state().tab === 'cache'")
@@ -255,6 +318,8 @@ JUMPS = """() => ({
 def test_nothing_jumps_when_a_run_starts_and_goes_on(chrome, address, width):
     with open_tab(chrome, address) as page:
         page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_function("D2Stage.stage.state().run")
+        opened_with = state(page)["run"]
         ask(page, STORY)
         page.evaluate("document.fonts.ready")
         frames(page)
@@ -268,11 +333,12 @@ def test_nothing_jumps_when_a_run_starts_and_goes_on(chrome, address, width):
         )
         page.click("#run")
         page.wait_for_function(
-            """(() => { const { run, status } = D2Stage.stage.state();
-            return run !== 'stored-d2-word' && status === 'done'; })()"""
+            """was => { const { run, status } = D2Stage.stage.state();
+            return run !== was && status === 'done'; }""",
+            arg=opened_with,
         )
         boxes = page.evaluate("window.boxes")
-        live = [b for b in boxes if b["run"] != "stored-d2-word"]
+        live = [b for b in boxes if b["run"] != opened_with]
         assert len(live) > 5
         for b in live:
             for name in ("tabs", "transport"):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 from test_page import state, wait_said
 
 import d2cache
@@ -338,13 +339,7 @@ def test_attention_maps_and_what_each_position_receives_are_the_probes(board):
         tab.get_by_label("Which map").select_option(str(layer))
         words = "followed through all layers" if layer == "rollout" else "mean over the heads"
         note = tab.locator(".d2-panel-attention p[role=status]")
-        soon(
-            lambda n=note, s=step, w=words: (
-                n.inner_text().startswith(f"Step {s + 1}, computed") and w in n.inner_text()
-            ),
-            True,
-            30,
-        )
+        expect(note).to_have_text(re.compile(f"^Step {step + 1}, computed .*{words}"))
         exact = (
             probes.rollout_map(engine(), trace, step)
             if layer == "rollout"
