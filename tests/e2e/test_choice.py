@@ -80,17 +80,19 @@ def test_a_chosen_model_is_loaded_and_runs(tab, folders, tmp_path):
     assert trace.run["shape"] == want.run["shape"] and (trace.tokens == want.tokens).all()
     tab.get_by_text("show this step's attention map").click()
     tab.wait_for_function(
-        "document.querySelector('.d2-detail').innerText.includes('how much position i draws')"
+        "document.querySelector('.d2-detail').innerText.includes('computed again by a full pass')"
     )
 
 
-def test_the_attention_map_of_the_stored_run_is_of_the_model_that_made_it(tab):
-    choose(tab, "small-dream")
-    wait_said(tab, "small-dream is loaded")
-    tab.get_by_text("show this step's attention map").click()
-    tab.wait_for_function(
-        "document.querySelector('.d2-detail').innerText.includes('how much position i draws')"
-    )
+def test_the_attention_map_of_the_stored_run_is_of_the_model_that_made_it(chrome, address):
+    with open_tab(chrome, f"{address}/?trace=d2-word") as tab:
+        tab.wait_for_function("D2Stage.stage.state().run === 'stored-d2-word'")
+        choose(tab, "small-dream")
+        wait_said(tab, "small-dream is loaded")
+        tab.get_by_text("show this step's attention map").click()
+        tab.wait_for_function(
+            "document.querySelector('.d2-detail').innerText.includes('again by a full pass')"
+        )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,6 @@ def test_a_model_that_is_not_offered_is_refused_whoever_asks(chrome, address, as
     page.route("**/queue/join*", change)
     traffic = Traffic(page)
     page.click("#run")
-    page.wait_for_function("document.querySelector('#said') && true")
     traffic.answered()
     assert state(page)["board"] == "stored-opening"
     page.unroute("**/queue/join*")

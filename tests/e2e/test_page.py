@@ -397,9 +397,14 @@ def test_the_verdict_is_about_the_question_that_ran(tab):
 
 def test_a_new_run_replaces_a_running_one(tab):
     begin_long(tab)
-    run_to_end(tab)
-    assert "12" in answer_on_stage(tab)
-    wait_said(tab, "Done")
+    first = state(tab)["run"]
+    ask(tab)
+    tab.click("#run")
+    tab.wait_for_function("run => D2Stage.stage.state().run !== run", arg=first)
+    stop(tab)
+    wait_said(tab, "Stopped")
+    assert state(tab)["status"] == "stopped" and state(tab)["lanes"] == 1
+    assert QUESTION in "".join(tab.evaluate("D2Stage.stage.page.run.prompt"))
 
 
 def test_without_a_cache_nothing_is_reused_and_rollout_says_why_it_is_absent(tab):
@@ -417,7 +422,7 @@ def test_a_new_problem_is_solved_and_judged(tab):
 
 def test_scrubbing_and_keys_move_the_clock_without_the_server(word):
     requests = []
-    word.on("request", requests.append)
+    word.on("request", lambda request: requests.append(request))
     word.locator(".d2-stage").focus()
     word.keyboard.press("Home")
     word.wait_for_function("D2Stage.stage.state().step === 0")
@@ -450,7 +455,7 @@ def test_the_attention_map_of_one_step_is_made_on_request(tab):
     run_to_end(tab)
     tab.get_by_text("show this step's attention map").click()
     tab.wait_for_function(
-        "document.querySelector('.d2-detail').innerText.includes('how much position i draws')"
+        "document.querySelector('.d2-detail').innerText.includes('computed again by a full pass')"
     )
     size = tab.evaluate("document.querySelector('.d2-detail-canvas').width")
     assert size == tab.evaluate(
