@@ -1,6 +1,6 @@
 """Take the README's screenshots: python -m analysis.tools.pictures [--out FOLDER] [NAME...]
 
-Runs stories on the page and saves what it shows: the page light, dark and at phone width, and the
+Saves what the page shows: what it opens with, also on a phone, a run seen from the inside, and the
 tabs Compare, Truth and Attention. Each is a PNG of at most 300 kB.
 """
 
@@ -20,7 +20,7 @@ from d2cache import command
 
 MOST = 300_000
 FOLDER = browser.ROOT / "assets" / "pictures"
-SIZES = {"light": (1500, 1120, "light"), "dark": (1500, 1120, "dark"), "phone": (390, 1400, "dark")}
+SIZES = {"light": (1440, 860, "light"), "dark": (1500, 1120, "dark"), "phone": (390, 844, "dark")}
 TABS = {"compare": "light", "truth": "dark", "attention": "light"}  # of the stage alone
 
 
@@ -62,18 +62,18 @@ def take(chrome, url: str, name: str) -> bytes:
 
 
 def whole_page(page, name: str) -> bytes:
-    """The page after a run, at a step where much is written and much is masked."""
-    page.click("#run")
-    page.wait_for_function(
-        "!D2Stage.stage.state().run.startsWith('stored') && D2Stage.stage.state().status === 'done'"
-    )
-    page.evaluate("D2Stage.stage.goto(Math.round(D2Stage.stage.state().steps * 0.7))")
+    """What the page opens with, at a step where much is written and much is masked; `dark`: a run
+    of the reader's own, from the inside."""
+    if name == "dark":
+        page.click("#run")
+        page.wait_for_function(
+            "D2Stage.stage.state().lanes === 1 && D2Stage.stage.state().status === 'done'"
+        )
+        page.click(".d2-unfold")
+    page.evaluate("D2Stage.stage.goto(Math.round(D2Stage.stage.state().steps * 0.5))")
     page.wait_for_timeout(800)
-    if name == "phone":
-        page.locator(".d2-stats").scroll_into_view_if_needed()
-        page.evaluate("document.querySelector('.d2-stats').scrollIntoView()")
-    else:
-        page.locator(".d2-chips:not(.d2-prompt) .d2-chip").nth(10).hover()
+    if name == "dark":
+        page.locator(".d2-panel-stage .d2-chips:not(.d2-prompt) .d2-chip").nth(10).hover()
     page.wait_for_timeout(400)
     return page.screenshot()
 

@@ -267,7 +267,9 @@ def test_training_goes_on_where_it_ended_and_leaves_a_model(quick, tmp_path, mon
     assert entered["step"] == 3 and meta["step"] == "5"
     for kind in ("param", "average"):
         for name, value in entered[kind].items():
-            assert torch.equal(value.cpu(), first[f"{kind}.{name}"].cpu()), f"{kind} {name} was not resumed"
+            assert torch.equal(value.cpu(), first[f"{kind}.{name}"].cpu()), (
+                f"{kind} {name} was not resumed"
+            )
     count = sum(len(s) for o in entered["optim"] for s in o.values())
     assert count == sum(n.startswith("optim.") for n in first) > 0
     assert any(not torch.equal(first[n], second[n]) for n in first)
