@@ -3,12 +3,14 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
 from lab import DECODER_KNOBS, DECODERS, POLICIES, random_prompt, small_model
+from safetensors.torch import load_file, save_file
 
 import d2cache
 from analysis import bench, figures, metrics, probes, study
@@ -23,7 +25,7 @@ from analysis.page.events import (
     trace_events,
 )
 from analysis.page.planes import run_lengths
-from d2cache import progress
+from d2cache import bundled, progress
 from d2cache.model import Linear
 from d2cache.trace import Recorder
 
@@ -491,6 +493,7 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypa
         (["--device", "cpu", "--devices", "cpu"], "not allowed with argument --device"),
         (["--problems", "0"], "--problems is 0"),
         (["--shots", "99"], "--shots is 99"),
+        (["--model", "nowhere/../x"], "no model folder"),
     ):
         assert study.main(bad) == 2
         err = capsys.readouterr().err
@@ -532,6 +535,19 @@ def test_bench_refuses_what_it_cannot_measure(bad, said, capsys):
     assert bench.main(bad.split()) == 2
     err = capsys.readouterr().err
     assert said in err and err.startswith("bench: ") and err.count("\n") == 1
+
+
+def test_bench_says_in_a_line_that_weights_are_not_numbers(tmp_path, capsys):
+    folder = shutil.copytree(bundled.ASSETS / "tiny", tmp_path / "broken")
+    for path in folder.glob("model-*.safetensors"):
+        tensors = load_file(path)
+        save_file({name: t * torch.nan for name, t in tensors.items()}, path)
+    few = f"--model {folder} --prompt-length 8 --gen-length 4 --repeats 1 --policies none".split()
+    for weights in ([], ["--weights", "fp8"]):
+        assert bench.main([*few, *weights]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("bench: the logits are not numbers in step 0: ")
+        assert err.count("\n") == 1
 
 
 def test_distance_is_to_what_the_step_before_wrote(model):
@@ -579,8 +595,6 @@ def test_a_study_on_two_devices_makes_the_same_table(capsys):
     assert tables[0] == tables[1] and len(tables[0]) == 4
     assert study.main(["--devices", "cpu,tpu"]) == 2
     assert "unknown device 'tpu'" in capsys.readouterr().err
-    assert study.main(["--devices", "cpu,cpu", "--model", "nowhere/../x"]) == 2
-    assert "no model folder" in capsys.readouterr().err
 
 
 def test_a_study_of_decoders_counts_the_steps_of_each_problem(capsys):

@@ -66,8 +66,8 @@ def test_bits_are_those_that_stored_traces_hold():
 def test_words_are_those_that_links_out_there_hold():
     making = "prompt model gen block seed full truth turns lane trace branch"
     assert " ".join(query.RUN_WORDS) == making
-    assert " ".join(query.VIEW) == "tab at see clock pos lesson card"
-    assert " ".join(query.TABS) == "stage compare cache attention truth token figures"
+    assert " ".join(query.VIEW) == "tab at see clock pos lesson card teach"
+    assert " ".join(query.TABS) == "watch stage compare cache attention truth token figures"
     assert " ".join(query.CLOCKS) == "step ms flops"
     link = query.Link.parse("branch=key~3,5=7,refresh=1.2,policy.current_k=4,decoder.sigma=0.5")
     edit = d2cache.Edit(3, {5: 7}, [1, 2], {"current_k": 4}, {"sigma": 0.5})
@@ -105,11 +105,17 @@ def test_lessons_may_compare_just_what_the_stage_knows():
     assert truths == wanted
 
 
-def test_a_lessons_query_names_the_policies_that_the_server_runs():
+def test_a_lesson_takes_a_run_for_its_own_where_the_server_would_make_the_same_one():
     lanes = ["none", "d2,current_k=16", "dual/margin,sigma=0~3,refresh=all", "prefix~8,refresh=all"]
     asked = "&".join(f"lane={lane}" for lane in lanes)
-    got = in_node(f"console.log(JSON.stringify(pure.policiesAsked({json.dumps(asked)})))")
-    assert got == [lane.policy for lane in query.Link.parse(asked).settings["lanes"]]
+    others = [asked, f"{asked}&tab=cache&at=5", f"{asked}&seed=3", asked.replace("16", "8")]
+    got = in_node(f"""
+        const others = {json.dumps(others)}, asked = others[0];
+        const same = others.map((other) => pure.sameRuns(asked, other));
+        console.log(JSON.stringify([pure.lanesAsked(asked), same]))""")
+    made = [query.Link.parse(other).settings for other in others]
+    assert got == [len(made[0]["lanes"]), [one == made[0] for one in made]]
+    assert got == [4, [True, True, False, False]]
 
 
 def test_scripts_use_no_name_that_the_contract_lacks():

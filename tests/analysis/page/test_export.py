@@ -287,7 +287,7 @@ def test_the_command_writes_one_page_of_all_traces(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        ([], "trace files, or --bundled"),
+        ([], "trace files, or one of --bundled and --lessons"),
         (["a.safetensors", "--bundled"], "not both"),
         (["missing.safetensors"], "no trace file missing.safetensors"),
         (["--bundled", "--title", "x"], "--title is for trace files"),

@@ -15,6 +15,7 @@ from analysis.tools import stored_runs
 from d2cache import CachePolicy, Decoder, Edit
 
 SUM = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
+PAUSED = ("Paused. Play goes on; the arrow makes one step.", "info")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_run_steps_waits_and_goes_on(session):
     given = usual()
     for count in (1, 2, 3):
         changes = list(session.step(given))
-        assert said(changes) == ("Paused. Step, or Resume.", "info")
+        assert said(changes) == PAUSED
         assert (changes[-1]["pause"], changes[-1]["resume"]) == (False, True)
         assert len(session.board.runs[0].snapshot().seconds) == count
     board = session.board
@@ -367,7 +368,7 @@ def test_pause_while_waiting_can_be_resumed(host):
     second = two.run(usual())
     next(second)
     two.pause()
-    assert said(list(second)) == ("Paused. Step, or Resume.", "info")
+    assert said(list(second)) == PAUSED
     list(first)
     assert said(list(two.resume()))[0].startswith("Done")
     for name in ("one", "two"):
