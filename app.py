@@ -31,7 +31,7 @@ ASSETS = bundled.ASSETS / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 LARGEST_FILE = "256mb"  # that is taken to be looked at
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
-OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the address that the page has
+OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the query the page was opened with
 
 # How an event is handled: hidden from the API, and without Gradio's own progress display.
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -73,8 +73,9 @@ def component(control: Control):
             options = list(control.options)
             return gr.Dropdown(options, value=control.value, visible=control.visible, **shown)
         case "slider":
-            bounds = {"minimum": control.low, "maximum": control.high, "step": control.step}
-            return gr.Slider(value=control.value, **bounds, **shown)
+            slider = gr.Slider(control.low, control.high, control.value, step=control.step, **shown)
+            vars(slider)["preprocess"] = control.read  # its own refuses what is being typed
+            return slider
         case "switch":
             return gr.Checkbox(control.value, **shown)
     return gr.Number(control.value, precision=0, **shown)
@@ -161,8 +162,7 @@ def files_shown() -> Components:
 
 def side_column(host: Host) -> Components:
     """The controls, on the left: what everybody needs, and one click away the rest."""
-    opened = gr.Textbox(visible="hidden")  # the query that the page was opened with
-    ui: Components = {"awaited": gr.State(""), "opened": opened}
+    ui: Components = {"awaited": gr.State(""), "opened": gr.Textbox(visible="hidden")}
     ui |= problem_shown(host)
     with gr.Accordion("More settings", open=False, elem_id="more"):
         with gr.Row():

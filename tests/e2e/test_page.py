@@ -7,6 +7,7 @@ from itertools import zip_longest
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from traffic import Traffic
 from transport import LONG, begin_long, begin_paused, pause, press, resume, step, stop
 
 import d2cache
@@ -361,14 +362,20 @@ def test_what_is_masked_again_is_shown_so_live_and_replayed(tab, tmp_path):
     assert story() == live
 
 
-def test_a_knob_out_of_bounds_is_refused(tab):
+def test_a_number_may_be_typed_digit_by_digit_and_is_kept_within_bounds(tab):
     tab.get_by_text("Knobs of d2").click()
     box = tab.get_by_label("number input for current k")
-    box.fill("99999")
-    tab.evaluate("document.activeElement.blur()")
-    tab.click("#run")
-    wait_said(tab, "current_k|Running|Done")
-    assert state(tab)["board"] == "stored-opening" or box.input_value() != "99999"
+    traffic = Traffic(tab)
+    for typed in ("", "0", "99999"):
+        box.fill(typed)
+        traffic.answered()  # nothing is refused while it is typed
+    box.press("Enter")
+    tab.wait_for_function(
+        "document.querySelector('[aria-label=\"number input for current k\"]').value === '1024'"
+    )
+    assert tab.locator("[data-testid=toast-body]").count() == 0
+    run_to_end(tab)
+    assert downloaded(tab).run["policy_knobs"]["current_k"] == 1024
 
 
 def test_pause_clicked_many_times_stays_paused_and_goes_on(tab):
