@@ -114,7 +114,8 @@ class CompareView {
     this.leader = h("p", "d2-sentence d2-leader", { role: "status" });
     this.caption = caption();
     this.legend = h("div", "d2-legend");
-    this.results = h("div", "d2-results-of", { hidden: true });
+    const group = { tabIndex: 0, role: "group", "aria-label": "Results of the lanes" };
+    this.results = h("div", "d2-results-of", { ...group, hidden: true }); // scrolls on a phone
     this.strips = h("div", "d2-strips");
     this.invitation = h(
       "div",
