@@ -87,6 +87,7 @@ def one_tab(page, name: str) -> bytes:
     page.wait_for_function(
         "D2Stage.stage.state().lanes === 3 && D2Stage.stage.state().status === 'done'"
     )
+    page.evaluate("D2Stage.stage.show('compare')")
     page.wait_for_function("document.querySelectorAll('.d2-lane').length === 3")
     see, step = {"compare": (1, 16), "truth": (2, 14), "attention": (2, 9)}[name]
     page.evaluate(
