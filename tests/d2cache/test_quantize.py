@@ -255,7 +255,8 @@ def test_the_bundled_model_still_answers(tmp_path):
         "Tom has 5 apples. He buys 3 bags of 4 apples. How many apples does Tom have?"
     )
     for policy in ("none", "d2"):
-        trace = d2cache.Trace.record(d2cache.generate(model, ids, policy, gen_length=64))
+        steps = d2cache.generate(model, ids, policy, gen_length=64, stop_at_eos=True)
+        trace = d2cache.Trace.record(steps)
         assert "17" in model.decode(trace.answer)
     trace.save(tmp_path / "run.safetensors")
     assert d2cache.Trace.load(tmp_path / "run.safetensors").run["weights"] == "fp8"
