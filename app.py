@@ -133,7 +133,7 @@ def problem_shown(host: Host) -> Components:
     ui["run"] = gr.Button("Run", elem_id="run", variant="primary")
     for name in TRANSPORT:  # the stage's transport presses them
         ui[name] = gr.Button(name.title(), elem_id=name, visible="hidden")
-    first = ("Press Run for a live one.", "info")
+    first = ("A stored run. Press Run for a live one.", "info")
     ui["said"] = gr.HTML(notice(first), padding=False, elem_id="said")
     ui["changed"] = gr.HTML(padding=False, elem_id="changed")
     return ui

@@ -218,8 +218,8 @@ class TruthView {
     if (coming) this.how.textContent = "Truth is on for this run: its first step is on the way.";
     else
       this.how.textContent = offline
-        ? "This run was made without it. In the running app, tick Truth under Canvas."
-        : "Tick Truth under Canvas and press Run, or:";
+        ? "This run was made without it. In the running app: More settings, Canvas, Truth."
+        : "Tick Truth under More settings, Canvas and press Run, or:";
   }
 
   // What does not depend on the step on view: only when there is more of it, or in other colours.
