@@ -134,9 +134,12 @@ class LinkedStage {
   write() {
     this.timer = 0;
     const state = this.stage.state();
-    if (this.query === null && !state.lesson) return; // the address is what the page was opened with
+    // what the page opens with has an address once the reader has looked inside; a link that waits
+    // keeps its own
+    const waits = !state.inside || asksForRuns(location.search);
+    if (this.query === null && !state.lesson && waits) return;
     const own = new URLSearchParams(this.own).toString(),
-      text = this.query || state.lesson ? addressOf(this.query ?? "", state) : "",
+      text = this.query === "" && !state.lesson ? "" : addressOf(this.query ?? "", state),
       search = [text, own].filter(Boolean).join("&");
     frame.report(search, location.hash);
     if (`?${search}` !== location.search)

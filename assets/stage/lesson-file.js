@@ -34,6 +34,7 @@ async function playLessons(host, text, options) {
   const show = (query) => stage.receive(messageOf(data, query, `file-${(sent += 1)}`));
   const has = (query) => Object.hasOwn(data.runs, query);
   const stage = mount(host, { ...options, view, offline: true, has, send: show });
+  stage.page.depth.set(true); // its lessons are the way in, and point at anything
   host.addEventListener("d2:state", ({ detail }) => {
     const card = detail.lesson ? `#${new URLSearchParams(detail.lesson)}` : "#";
     if (location.hash !== card) history.replaceState(null, "", card);

@@ -4,6 +4,7 @@
  * it is opened, describes what to do, and notices when it is done; the reader can always go on, go
  * back, or close it. */
 import { h } from "./dom.js";
+import { frame } from "./frame.js";
 import { setGlossary } from "./glossary.js";
 import { LessonCard } from "./lesson-card.js";
 import { CardSetup, Ring } from "./lesson-setup.js";
@@ -109,8 +110,9 @@ class Lessons {
     this.setup = new CardSetup(page, (text) => (this.card.result.textContent = text));
     this.ring = new Ring(page.root, this.card.el);
     this.list.el.append(this.card.el);
-    for (const type of ["scroll", "resize"])
-      page.on(globalThis, type, () => this.lesson && this.ring.place(), { passive: true });
+    const moved = () => this.lesson && this.ring.place();
+    for (const type of ["scroll", "resize"]) page.on(globalThis, type, moved, { passive: true });
+    this.unfollow = frame.onMove(moved);
     host.prepend(this.list.el);
     this.list.paint(this.done);
   }
@@ -223,6 +225,7 @@ class Lessons {
 
   destroy() {
     cancelAnimationFrame(this.opening);
+    this.unfollow();
     this.ring.move(null);
     this.lesson = this.page.lesson = null;
     this.list.el.remove();

@@ -9,6 +9,7 @@ from PIL import Image
 from test_tabs import (
     at,
     ended,
+    frames,
     lane_texts,
     made,
     opened,
@@ -37,7 +38,8 @@ def pages(tmp_path_factory):
 
 @pytest.fixture
 def from_disk(chrome, pages, request):
-    """A page opened from the disk: an error, or any request but for the file, fails the test."""
+    """A page opened from the disk, and looked into: an error, or any request but for the file,
+    fails the test."""
     name, width, scheme = getattr(request, "param", ("lanes", 1200, "light"))
     context = chrome.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
@@ -47,7 +49,9 @@ def from_disk(chrome, pages, request):
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.on("request", lambda r: problems.append(r.url) if r.url[:5] == "http:" else None)
     page.goto((pages / f"{name}.html").as_uri())
-    page.wait_for_selector(".d2-stage")
+    page.wait_for_function("D2Stage.stage?.state().run")
+    if not state(page)["inside"]:
+        page.get_by_role("button", name="Look inside").click()
     yield page
     context.close()
     assert not problems, problems
@@ -88,7 +92,7 @@ def test_the_static_page_shows_each_stored_run_and_its_address_says_which(from_d
         assert from_disk.locator(".file-words").inner_text() == one["words"]
         assert from_disk.url.endswith(f"#{name}")
     from_disk.reload()
-    assert state(from_disk)["run"] == name
+    from_disk.wait_for_function("name => D2Stage.stage?.state().run === name", arg=name)
 
 
 def saved(page, what: str, path):
@@ -105,7 +109,7 @@ def saved(page, what: str, path):
 )
 def test_a_picture_of_the_view_is_no_blank_sheet(from_disk, tmp_path):
     from_disk.evaluate("D2Stage.stage.show('stage')")
-    from_disk.wait_for_timeout(300)
+    frames(from_disk)
     assert saved(from_disk, "Picture (PNG)", tmp_path / "a.png").endswith(".png")
     with Image.open(tmp_path / "a.png") as image:
         width = from_disk.evaluate("document.querySelector('.d2-stage').clientWidth")
@@ -262,7 +266,10 @@ def test_a_copied_link_makes_the_same_board_and_view_in_another_tab(live, chrome
     show(live, "Cache")
     at(live, 9, 1)
     live.evaluate("p => D2Stage.stage.select(p)", runs[0].prompt_length + 3)
-    live.wait_for_timeout(500)  # the address follows within a third of a second
+    where = ["tab=cache", "at=10", "see=2", f"pos={runs[0].prompt_length + 4}"]
+    live.wait_for_function(
+        "where => where.every(one => location.search.slice(1).split('&').includes(one))", arg=where
+    )
     link = copied(live, "Copy link")
     assert link == live.url and link.startswith(address)
     with open_tab(chrome, link) as page:
