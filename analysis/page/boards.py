@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 import d2cache
 from analysis import probes
 from analysis.page import stored
@@ -18,7 +20,7 @@ from analysis.page.events import LiveEvents, decoder_of, ending, link, trace_eve
 from analysis.page.memory import give_back
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
-from d2cache.trace import Recorder
+from d2cache.trace import Recorder, answer_ids
 
 LOG = logging.getLogger("d2cache.live")
 MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
@@ -58,6 +60,13 @@ class Run:
         if self.trace is None:
             raise ValueError("this run has not ended yet")
         return self.trace
+
+    def text(self, answer: np.ndarray) -> str:
+        """An answer (G,) of token ids as text, by the model or, without it, as the trace has it."""
+        if self.model is not None:
+            return self.model.decode(answer).strip()
+        ids = answer_ids(answer, self.finished.run["shape"])
+        return "".join(self.finished.text_of(int(i)) for i in ids).strip()
 
     @property
     def maker(self) -> d2cache.Model:
@@ -336,7 +345,7 @@ def summary(run: Run, first: Run) -> dict:
     trace = run.finished
     answer, other = (t.tokens[-1][t.prompt_length :] for t in (trace, first.finished))
     return {
-        "text": run.maker.decode(answer).strip(),
+        "text": run.text(answer),
         "lane": str(run.lane),
         "model": trace.run["model"],
         "device": trace.run["device"],

@@ -196,13 +196,22 @@ class Session:
         """What the page shows of a board that is not advancing."""
         if board.running:
             return {"said": ("Paused. Play goes on; the arrow makes one step.", "info")}
-        prompt = board.wanted.prompt
-        problem = self.problems.get(prompt) or known().get(prompt)
-        done: Changes = {"said": verdict(board, problem)}
-        finished = [run for run in board.runs if run.trace]
-        if len(finished) > 1:
-            done["board"] = message([judged(results(finished, problem))])
+        done: Changes = {"said": verdict(board, self._problem(board))}
+        if judgement := self._judgement(board):
+            done["board"] = message(judgement)
         return done | ({"download": self.host.save(board.runs[0])} if board.runs[0].trace else {})
+
+    def _problem(self, board: Board) -> tasks.Problem | None:
+        """The problem that a board is about, where its answer is known here."""
+        prompt = board.wanted.prompt
+        return self.problems.get(prompt) or known().get(prompt)
+
+    def _judgement(self, board: Board) -> list[dict]:
+        """The event with what several finished lanes came to; [] for a single one."""
+        finished = [run for run in board.runs if run.trace]
+        if len(finished) < 2:
+            return []
+        return [judged(results(finished, self._problem(board)))]
 
     def _hint(self, model: str, prompt: str) -> str:
         """A sentence, after a space, where the bundled model does not know such prompts; or ""."""
@@ -340,6 +349,8 @@ class Session:
                 text = "A stored run." if len(board.runs) == 1 else "Stored runs."
                 shown = self._put(board, f"{text} Press Run for a live one.", board.query())
                 yield shown | {"awaited": ""}
+                if judgement := self._judgement(board):
+                    yield {"board": message(judgement)}
 
     def _what_if(self, key: str, edit: d2cache.Edit) -> Iterator[Changes]:
         """A lane that leaves another one at a step, with something changed."""

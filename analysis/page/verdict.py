@@ -60,7 +60,7 @@ def is_right(run: Run, problem: tasks.Problem | None) -> bool | None:
     if problem is None or not is_bundled(run):
         return None
     trace = run.finished
-    return tasks.correct(problem, run.maker.decode(trace.tokens[-1][trace.prompt_length :]).strip())
+    return tasks.correct(problem, run.text(trace.tokens[-1][trace.prompt_length :]))
 
 
 def results(runs: list[Run], problem: tasks.Problem | None) -> list[dict]:

@@ -42,7 +42,7 @@ function paintChip(el, p, look) {
   const { run, step, selected } = look,
     d = chipData(run, p, step),
     fill = chipFill(p, d.write, look),
-    guess = d.masked ? guessAt(run, p, step) : null,
+    guess = d.masked && look.ghosts !== false ? guessAt(run, p, step) : null,
     picked = p === selected,
     is = `${d.state}|${d.eos}|${fill}|${picked}|${guess ? `?${guess.text}|${guess.conf}` : d.text}`;
   if (el.was === is) return; // most chips stay as they are from step to step

@@ -50,6 +50,7 @@ class Depth {
       return;
     }
     this.set(true);
+    this.page.setLane(this.page.board.lanes.length - 1); // the first one is what it is compared with
     this.page.show(this.second);
   }
 

@@ -9,6 +9,7 @@ const KEYS = [
   ["Space", "play or stop the replay"],
   [`1 … ${MOST_LANES}`, "show that lane"],
   ["n", "to the next step at which a lane differs from lane 1"],
+  ["g", "hide or show the model's guesses, as for a question to a class"],
   ["Enter", "on a token: pin or unpin it"],
   ["Esc", "close what is open"],
   ["?", "this list"],
@@ -59,6 +60,7 @@ class Keys {
       End: () => transport.end(),
       " ": () => transport.toggle(),
       n: () => page.nextDifference(),
+      g: () => page.showGhosts(!page.ghosts),
       "?": () => this.toggle(),
     };
     for (let i = 0; i < MOST_LANES; i++) actions[i + 1] = () => page.setLane(i);

@@ -14,6 +14,7 @@ class Page {
     this.dark = false;
     this.hover = null; // {p, s or null for the step on view, lane, chip: element or null}
     this.selected = null; // the pinned position
+    this.ghosts = true; // whether masks show the model's guesses
     this.lesson = null; // {lesson, card} while a card is open: its key, and the card from 1
     this.chosenFor = null; // the board for which the reader chose a tab
     this.map = MAPS[0].key; // of every lane in Compare
@@ -132,6 +133,11 @@ class Page {
 
   setHover(to) {
     this.hover = to && { s: null, lane: this.board.lane, chip: null, ...to };
+    this.schedule();
+  }
+
+  showGhosts(shown) {
+    this.ghosts = shown;
     this.schedule();
   }
 

@@ -74,7 +74,14 @@ class StageAnswer {
 
   paint(run, step, dark) {
     const record = run.records[step],
-      look = { run, step, mode: this.mode, dark, selected: this.page.selected };
+      look = {
+        run,
+        step,
+        mode: this.mode,
+        dark,
+        selected: this.page.selected,
+        ghosts: this.page.ghosts,
+      };
     this.chips.forEach((el, p) => paintChip(el, p, look));
     this.sentence.textContent = explain(record, run, step);
     const why = record ? explainWhy(record, run) : "";

@@ -27,6 +27,7 @@ class Teach {
       page.transport.stop();
       page.transport.setPace(PACE);
     }
+    page.showGhosts(!wanted); // a class is asked for them first: the key g shows them
     this.paint();
     page.schedule();
   }

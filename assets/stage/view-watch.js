@@ -52,7 +52,7 @@ class WatchLane {
   paint(run, step, dark) {
     if (this.built !== run) this.restart(run);
     const { board, selected } = this.page,
-      look = { run, step, mode: "computed", dark, selected };
+      look = { run, step, mode: "computed", dark, selected, ghosts: this.page.ghosts };
     this.chips.forEach((el, p) => paintChip(el, p, look));
     const { work } = progressAt(board, this.i, step);
     setText(this.share, `${Math.round(100 * work)} %`);
@@ -67,7 +67,7 @@ class WatchLane {
       const text = writeAt(run, run.P + g, run.records.length)?.text;
       if (text === undefined) return;
       const shown = run.eos.has(text) ? "end" : visible(text).trim();
-      chip.style.width = `${(widthOf(shown) + 0.6).toFixed(2)}em`;
+      chip.style.width = `${(widthOf(shown) + 0.75).toFixed(2)}em`;
     });
   }
 

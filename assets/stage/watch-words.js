@@ -34,13 +34,27 @@ function outOfTurn(run, p, s) {
   return false;
 }
 
+const tokenWords = (run, text) => (run.eos.has(text) ? "the end" : quoted(text.trim() || text));
+
+const writtenIn = (run, s) => (run.records[s]?.w ?? []).filter(([p]) => p >= run.P);
+
 function wroteWords(run, s) {
-  const written = run.records[s].w.filter(([p]) => p >= run.P);
-  if (!written.length) return "nothing is written";
+  const written = writtenIn(run, s);
+  if (!written.length) return "Nothing is written";
   if (written.length > 1) return `${written.length} tokens are written at once`;
   const [[p, text]] = written,
-    what = run.eos.has(text) ? "the end mark" : quoted(text.trim() || text);
-  return outOfTurn(run, p, s) ? `${what} is written, ahead of its turn` : `${what} is written`;
+    before = outOfTurn(run, p, s) ? ", before what is on its left" : "";
+  return `The surest guess, ${tokenWords(run, text)}, is written${before}`;
+}
+
+// What the first two lanes write in the step on view: told together only where they agree.
+function wroteTogether(board, steps) {
+  const [[a, s], [b, t] = []] = board.lanes.slice(0, 2).map((run, i) => [run, steps[i]]),
+    [mine, its] = [writtenIn(a, s), b ? writtenIn(b, t) : []];
+  if (mine.length !== 1 || its.length !== 1)
+    return wroteWords(mine.length || !b ? a : b, mine.length || !b ? s : t);
+  if (mine[0][0] === its[0][0] && mine[0][1] === its[0][1]) return wroteWords(a, s);
+  return `Each writes its surest guess: ${tokenWords(a, mine[0][1])} and ${tokenWords(b, its[0][1])}`;
 }
 
 // Who computes how much in this step: "52 positions without a cache, 15 with d2Cache".
@@ -65,14 +79,11 @@ function endWords(board) {
 // One sentence about the step on view.
 function watchWords(board, steps) {
   const [run] = board.lanes,
-    s = Math.max(...steps),
-    lane = steps.findIndex((step) => step === s),
-    shown = board.lanes[lane] ?? run;
+    s = Math.max(...steps);
   if (s < 0) return `Every word of the answer is masked. The model fills in ${run.G} masks.`;
   if (board.lanes.every((_, i) => progressAt(board, i, steps[i]).done)) return endWords(board);
   if (s === 0) return `First every position is computed, and the surest guess is written.`;
-  const wrote = wroteWords(shown, s);
-  return `${wrote[0].toUpperCase()}${wrote.slice(1)}. ${computedWords(board, steps)}.`;
+  return `${wroteTogether(board, steps)}. ${computedWords(board, steps)}.`;
 }
 
 export { progressAt, watchWords };

@@ -49,8 +49,22 @@ test("the sentence says what was written out of turn, and who computed how much"
   assert.match(pure.watchWords(b, [-1, -1]), /4 masks/);
   assert.match(pure.watchWords(b, [0, 0]), /every position is computed/);
   const second = pure.watchWords(b, [1, 1]);
-  assert.match(second, /^'a' is written\. Computed: 6 positions without a cache, 2 with d2Cache\./);
-  assert.match(pure.watchWords(b, [2, 2]), /end mark is written, ahead of its turn/);
+  assert.match(
+    second,
+    /^The surest guess, 'a', is written\. Computed: 6 positions without a cache, 2 with d2Cache\./,
+  );
+  assert.match(
+    pure.watchWords(b, [2, 2]),
+    /^The surest guess, the end, is written, before what is on its left/,
+  );
+});
+
+test("lanes that write different tokens are told together", () => {
+  const other = [[[3, "b"]], [[4, "c"]], [[5, "<end>"]], [[2, "a"]]];
+  assert.match(
+    pure.watchWords(race(other), [1, 1]),
+    /^Each writes its surest guess: 'a' and 'c'\./,
+  );
 });
 
 test("the end says whether the answers are the same, by the tokens", () => {
