@@ -37,6 +37,7 @@ OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the query the page w
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 QUEUED = QUIET | {"concurrency_limit": None}  # who waits for the engine is told: `Line`
 INSTANT = QUIET | {"queue": False}
+AS_TYPED = INSTANT | {"preprocess": False}  # Gradio would refuse a number before its last digit
 RUNNING = QUEUED | {"with_controls": True}
 MOST_STREAMS = 400  # that run or wait, each in a thread of its own
 
@@ -73,9 +74,8 @@ def component(control: Control):
             options = list(control.options)
             return gr.Dropdown(options, value=control.value, visible=control.visible, **shown)
         case "slider":
-            slider = gr.Slider(control.low, control.high, control.value, step=control.step, **shown)
-            vars(slider)["preprocess"] = control.read  # its own refuses what is being typed
-            return slider
+            bounds = {"minimum": control.low, "maximum": control.high, "step": control.step}
+            return gr.Slider(value=control.value, **bounds, **shown)
         case "switch":
             return gr.Checkbox(control.value, **shown)
     return gr.Number(control.value, precision=0, **shown)
@@ -308,7 +308,7 @@ def wire_choices(visits: Visits, ui: Components, filled: Sequence[str]) -> None:
     blocks = (["policy", "block_length"], ["block_length", "said"])
     visits.on(ui["policy"].input, Session.choose_policy, *blocks, **INSTANT)
     drawn = {"inputs": ["family"], "outputs": ["prompt", "gen_length", "said"], **INSTANT}
-    looked = {"outputs": ["changed"], "with_controls": True, **INSTANT}
+    looked = {"outputs": ["changed"], "with_controls": True, **AS_TYPED}
     for trigger in (ui["new_problem"].click, ui["family"].select):
         visits.on(visits.on(trigger, Session.draw, **drawn).then, Session.look_over, **looked)
     looks = [ui["prompt"].blur, *(ui[n].change for n in visits.controls if n != "prompt")]

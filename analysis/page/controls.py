@@ -38,11 +38,6 @@ class Control:
     step: float = 1
     visible: bool = True
 
-    def read(self, value: Any) -> Any:
-        """The value of a slider as a visitor leaves it: whole where its steps are. What is out of
-        bounds, or no number yet, is for `asked_of` to refuse: it may just be being typed."""
-        return round(value) if isinstance(value, float) and not self.step % 1 else value
-
 
 # ------------------------------------------------------------------------------ what there is
 

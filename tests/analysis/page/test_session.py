@@ -74,16 +74,6 @@ def test_several_policies_get_a_lane_each_with_its_own_knobs():
         asked_of(usual(lanes=[]), compared=True)
 
 
-def test_a_number_that_is_being_typed_is_read_and_refused_only_when_it_is_to_run():
-    whole = controls.Control("n", "slider", "n", 8, low=8, high=64)
-    share = controls.Control("p", "slider", "p", 0.5, high=1, step=0.05)
-    assert whole.read(16.4) == 16 and share.read(0.45) == 0.45
-    assert whole.read(1) == 1 and whole.read(None) is None
-    for typed in (None, 99999):
-        with pytest.raises(ValueError, match=f"answer length is {typed}; it must be a whole"):
-            asked_of(usual(gen_length=whole.read(typed)))
-
-
 def test_every_policy_and_decoder_can_be_asked_for():
     for name in CachePolicy.registry:
         assert asked_of(usual(policy=name)).lanes[0] == Lane(name)
