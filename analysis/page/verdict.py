@@ -39,7 +39,7 @@ def knows_nothing(run: Run, prompt: str) -> bool:
 
 
 def is_bundled(run: Run) -> bool:
-    return run.maker.config.name == "tiny"
+    return run.finished.run["shape"]["name"] == "tiny"
 
 
 def judged(run: Run, problem: tasks.Problem) -> Said:
