@@ -72,7 +72,7 @@ def look_inside(page, inner) -> None:
         "Enter"
     )  # a click may miss while it loads
     inner.locator(".d2-tabbar").wait_for()
-    page.evaluate("scrollTo(0, 0)")  # the click may have scrolled
+    page.evaluate("scrollTo(0, 0)")  # to reach the button it has scrolled
 
 
 def in_sight(page, element) -> bool:
