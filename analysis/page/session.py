@@ -207,9 +207,9 @@ class Session:
         return self.problems.get(prompt) or known().get(prompt)
 
     def _judgement(self, board: Board) -> list[dict]:
-        """The event with what several finished lanes came to; [] for a single one."""
+        """The event with what several finished lanes came to; [] for one, and for loaded traces."""
         finished = [run for run in board.runs if run.trace]
-        if len(finished) < 2:
+        if board.asked is None or len(finished) < 2:
             return []
         return [judged(results(finished, self._problem(board)))]
 
@@ -274,7 +274,7 @@ class Session:
         """A board of finished runs onto the stage; asked: what would make it again."""
         self.host.boards.put(self.key, board)
         self.stored = asked
-        events = [link(board.key, query), *board.events()]
+        events = [link(board.key, query), *board.events(), *self._judgement(board)]
         shown = {"board": message(events), "said": (text, "info")}
         shown |= {"download": self.host.save(board.runs[0]), "changed": ("",)}
         return shown
@@ -349,8 +349,6 @@ class Session:
                 text = "A stored run." if len(board.runs) == 1 else "Stored runs."
                 shown = self._put(board, f"{text} Press Run for a live one.", board.query())
                 yield shown | {"awaited": ""}
-                if judgement := self._judgement(board):
-                    yield {"board": message(judgement)}
 
     def _what_if(self, key: str, edit: d2cache.Edit) -> Iterator[Changes]:
         """A lane that leaves another one at a step, with something changed."""

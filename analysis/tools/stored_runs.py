@@ -172,7 +172,7 @@ def keep(story: Story, model: d2cache.Model) -> None:
     if right != story.right:
         raise SystemExit(f"{story.name}: right is {right}; its words say {story.right}")
     file = FOLDER / f"{story.name}.safetensors"
-    trace.save(file)
+    write_small(trace, file)
     totals = trace.totals
     print(
         f"{story.name}: {totals['steps']} steps, {trace.tokens.shape[1]} positions, "
@@ -241,15 +241,21 @@ def keep_lane(name: str, asked: Asked, model: d2cache.Model) -> None:
     """Save the fastest of several recordings of a lane, which differ only in their times."""
     made = (record_lane(asked, model) for _ in range(REPEATS))
     trace, looks = min(made, key=lambda pair: pair[0].seconds.sum())
-    for most in range(CANDIDATES, 0, -1):  # of the masked positions; those written keep all
-        with_guesses(trace, most).save(stored.lane_file(name))
-        narrow(stored.lane_file(name))
-        if stored.lane_file(name).stat().st_size <= LARGEST:
-            break
+    write_small(trace, stored.lane_file(name))
     if looks:
         stored.save_looks(name, looks)
     size = stored.lane_file(name).stat().st_size
     print(f"{name}: {len(trace.seconds)} steps, {size / 1e3:.0f} kB: {asked.prompt[:40]!r}")
+
+
+def write_small(trace: d2cache.Trace, file: Path) -> None:
+    """Save a trace in at most `LARGEST` bytes, with fewer guesses at masked positions if it must
+    be; those that were written keep all."""
+    for most in range(CANDIDATES, 0, -1):
+        with_guesses(trace, most).save(file)
+        narrow(file)
+        if file.stat().st_size <= LARGEST:
+            return
 
 
 def with_guesses(trace: d2cache.Trace, most: int) -> d2cache.Trace:
