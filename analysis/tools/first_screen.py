@@ -43,6 +43,7 @@ WATCH = """(() => {
 # Words that can be read in the window: of the run's tokens, and of everything else.
 WORDS = """() => {
   const words = {all: 0, tokens: 0};
+  const count = (text) => text.split(/\\s+/).filter((word) => /[\\p{L}\\p{N}]/u.test(word)).length;
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node; (node = walk.nextNode());) {
     const el = node.parentElement, range = document.createRange();
@@ -51,12 +52,11 @@ WORDS = """() => {
     range.selectNode(node);
     const box = range.getBoundingClientRect();
     if (!box.width || box.bottom <= 0 || box.top >= innerHeight) continue;
-    const n = node.textContent.split(/\\s+/).filter(Boolean).length;
-    words[el.closest('.d2-chips') ? 'tokens' : 'all'] += n;
+    words[el.closest('.d2-chips') ? 'tokens' : 'all'] += count(node.textContent);
   }
   for (const field of document.querySelectorAll('textarea, input:not([type=range])'))
     if (field.checkVisibility() && field.getBoundingClientRect().top < innerHeight)
-      words.all += field.value.split(/\\s+/).filter(Boolean).length;
+      words.all += count(field.value);
   return words;
 }"""
 CONTROLS = """() => [...document.querySelectorAll(

@@ -11,10 +11,10 @@ import { fill, setText } from "./widgets.js";
 import { progressAt, watchWords } from "./watch-words.js";
 
 const LEGEND = [
-  [COMPUTED, "computed in this step"],
-  ["d2-dot-reused", "reused from the cache"],
+  [COMPUTED, "computed now"],
+  ["d2-dot-reused", "from the cache"],
   [WRITTEN_NOW, "just written"],
-  ["d2-dot-mask", "masked: the model's guess"],
+  ["d2-dot-mask", "the model's guess"],
 ];
 
 function entry([look, label]) {

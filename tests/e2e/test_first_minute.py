@@ -32,14 +32,19 @@ def newcomer(chrome, address):
         yield page
 
 
+def painted(tab, step: int) -> None:
+    """Until the stage shows a step, counted from 0, and rests there."""
+    tab.wait_for_function(
+        """step => !D2Stage.stage.state().playing
+          && document.querySelector('.d2-range').value === String(step)""",
+        arg=step,
+    )
+
+
 def to_the_end(tab) -> None:
     """The replay goes on to its end, quickly."""
-    tab.evaluate(
-        "D2Stage.stage.page.transport.setPace(60)"
-    )  # of those it offers to who looks inside
-    tab.wait_for_function(
-        "(({playing, step, steps}) => !playing && step === steps - 1)(D2Stage.stage.state())"
-    )
+    tab.evaluate("D2Stage.stage.page.transport.setPace(60)")  # as who looks inside can choose
+    painted(tab, state(tab)["steps"] - 1)
 
 
 def test_the_opening_moves_by_itself_from_its_first_step_in_both_lanes(chrome, address):
@@ -83,20 +88,20 @@ def test_nothing_moves_where_motion_is_not_wanted(chrome, address):
         )
 
 
-def test_looking_inside_shows_the_tabs_and_is_remembered(newcomer):
+def test_looking_inside_shows_the_tabs_and_is_remembered(newcomer, address):
     bar = newcomer.locator(".d2-tabbar")
     assert not bar.is_visible()
     newcomer.get_by_role("button", name="Look inside").click()
     bar.wait_for(state="visible")
     assert state(newcomer)["tab"] == "stage"
     newcomer.get_by_role("tab", name="Cache").click()
-    newcomer.reload()
+    newcomer.goto(address)  # without what the address says of the view
     newcomer.wait_for_function("globalThis.D2Stage?.stage?.state().step >= 0")
     assert bar.is_visible() and state(newcomer)["tab"] == "cache"
     newcomer.get_by_role("button", name="Show less").click()
     bar.wait_for(state="hidden")
     assert state(newcomer)["tab"] == "watch"
-    newcomer.reload()
+    newcomer.goto(address)
     newcomer.wait_for_function("globalThis.D2Stage?.stage?.state().step >= 0")
     assert not bar.is_visible()
 
@@ -130,7 +135,7 @@ def test_a_link_opens_for_a_class(chrome, address):
 def test_a_mask_shows_what_the_model_would_write_there(newcomer, traces):
     step = 5
     newcomer.evaluate("s => D2Stage.stage.goto(s)", step)
-    newcomer.wait_for_function("s => D2Stage.stage.state().step === s", arg=step)
+    painted(newcomer, step)
     for lane, trace in enumerate(traces):
         shown = newcomer.locator(".d2-watch-answer").nth(lane).locator(".d2-masked")
         texts = dict(shown.evaluate_all("all => all.map(c => [c.dataset.p, c.textContent])"))
