@@ -225,7 +225,7 @@ class Transport {
     this.next.disabled = at >= this.last() && !this.going?.paused;
     const moving = this.playing !== 0 || this.running;
     this.play.show(...(moving ? ["pause", "Pause"] : ["play", "Play"]));
-    this.halt.hidden = !this.going;
+    this.halt.style.visibility = this.going ? "" : "hidden"; // its place stays: nothing jumps
     const going = board.lanes.find((lane) => lane.status === "running") ?? run;
     lamp.classList.toggle("d2-on", live && going.status === "running");
     lamp.classList.toggle("d2-paused", going.paused);
