@@ -60,7 +60,7 @@ class CachePolicy(Registered):
     attend_can_wait: ClassVar[bool] = True
     # Set by a policy whose `block` may send more rows than planned through the layers after one: a
     # GPU runs all layers by the base's `block` first, then asks once where to start again, see
-    # `ElasticCache` for the methods that this takes.
+    # `ElasticCache` and its `AttentionWatch` for the methods that this takes.
     restarts: ClassVar[bool] = False
     extra: Tensor | None = None  # (B,5) int64: work beside that of `parts`, see `Step`
     whole: bool = False  # set while `plan` is called for a step that must recompute every row
