@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import torch
+from d2cache.memory import is_out_of_memory
 
 DONE, NOT_DONE, INTERRUPTED = 0, 2, 130  # exit codes
 
@@ -41,7 +41,7 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
         where = where or ("cannot write the output: " if error.errno else "")
         return _failed(name, where + reason(error))
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _failed(name, "out of memory: make the answer or the batch smaller, or the model")
 
@@ -50,13 +50,6 @@ def reason(error: Exception) -> str:
     """Why something failed, in one line, without the names that the caller knows."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0]
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether a library ran out of memory: torch on a CPU raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "allocate memory" in str(error)
-    )
 
 
 def _failed(name: str, text: str, code: int = NOT_DONE) -> int:

@@ -56,12 +56,13 @@ def in_one_sentence(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"out of memory: {what}; {remedy}") from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library ran out of memory: torch on a CPU raises a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return "DefaultCPUAllocator" in str(error)  # a plain RuntimeError on a CPU
+    return any(words in str(error) for words in ("DefaultCPUAllocator", "allocate memory"))

@@ -109,6 +109,11 @@ def describe(registry: dict[str, type]) -> list[dict[str, Any]]:
     return entries
 
 
+def title(paper: str) -> str:
+    """What a method is called, of the first line of its docstring: what is before its paper."""
+    return paper.partition(" (")[0].rstrip(":.")
+
+
 def table(base: type[Registered], heading: str) -> str:
     """A Markdown table of the policies or decoders: name, method and paper, what it does (under
     `heading`), and the knobs that are not shared by all, with their defaults.

@@ -68,13 +68,6 @@ class Run:
         ids = answer_ids(answer, self.finished.run["shape"])
         return "".join(self.finished.text_of(int(i)) for i in ids).strip()
 
-    @property
-    def maker(self) -> d2cache.Model:
-        """The model that makes the run; ValueError for a loaded trace."""
-        if self.model is None:
-            raise ValueError("this run was loaded, not made here: press Run to make one")
-        return self.model
-
 
 @dataclass
 class Board:
@@ -123,17 +116,7 @@ class Board:
         for made in self.runs:  # stored ones have waited for it
             made.model = made.model or model
         policy = lane.make_policy()
-        steps = d2cache.generate(
-            model,
-            model.encode(asked.prompt),
-            policy,
-            lane.make_decoder(),
-            gen_length=asked.gen_length,
-            block_length=asked.block_length or None,
-            seed=asked.seed,
-            stop_at_eos=not asked.full,
-            edits=lane.edits,
-        )
+        steps = asked.generate(lane, model, policy)
         run = Run(secrets.token_hex(8), lane, lane.policy, model, steps, branch=branch)
         if asked.truth:
             run.truth = probes.Truth(model, policy)

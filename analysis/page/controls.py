@@ -15,7 +15,7 @@ from analysis.page import stored
 from analysis.page.query import LONGEST_ANSWER, Asked, Lane
 from d2cache import CachePolicy, Decoder
 from d2cache.models import size
-from d2cache.registry import Knob, Registered, describe, knobs, shared_knobs
+from d2cache.registry import Knob, Registered, describe, knobs, shared_knobs, title
 from d2cache.teaching import tasks
 
 BASES: dict[str, type[Registered]] = {"policy": CachePolicy, "decoder": Decoder}
@@ -135,8 +135,8 @@ def stored_control() -> Control:
 
 def method_control(kind: str, label: str, chosen: str) -> Control:
     """The choice of a policy or decoder."""
-    named = ((e["name"], e["paper"].partition(" (")[0]) for e in describe(BASES[kind].registry))
-    options = tuple((f"{name}: {paper}", name) for name, paper in named)
+    named = ((e["name"], title(e["paper"])) for e in describe(BASES[kind].registry))
+    options = tuple((f"{name}: {called}", name) for name, called in named)
     return Control(kind, "choice", label, chosen, options=options)
 
 

@@ -15,6 +15,7 @@ from analysis.page.planes import plane
 from analysis.probes import Look
 from d2cache import ModelConfig, Part, Step, Trace, policies
 from d2cache.canvas import Run
+from d2cache.registry import title
 from d2cache.trace import Totals, answer_ids, density_of, density_sigma
 
 LEAST_SHARE = 0.01  # of a guess that is sent
@@ -269,7 +270,7 @@ class Events:
 def policy_title(policy: str) -> str:
     """What a cache policy is called where there is room for words; its key if it is not known."""
     known = {one["name"]: one["paper"] for one in policies()}
-    return known.get(policy, policy).partition(" (")[0].rstrip(":.")
+    return title(known.get(policy, policy))
 
 
 def _short(value) -> float:

@@ -11,7 +11,7 @@ from d2cache.teaching.tasks import vocabulary
 
 UNLIKE = (
     "This prompt is unlike anything that the bundled model knows, so its answer will mean nothing: "
-    "it was trained on six kinds of small problems only. Choose one under Example problems."
+    "it was trained on six kinds of small problems only. Choose one under Example."
 )
 ENOUGH = 0.5  # more than this share of what a prompt is made of must be known
 NOTHING_NEW = 60  # prompts of a family in a row, until its draws are taken to have shown everything

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.page import familiar, lessons, stored
@@ -63,13 +64,7 @@ class Host:
 
     def stored_board(self, name: str) -> Board:
         """The board of a run that comes with the page; ValueError for an unknown name."""
-        key = f"stored-{name}"
-        for board in self.boards.stored:
-            if board.key == key:
-                return board
-        board = loaded_board(stored.load(name), key)
-        self.boards.stored.append(board)
-        return board
+        return self._shared(f"stored-{name}", lambda key: loaded_board(stored.load(name), key))
 
     def stored_lanes(self, asked: Asked, key: str = "") -> Board | None:
         """A new board with the stored lanes of a request, ended; None if one of them is not stored.
@@ -82,14 +77,19 @@ class Host:
 
     def opening(self) -> Board:
         """The board of `stored.OPENING`, which every visitor's page opens with."""
-        key = "stored-opening"
+        asked = Asked(**Link.parse(stored.OPENING).settings)
+        return self._shared("stored-opening", lambda key: stored_board(asked, key))
+
+    def _shared(self, key: str, make: Callable[[str], Board | None]) -> Board:
+        """The board of this key that all visitors share, made when it is first wanted; ValueError
+        where its runs are not stored."""
         for board in self.boards.stored:
             if board.key == key:
                 return board
-        made = stored_board(Asked(**Link.parse(stored.OPENING).settings), key)
+        made = make(key)
         if made is None:
             raise ValueError(
-                "the opening's runs are not stored: python -m analysis.tools.stored_runs"
+                f"the runs of {key} are missing: python -m analysis.tools.stored_runs writes them"
             )
         self.boards.stored.append(made)
         return made

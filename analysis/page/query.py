@@ -16,12 +16,12 @@ left alone: mail and social sites add their own to a link, and so does Gradio.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from d2cache import CachePolicy, Decoder, Edit, make_decoder, make_policy
+from d2cache import CachePolicy, Decoder, Edit, Model, Step, generate, make_decoder, make_policy
 from d2cache.registry import Registered, knobs
 
 LONGEST_PROMPT = 4000  # characters
@@ -206,6 +206,20 @@ class Asked:
             0 if whole else run["block_length"],
             run["seeds"][0],
             not run["stop_at_eos"],
+        )
+
+    def generate(self, lane: Lane, model: Model, policy: CachePolicy) -> Iterator[Step]:
+        """The steps of one of its lanes; policy: the lane's own, as `Lane.make_policy` makes it."""
+        return generate(
+            model,
+            model.encode(self.prompt),
+            policy,
+            lane.make_decoder(),
+            gen_length=self.gen_length,
+            block_length=self.block_length or None,
+            seed=self.seed,
+            stop_at_eos=not self.full,
+            edits=lane.edits,
         )
 
     def query(self, **view) -> str:

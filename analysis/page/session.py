@@ -215,7 +215,7 @@ class Session:
 
     def _hint(self, model: str, prompt: str) -> str:
         """A sentence, after a space, where the bundled model does not know such prompts; or ""."""
-        bundled = self.host.models.offered.get(model) == "tiny"
+        bundled = self.host.models.offered.get(model) == stored.MODEL
         return f" {UNLIKE}" if bundled and not is_familiar(prompt) else ""
 
     def look_over(self, controls: Controls) -> Iterator[Changes]:
@@ -275,9 +275,8 @@ class Session:
         self.host.boards.put(self.key, board)
         self.stored = asked
         events = [link(board.key, query), *board.events(), *self._judgement(board)]
-        shown = {"board": message(events), "said": (text, "info")}
-        shown |= {"download": self.host.save(board.runs[0]), "changed": ("",)}
-        return shown
+        shown = {"board": message(events), "said": (text, "info"), "changed": ("",)}
+        return shown | {"download": self.host.save(board.runs[0])}
 
     # -------------------------------------------------------------------------- links
 

@@ -214,17 +214,7 @@ def record_lane(asked: Asked, model: d2cache.Model) -> tuple[d2cache.Trace, list
     """The run of a request with one lane, as the page makes it, and what exact passes see of it."""
     (lane,) = asked.lanes
     policy = lane.make_policy()
-    steps = d2cache.generate(
-        model,
-        model.encode(asked.prompt),
-        policy,
-        lane.make_decoder(),
-        gen_length=asked.gen_length,
-        block_length=asked.block_length or None,
-        seed=asked.seed,
-        stop_at_eos=not asked.full,
-        edits=lane.edits,
-    )
+    steps = asked.generate(lane, model, policy)
     if not asked.truth:
         return d2cache.Trace.record(steps), []
     truth, looks = Truth(model, policy), []

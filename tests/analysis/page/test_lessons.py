@@ -180,19 +180,7 @@ def played(model):
     def run(asked: str) -> d2cache.Trace:
         one = Asked(**Link.parse(asked).settings)
         (lane,) = one.lanes
-        return d2cache.Trace.record(
-            d2cache.generate(
-                model,
-                model.encode(one.prompt),
-                lane.make_policy(),
-                lane.make_decoder(),
-                gen_length=one.gen_length,
-                block_length=one.block_length or None,
-                seed=one.seed,
-                stop_at_eos=not one.full,
-                edits=lane.edits,
-            )
-        )
+        return d2cache.Trace.record(one.generate(lane, model, lane.make_policy()))
 
     def lanes(query: str) -> list[d2cache.Trace]:
         one = Asked(**Link.parse(query).settings)

@@ -381,7 +381,7 @@ def test_a_prompt_that_the_model_does_not_know_is_told_before_and_after(session)
     assert "unlike anything" in before["changed"][0]
     changes = list(session.run(foreign))
     assert "unlike anything" in changes[0]["said"][0] and "unlike anything" in said(changes)[0]
-    assert "Example problems" in said(changes)[0]
+    assert "Choose one under Example." in said(changes)[0]
     (known,) = session.look_over(usual())
     assert "unlike" not in known["changed"][0]
     (long,) = session.look_over(usual(prompt="a" * 4001))
