@@ -11,9 +11,9 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
   send: (query) => trigger("submit", { query, number: (sent += 1) }),
   press: (name) => document.getElementById(name)?.click(),
 });
-// Gradio opens the page again as soon as the server is back; until then, what is on view stays.
+// Gradio opens the page again as soon as the server is back; until then, what is shown stays.
 const AWAY =
-  "The server cannot be reached. What is on view stays; the page goes on when the server is back.";
+  "The server cannot be reached. What is shown stays; the page goes on when the server is back.";
 async function look() {
   if (document.hidden) return;
   let away = AWAY;

@@ -1,10 +1,11 @@
 /* The text that a step of the Attention tab read, as a row of tokens: a click on one draws lines to
  * the tokens that it reads most, the thicker the more. */
+import { chipList, walkChips } from "./chips.js";
 import { h, onMouseLeave } from "./dom.js";
 import { fixed } from "./numbers.js";
 import { shareOf } from "./pixels.js";
 import { textBefore } from "./run.js";
-import { placeOf, quoted, visible } from "./sentences.js";
+import { placeOf, quoted, startingPlace, visible } from "./sentences.js";
 import { setText, svg } from "./widgets.js";
 
 const MOST = 8; // lines of one token
@@ -58,7 +59,7 @@ function linkWords(run, got, p, links) {
   const name = ({ p: from, to, weight }) =>
     (to - from > 1 ? `positions ${from + 1} to ${to}` : nameAt(from)) +
     (weight === null ? "" : `: ${fixed(weight, 3)}`);
-  const place = placeOf(run, p).replace(/^./, (c) => c.toUpperCase());
+  const place = startingPlace(run, p);
   return links.length
     ? `${place} reads most from ${links.slice(0, 3).map(name).join("; ")}.`
     : `${place} reads nothing on this map.`;
@@ -71,11 +72,7 @@ class AttentionLinks {
     this.page = page;
     this.chips = [];
     this.filledFor = this.linkedFor = "";
-    this.list = h("div", "d2-chips d2-linked", {
-      role: "listbox",
-      "aria-label": "The text that the step read, by position",
-      "aria-orientation": "horizontal",
-    });
+    this.list = chipList(" d2-linked", "The text that the step read, by position");
     this.lines = svg("svg", { class: "d2-links", "aria-hidden": "true" });
     this.words = h("p", "d2-more", { "aria-live": "polite" });
     this.scroller = h(
@@ -97,7 +94,12 @@ class AttentionLinks {
     const at = (e) => e.target.closest("[data-p]"),
       choose = (e) => at(e) && this.page.select(Number(at(e).dataset.p));
     this.list.addEventListener("click", choose);
-    this.list.addEventListener("keydown", (e) => this.key(e, choose));
+    this.list.addEventListener("keydown", (e) => {
+      if (e.key === "Enter" || e.key === " ") {
+        e.preventDefault();
+        choose(e);
+      } else walkChips(e, this.chips);
+    });
     this.list.addEventListener("pointerover", (e) => {
       const chip = at(e);
       if (chip)
@@ -106,19 +108,7 @@ class AttentionLinks {
     onMouseLeave(this.list, () => this.page.setHover(null));
   }
 
-  key(e, choose) {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[e.key],
-      here = this.chips.indexOf(e.target);
-    if (e.key === "Enter" || e.key === " ") choose(e);
-    else if (by && this.chips[here + by]) {
-      e.target.tabIndex = -1;
-      this.chips[here + by].tabIndex = 0;
-      this.chips[here + by].focus();
-    } else return;
-    e.preventDefault();
-  }
-
-  // got: the map on view
+  // got: the current map
   paint(run, got) {
     this.at = got.at;
     this.fill(run, got);

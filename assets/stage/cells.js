@@ -142,7 +142,7 @@ class CellMap {
     if (this.overlay) this.overlay(ctx, width, height, pixelRatio());
   }
 
-  // Marks the column of a position pointed at elsewhere, and the row of the step on view.
+  // Marks the column of a position pointed at elsewhere, and the row of the current step.
   follow(p, row = null) {
     const { hair, line, cols, rows } = this,
       c = p === null ? null : this.columnOf(p);

@@ -140,4 +140,4 @@ function chipEvents(list, page, lane) {
   });
 }
 
-export { chipList, makeChips, paintChip, chipEvents };
+export { chipList, makeChips, paintChip, chipEvents, walkChips };

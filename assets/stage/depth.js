@@ -1,26 +1,9 @@
 /* How much of the stage is shown: at first only the tab Watch and the transport; all views once the
  * reader has looked inside, which is remembered, and with it the tab that was open last. */
 import { h } from "./dom.js";
+import { keep, recall } from "./storage.js";
 
-const REMEMBERED = "d2-inside"; // in localStorage: the tab
-
-// Storage may be forbidden, in a frame for one; then nothing is remembered.
-function remembered() {
-  try {
-    return localStorage.getItem(REMEMBERED);
-  } catch {
-    return null;
-  }
-}
-
-function remember(tab) {
-  try {
-    if (tab) localStorage.setItem(REMEMBERED, tab);
-    else localStorage.removeItem(REMEMBERED);
-  } catch {
-    // as above
-  }
-}
+const REMEMBERED = "d2-inside"; // the tab
 
 class Depth {
   // changed: called when more or less is to be shown
@@ -29,7 +12,7 @@ class Depth {
     this.first = first; // the tab that is shown alone
     this.second = second; // the one that looking inside opens
     this.changed = changed;
-    this.inside = Boolean(remembered());
+    this.inside = Boolean(recall(REMEMBERED));
     this.button = h("button", "d2-button d2-unfold", {
       type: "button",
       onclick: () => this.toggle(),
@@ -39,13 +22,13 @@ class Depth {
 
   // The tab to open with, where the reader was before.
   get tab() {
-    return remembered() ?? this.first;
+    return recall(REMEMBERED) ?? this.first;
   }
 
   toggle() {
     if (this.inside) {
       this.set(false);
-      remember(null);
+      keep(REMEMBERED, null);
       this.page.show(this.first);
       return;
     }
@@ -57,7 +40,7 @@ class Depth {
   // A tab has been opened, by the reader's choice or not.
   opened(tab, chosen) {
     if (tab !== this.first) this.set(true);
-    if (chosen && this.inside) remember(tab);
+    if (chosen && this.inside) keep(REMEMBERED, tab);
   }
 
   set(inside) {

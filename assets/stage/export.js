@@ -29,7 +29,7 @@ const OFFLINE = "This page is a file: keep it or pass it on.";
 const NOTHING = "Nothing to export yet: run something first.";
 const ITEMS = [
   { key: "html", label: "Page (HTML)", says: "one file that plays this offline", server: true },
-  { key: "png", label: "Picture (PNG)", says: "what is on view now" },
+  { key: "png", label: "Picture (PNG)", says: "what is shown now" },
   { key: "webp", label: "Animation (WebP)", says: "all steps as a moving picture" },
   {
     key: "trace",

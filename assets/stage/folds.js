@@ -1,27 +1,12 @@
 /* The folded parts of the controls beside the stage. Which are open is remembered; a lesson opens
  * what it points at. The controls are the page's, not the stage's: a file has none. */
-const REMEMBERED = "d2-folds"; // in localStorage: ids of what is open
+import { keepNames, recallNames } from "./storage.js";
+
+const REMEMBERED = "d2-folds"; // ids of what is open
 const MORE = "more"; // the fold that all others are in
 
 const headOf = (id) => document.querySelector(`#${CSS.escape(id)} > .label-wrap`);
 const isOpen = (head) => head.classList.contains("open");
-
-function remembered() {
-  try {
-    const ids = JSON.parse(localStorage.getItem(REMEMBERED) || "[]");
-    return Array.isArray(ids) ? ids.map(String) : [];
-  } catch {
-    return []; // storage is forbidden, or holds something else
-  }
-}
-
-function remember(ids) {
-  try {
-    localStorage.setItem(REMEMBERED, JSON.stringify(ids));
-  } catch {
-    // storage is forbidden
-  }
-}
 
 // A closed fold's contents are not on the page until it is opened.
 function reveal(id) {
@@ -32,7 +17,7 @@ function reveal(id) {
 
 class Folds {
   constructor(page) {
-    this.wanted = remembered(); // to be opened as soon as they are there
+    this.wanted = recallNames(REMEMBERED); // to be opened as soon as they are there
     page.on(document, "click", (e) => this.clicked(e));
     page.on(page.root.parentNode, "d2:paint", () => this.open());
   }
@@ -49,8 +34,8 @@ class Folds {
     const head = e.isTrusted && e.target.closest?.(".label-wrap"),
       id = head?.parentElement?.id;
     if (!id) return;
-    const others = remembered().filter((one) => one !== id);
-    requestAnimationFrame(() => remember(isOpen(head) ? [...others, id] : others));
+    const others = recallNames(REMEMBERED).filter((one) => one !== id);
+    requestAnimationFrame(() => keepNames(REMEMBERED, isOpen(head) ? [...others, id] : others));
   }
 }
 

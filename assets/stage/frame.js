@@ -70,12 +70,6 @@ class Frame {
     return { top: this.above, bottom: innerHeight - this.below };
   }
 
-  // The same in px from the top of the document.
-  get visible() {
-    const { top, bottom } = this.seen;
-    return { top: top + scrollY, bottom: bottom + scrollY };
-  }
-
   // Keeps an element in sight that is sticky by its style. until: a signal that ends it.
   stick(el, until) {
     this.sticky.set(el, 0);

@@ -1,4 +1,4 @@
-/* What is above the tabs: the numbers of the step on view, the line about what is pointed at, and
+/* What is above the tabs: the numbers of the current step, the line about what is pointed at, and
  * what a screen reader hears. */
 import { placeIn } from "./board.js";
 import { guessWords } from "./candidates.js";

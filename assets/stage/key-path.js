@@ -160,7 +160,7 @@ class KeyPath {
         "before its writing",
         "the canvas on which this position was written, in the step that wrote it",
       ),
-      this.mark("d2-dot-now", "step on view", "on the canvas before the step on view"),
+      this.mark("d2-dot-now", "current step", "on the canvas before the current step"),
     ]);
   }
 

@@ -1,4 +1,4 @@
-/* The lanes of the board in one row: which is on view, and where each leaves the first. */
+/* The lanes of the board in one row: which one is shown, and where each leaves the first. */
 import { firstDivergence } from "./board.js";
 import { POINTS } from "./contract.js";
 import { h } from "./dom.js";

@@ -5,7 +5,7 @@ import { placeBeside } from "./lesson-place.js";
 import { lanesAsked, sameRuns } from "./lesson-state.js";
 
 const OFFLINE =
-  "This card needs the running app: nothing can be run here, so read on with the run on view.";
+  "This card needs the running app: nothing can be run here, so read on with the current run.";
 const PHONE = "(max-width: 700px)"; // the card is at the bottom there, as wide as the page
 const ROOM = 24; // pixels above and below what is scrolled to, for the ring
 
@@ -22,7 +22,7 @@ class CardSetup {
     return this.page.board.lanes.map((l) => l.key).join();
   }
 
-  // acts: {run, tab, lane, step, clock}; force: the run is made again even if it is on view
+  // acts: {run, tab, lane, step, clock}; force: the run is made again even if it is shown
   perform(acts, force) {
     this.todo = { ...acts, before: null };
     if (acts.run && !this.page.canShow(acts.run)) this.say(OFFLINE);
@@ -33,7 +33,7 @@ class CardSetup {
 
   prepare(query, force) {
     const same = !force && this.ran?.query === query;
-    if (same && this.ran.runs === this.runs()) return; // on view
+    if (same && this.ran.runs === this.runs()) return; // it is shown
     const coming = same && !this.ran.runs;
     if (!coming) this.ran = { query, before: this.runs(), runs: null };
     this.todo.before = this.ran.before;

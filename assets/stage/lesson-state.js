@@ -62,7 +62,7 @@ function statusOf(run) {
   return run.status === "running" && run.paused ? "paused" : run.status;
 }
 
-// What the run on view is, and how it has done up to the step on view.
+// What the current run is, and how it has done up to the current step.
 function runState(page) {
   const { board, run, step } = page,
     start = run?.start || {},

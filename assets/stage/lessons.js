@@ -9,27 +9,12 @@ import { setGlossary } from "./glossary.js";
 import { LessonCard } from "./lesson-card.js";
 import { CardSetup, Ring } from "./lesson-setup.js";
 import { holds, lessonState, nowWords } from "./lesson-state.js";
+import { keepNames, recallNames } from "./storage.js";
 import { setText } from "./widgets.js";
 
 const KEY = "d2-lessons-done"; // where the browser keeps the lessons done
 const WAITING = "Setting up the page … If nothing happens, press Show me again.";
 const OWN_RUN = "This card asks for a run of your own, which needs the live page: skip it here.";
-
-function readDone() {
-  try {
-    return new Set(JSON.parse(localStorage.getItem(KEY) || "[]"));
-  } catch {
-    return new Set();
-  }
-}
-
-function keepDone(done) {
-  try {
-    localStorage.setItem(KEY, JSON.stringify([...done]));
-  } catch {
-    /* a page without a memory */
-  }
-}
 
 const minutesOf = ({ minutes }) => `${minutes} minute${minutes === 1 ? "" : "s"}`;
 
@@ -95,9 +80,9 @@ class Lessons {
   constructor(host, page, lessons) {
     this.page = page;
     this.lessons = lessons;
-    this.done = readDone();
+    this.done = new Set(recallNames(KEY));
     this.lesson = null; // the lesson that is open
-    this.at = 0; // its card on view
+    this.at = 0; // its current card
     this.solved = false;
     this.opening = 0;
     this.list = new LessonList(lessons, (i) => this.start(i));
@@ -217,7 +202,7 @@ class Lessons {
       : "✓ That is it. Go on with Next.";
     if (last) {
       this.done.add(this.lesson.key);
-      keepDone(this.done);
+      keepNames(KEY, [...this.done]);
       this.list.paint(this.done);
     }
     this.paintNext();

@@ -1,4 +1,4 @@
-/* Lines over the steps in a small box; beside the title, the number of the step on view or pointed
+/* Lines over the steps in a small box; beside the title, the number of the current step or pointed
  * at. */
 import { h, onMouseLeave } from "./dom.js";
 import { clamp } from "./numbers.js";
@@ -16,7 +16,7 @@ class LineChart {
     this.values = [];
     this.steps = 0;
     this.pointed = null; // the step under the pointer
-    this.on = -1; // the step on view
+    this.on = -1; // the current step
     this.build();
     this.listen();
   }

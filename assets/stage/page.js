@@ -12,7 +12,7 @@ class Page {
     Object.assign(this, { uid, options, on, onFrame: paint });
     this.board = emptyBoard();
     this.dark = false;
-    this.hover = null; // {p, s or null for the step on view, lane, chip: element or null}
+    this.hover = null; // {p, s or null for the current step, lane, chip: element or null}
     this.selected = null; // the pinned position
     this.ghosts = true; // whether masks show the model's guesses
     this.lesson = null; // {lesson, card} while a card is open: its key, and the card from 1
@@ -28,7 +28,7 @@ class Page {
     Object.assign(this, { root, transport, tabs, tip, depth, teach });
   }
 
-  // ---- what is on view
+  // ---- what is shown
 
   get lane() {
     return this.board.lane;

@@ -1,4 +1,4 @@
-/* A legend of the reasons for recomputing, with how many positions each has in the step on view.
+/* A legend of the reasons for recomputing, with how many positions each has in the current step.
  * Made once, so that the focus can rest on it while a run goes on. */
 import { h } from "./dom.js";
 import { paper } from "./widgets.js";

@@ -67,7 +67,7 @@ const REUSED = {
   why: "the cached K,V of an earlier step were used: no work",
 };
 // Some policies and decoders give a reason a meaning of their own, and its explanation must be true
-// of the run on view. Its name and colour are the same in every run and tab. What is not listed here
+// of the current run. Its name and colour are the same in every run and tab. What is not listed here
 // gets the plain words.
 const POLICY_WORDS = {
   d2: {

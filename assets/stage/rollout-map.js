@@ -9,7 +9,7 @@ import { asker, caption } from "./widgets.js";
 
 const SHOW = "show this step's attention map",
   HIDE = "hide the attention map";
-const WAIT = 250; // ms that a step must be on view before its map is asked for
+const WAIT = 250; // ms that a step must be shown before its map is asked for
 
 class RolloutMap {
   constructor(page) {
@@ -36,7 +36,7 @@ class RolloutMap {
     this.box = h("div", "d2-detail-box", {}, this.canvas, ...hairs);
     this.now = h("button", "d2-text", {
       type: "button",
-      textContent: "load the map of the step on view",
+      textContent: "load the map of the current step",
       onclick: () => this.load(),
     });
     this.el = h("div", "d2-detail", { hidden: true }, this.note, this.box, this.now);

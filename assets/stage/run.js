@@ -17,15 +17,21 @@ const EOS = new Set([
 // Share of the positions that were not recomputed in one step, a mean over the layers.
 const hitRate = (record, T) => 1 - record.rows / T;
 
-// The same over steps 0..s: positions are counted, not averages averaged.
-function hitRateSoFar(run, s) {
+// Positions recomputed in steps 0..s, and in how many steps; lost records do not count.
+function rowsUpTo(run, s) {
   let rows = 0,
     steps = 0;
-  for (let i = 0; i <= s; i++)
+  for (let i = 0; i <= Math.min(s, run.records.length - 1); i++)
     if (run.records[i]) {
       rows += run.records[i].rows;
       steps++;
     }
+  return { rows, steps };
+}
+
+// The same as a rate: positions are counted, not averages averaged.
+function hitRateSoFar(run, s) {
+  const { rows, steps } = rowsUpTo(run, s);
   return steps ? 1 - rows / (steps * run.T) : null;
 }
 
@@ -282,6 +288,7 @@ export {
   EOS,
   hitRate,
   hitRateSoFar,
+  rowsUpTo,
   touchedIn,
   layersDiffer,
   totalsAt,

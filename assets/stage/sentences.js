@@ -35,6 +35,8 @@ function formatTotals(totals) {
 // In words a position counts from 1, as a step does; in the data both count from 0.
 const placeOf = (run, p) =>
   p < run.P ? `prompt position ${p + 1}` : `answer position ${p - run.P + 1}`;
+// The same where a sentence begins with it.
+const startingPlace = (run, p) => placeOf(run, p).replace(/^./, (c) => c.toUpperCase());
 const tokenName = (run, text) => (run.eos.has(text) ? "end" : visible(text));
 
 // "Step 12: recomputed 41 of 192 positions, then wrote ' apples' at answer position 5 with ..."
@@ -96,7 +98,7 @@ function explainWhy(record, run) {
       : "The other layers reused what is cached.")
   );
 }
-// What each map shows. A caption must be true of the run on view, so it asks for its knobs.
+// What each map shows. A caption must be true of the current run, so it asks for its knobs.
 const knobsOf = (start, kind) => start.knobs?.[kind] || {};
 
 const captions = {
@@ -264,27 +266,27 @@ const STATS = [
     "step",
     "step",
     "One denoising step: one pass of the model over what must be computed, then a few tokens " +
-      "are written. Shown: the step on view / steps received so far.",
+      "are written. Shown: the current step / steps received so far.",
   ],
   [
     "tps",
     "tokens / s",
     "Answer tokens before the first end token (EOS), divided by the seconds the run has " +
-      "taken, both up to the step on view. The padding after the end does not count. It is wall " +
+      "taken, both up to the current step. The padding after the end does not count. It is wall " +
       "time, measured once on this machine: equal work can take unequal time; FLOPs compare the " +
       "work.",
   ],
   [
     "hit",
     "cache hit rate",
-    "Of all positions in all steps up to the step on view, the share that came from the " +
+    "Of all positions in all steps up to the current step, the share that came from the " +
       "cache: 1 − recomputed positions / (steps × canvas length). Where layers differ, " +
       "recomputed positions are the mean over the layers.",
   ],
   [
     "flops",
     "FLOPs vs no cache",
-    "Floating-point operations of this run up to the step on view, divided by those of the " +
+    "Floating-point operations of this run up to the current step, divided by those of the " +
       "same steps without a cache. 0.31× means about a third of the arithmetic. A second look " +
       "that the decoder takes counts as work of the run alone.",
   ],
@@ -295,6 +297,7 @@ export {
   quoted,
   formatTotals,
   placeOf,
+  startingPlace,
   tokenName,
   explain,
   explainWhy,

@@ -1,4 +1,4 @@
-/* A picture of what is on view, made by the browser from the page itself.
+/* A picture of what is shown, made by the browser from the page itself.
  *
  * The stage is cloned, every canvas becomes an image, the styles go with it, and the whole is drawn
  * as an SVG: nothing is loaded, no library. */
@@ -144,7 +144,7 @@ function asSvg(page, lines) {
   return { text: inXml(new XMLSerializer().serializeToString(svg)), width, height };
 }
 
-// A PNG of the tab on view with its caption, twice as fine as the page where that fits on a canvas.
+// A PNG of the open tab with its caption, twice as fine as the page where that fits on a canvas.
 async function picture(page) {
   page.drawAll?.();
   const { text, width, height } = asSvg(

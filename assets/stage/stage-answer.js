@@ -1,4 +1,4 @@
-/* The left side of the tab Stage: what happened in the step on view, and the tokens as chips. */
+/* The left side of the tab Stage: what happened in the current step, and the tokens as chips. */
 import { chipEvents, chipList, makeChips, paintChip } from "./chips.js";
 import { MASKED_NOW, WRITTEN_NOW } from "./colours.js";
 import { POINTS } from "./contract.js";

@@ -74,7 +74,7 @@ class StageMaps {
     });
   }
 
-  // The positions on view.
+  // The positions shown.
   range() {
     const { P, T } = this.run;
     return this.zoom === "answer" ? { x0: P, x1: T } : { x0: 0, x1: T };

@@ -4,7 +4,7 @@ import { CONFIDENCE, DENSITY } from "./contract.js";
 import { confidence, density, drift, fixed, plural } from "./numbers.js";
 import { labelIn, reasonOf, reasonsIn } from "./reasons.js";
 import { writeAt } from "./run.js";
-import { placeOf, quoted } from "./sentences.js";
+import { placeOf, quoted, startingPlace } from "./sentences.js";
 
 // What the decoder ranks its guesses by; without a prior, confidence alone.
 const hasPrior = (run) => run.start?.knobs?.decoder?.sigma > 0;
@@ -122,7 +122,7 @@ function maskedWords(run, p, s) {
 function lifeSentence(run, p, s) {
   if (s < 0) return `${placeOf(run, p)}: no step yet.`;
   const write = writeAt(run, p, s),
-    place = placeOf(run, p).replace(/^./, (c) => c.toUpperCase()),
+    place = startingPlace(run, p),
     { recomputed, steps, counts } = tallyOf(run, p, s),
     times = (run.changes[p] || []).filter((x) => x.text === null && x.s <= s).length;
   const now =

@@ -29,7 +29,7 @@ const RANGE_LABELS = { step: "Denoising step", ms: "Measured time", flops: "Arit
 class Transport {
   constructor(page, { on }) {
     this.page = page;
-    this.at = -1; // the moment on view
+    this.at = -1; // the current moment
     this.live = true; // whether it follows the newest step
     this.playing = 0; // the frame that goes on with the replay; 0: none
     this.clock = null; // that the controls are made for
@@ -125,7 +125,7 @@ class Transport {
     this.at = -1;
   }
 
-  // Another clock, at the same step of the lane on view.
+  // Another clock, at the same step of the current lane.
   setClock(name) {
     const { board } = this.page,
       step = stepAt(board, board.lane, this.at);

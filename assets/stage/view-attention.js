@@ -1,4 +1,4 @@
-/* The attention tab: who looks at whom, by an exact full pass on the canvas of the step on view. */
+/* The attention tab: who looks at whom, by an exact full pass on the canvas of the current step. */
 import { AttentionLinks, labelOf } from "./attention-links.js";
 import { CellMap } from "./cells.js";
 import { colourAt, rgb } from "./colours.js";
@@ -30,7 +30,7 @@ const KINDS = {
 };
 const ROLLOUT = "rollout";
 const ROLLOUT_OPTION = [ROLLOUT, "rollout through all layers"];
-const WAIT = 250; // ms that a step must be on view before its map is asked for
+const WAIT = 250; // ms that a step must be shown before its map is asked for
 const LEAD =
   "Each position reads from the others by attention. The map is of an exact pass without a " +
   "cache: what attention is, not what the cache made of it.";

@@ -1,4 +1,4 @@
-/* The cache tab: layer by layer, what was reused and what was recomputed in the step on view, and
+/* The cache tab: layer by layer, what was reused and what was recomputed in the current step, and
  * how old it is. */
 import { agesAt, cacheReadout, cellStates, layered, meanAges, PARTS } from "./ages.js";
 import { CellMap, divide, hatching, promptBar } from "./cells.js";
@@ -22,7 +22,7 @@ const MOST_LAYERS = { lines: 40, listed: 8 }; // with lines between them; named 
 
 const LEAD =
   "Each line is a layer of the model, each column a position. The first layer is at the top. It " +
-  "shows the step on view; click a cell to choose its position.";
+  "shows the current step; click a cell to choose its position.";
 const FIRST_LAYER =
   "In the first layer K and V depend on the token and its place alone. While the token stays the " +
   "same, a kept K or V there is exact, however old.";
@@ -118,7 +118,7 @@ class CacheView {
     this.page = page;
     this.host = host;
     this.mark = marker(page);
-    this.bit = PART.KEY; // the part on view
+    this.bit = PART.KEY; // the current part
     this.colouring = "reason";
     this.drawnFor = "";
     this.partsFor = "";
@@ -242,7 +242,7 @@ class CacheView {
       gone = evicted ? [EVICTED] : [];
     if (this.colouring === "age") {
       fill(legend, `age|${dark}|${evicted}`, () => [
-        mark(css(colourAt("age", 0, dark)), "computed now", "age 0: computed in the step on view"),
+        mark(css(colourAt("age", 0, dark)), "computed now", "age 0: computed in the current step"),
         colourBar("age", dark, AGE_TICKS, "steps since it was computed (log scale)"),
         ...gone.map((x) => mark(...x)),
       ]);

@@ -1,4 +1,4 @@
-/* The Figures tab: the paper's figures on the run on view, drawn by Plotly, which is loaded when
+/* The Figures tab: the paper's figures on the current run, drawn by Plotly, which is loaded when
  * the tab is first opened and never sent again. */
 import { POINTS, QUESTIONS, SIGMAS } from "./contract.js";
 import { h } from "./dom.js";

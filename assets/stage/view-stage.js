@@ -1,4 +1,4 @@
-/* The tab Stage: the run of the lane on view as chips, sentences and four maps. */
+/* The tab Stage: the run of the current lane as chips, sentences and four maps. */
 import { h } from "./dom.js";
 import { frame } from "./frame.js";
 import { reasonCounts, reasonsIn } from "./reasons.js";
@@ -60,7 +60,7 @@ class StageView {
     this.host.classList.toggle("d2-many", run.G > MANY);
   }
 
-  // The positions of the step on view by reason, for the reasons seen so far.
+  // The positions of the current step by reason, for the reasons seen so far.
   paintCounts(run, step) {
     const key = `${this.lookFor}|${step}|${run.records.length}`;
     if (this.countsFor === key) return;

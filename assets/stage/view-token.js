@@ -65,7 +65,7 @@ const STRIP_WHY =
   "One cell per step: grey where the cached K and V were reused, else the colour of the reason " +
   "for recomputing. Upright lines: orange where it was written, magenta where it was masked again.";
 const CANDIDATES_WHY =
-  "The model's likeliest tokens at this position with their probabilities: in the step on view " +
+  "The model's likeliest tokens at this position with their probabilities: in the current step " +
   "while it is masked, and in the step that wrote it afterwards.";
 const UNCHOSEN =
   "Click a token or a map to choose a position; until then, this is one of those written.";
@@ -75,7 +75,7 @@ const SIDES = [
 ];
 const MOST_AGES = 6; // groups of layers in the sentence about ages
 
-// Ages in the step on view; neighbouring layers that agree are put together.
+// Ages in the current step; neighbouring layers that agree are put together.
 function agesSentence(run, s, p) {
   if (s < 0 || !run.records[s]) return "";
   if (!layered(run))

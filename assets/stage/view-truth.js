@@ -222,7 +222,7 @@ class TruthView {
         : "Tick Truth under More settings, Canvas and press Run, or:";
   }
 
-  // What does not depend on the step on view: only when there is more of it, or in other colours.
+  // What does not depend on the current step: only when there is more of it, or in other colours.
   paintRun(run, dark) {
     const { kind } = this,
       truth = run.records.at(-1)?.truth ? 1 : 0,

@@ -7,7 +7,7 @@ import { POINTS } from "./contract.js";
 import { h, swatch } from "./dom.js";
 import { writeAt } from "./run.js";
 import { promptText, visible } from "./sentences.js";
-import { fill, setText } from "./widgets.js";
+import { setText } from "./widgets.js";
 import { progressAt, watchWords } from "./watch-words.js";
 
 const LEGEND = [
@@ -96,10 +96,10 @@ class WatchView {
     this.lanes = [];
     this.says = h("p", "d2-watch-says");
     this.asked = h("p", "d2-watch-asked"); // on a phone, where prompt tokens have no room for text
-    this.legend = h("div", "d2-legend");
+    const legend = h("div", "d2-legend", {}, ...LEGEND.map(entry));
     this.grid = h("div", "d2-watch-lanes");
     const point = { "data-point": POINTS.watch };
-    host.append(h("div", "d2-watch", point, this.says, this.asked, this.grid, this.legend));
+    host.append(h("div", "d2-watch", point, this.says, this.asked, this.grid, legend));
   }
 
   paint() {
@@ -115,7 +115,6 @@ class WatchView {
     this.lanes.forEach((lane, i) => lane.paint(board.lanes[i], steps[i], dark));
     setText(this.says, watchWords(board, steps));
     setText(this.asked, board.lanes.length ? promptText(board.lanes[0]) : "");
-    fill(this.legend, "made", () => LEGEND.map(entry));
   }
 }
 

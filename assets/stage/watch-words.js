@@ -1,13 +1,9 @@
 /* What the tab Watch says about a moment of the board, for readers who have never heard of any of
  * this. Pure. */
-import { writeAt } from "./run.js";
+import { rowsUpTo, writeAt } from "./run.js";
 import { quoted } from "./sentences.js";
 
 const count = (n) => String(Math.round(n));
-
-// Positions computed up to step s, a position of a layer-by-layer policy counting in part.
-const workUpTo = (run, s) =>
-  run.records.slice(0, s + 1).reduce((sum, record) => sum + (record?.rows ?? 0), 0);
 
 // What a run without a cache computes in all the steps that lane 1 takes: the whole of the meters.
 const wholeWork = (board) =>
@@ -18,14 +14,13 @@ function progressAt(board, i, s) {
   const run = board.lanes[i];
   return {
     done: run.status !== "running" && s >= run.records.length - 1,
-    work: workUpTo(run, s) / wholeWork(board),
+    work: rowsUpTo(run, s).rows / wholeWork(board),
   };
 }
 
 const answerOf = (run) =>
-  Array.from({ length: run.G }, (_, g) => writeAt(run, run.P + g, run.records.length)?.text)
-    .map((text) => (run.eos.has(text) ? null : (text ?? null)))
-    .filter((text) => text !== null)
+  Array.from({ length: run.G }, (_, g) => writeAt(run, run.P + g, run.records.length)?.text ?? "")
+    .filter((text) => !run.eos.has(text))
     .join("");
 
 // Whether the token at p was written while a position left of it was masked.
@@ -47,14 +42,24 @@ function wroteWords(run, s) {
   return `The surest guess, ${tokenWords(run, text)}, is written${before}`;
 }
 
-// What the first two lanes write in the step on view: told together only where they agree.
+// What the first two lanes write in the current step: one sentence where it is the same, or where
+// one of them writes nothing or several tokens; else both tokens.
 function wroteTogether(board, steps) {
-  const [[a, s], [b, t] = []] = board.lanes.slice(0, 2).map((run, i) => [run, steps[i]]),
-    [mine, its] = [writtenIn(a, s), b ? writtenIn(b, t) : []];
-  if (mine.length !== 1 || its.length !== 1)
-    return wroteWords(mine.length || !b ? a : b, mine.length || !b ? s : t);
-  if (mine[0][0] === its[0][0] && mine[0][1] === its[0][1]) return wroteWords(a, s);
-  return `Each writes its surest guess: ${tokenWords(a, mine[0][1])} and ${tokenWords(b, its[0][1])}`;
+  const two = board.lanes.slice(0, 2).map((run, i) => ({ run, s: steps[i] })),
+    writes = two.map(({ run, s }) => writtenIn(run, s)),
+    [[p, text] = [], [q, other] = []] = writes.map(([first]) => first ?? []);
+  if (two.length === 2 && writes.every((w) => w.length === 1) && (p !== q || text !== other)) {
+    const [mine, its] = [tokenWords(two[0].run, text), tokenWords(two[1].run, other)];
+    return `Each writes its surest guess: ${mine} and ${its}`;
+  }
+  const { run, s } =
+    two[
+      Math.max(
+        0,
+        writes.findIndex((w) => w.length),
+      )
+    ];
+  return wroteWords(run, s);
 }
 
 // Who computes how much in this step: "52 positions without a cache, 15 with d2Cache".
@@ -76,7 +81,7 @@ function endWords(board) {
   return `${same ? "The same answer" : "Another answer"} for ${share(other)} of the work.`;
 }
 
-// One sentence about the step on view.
+// One sentence about the current step.
 function watchWords(board, steps) {
   const [run] = board.lanes,
     s = Math.max(...steps);

@@ -1,4 +1,4 @@
-/* What if: change a token, refresh what is kept or turn a knob after the step on view, and run on
+/* What if: change a token, refresh what is kept or turn a knob after the current step, and run on
  * from there as a new lane. */
 import { POINTS, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
@@ -11,7 +11,7 @@ const KEEP = "keep",
   OTHER = "other",
   MASK = "mask";
 const LEAD =
-  "Change something after the step on view and let the model run on from there. The new run " +
+  "Change something after the current step and let the model run on from there. The new run " +
   "becomes a lane of its own, beside this one; this one stays as it is.";
 const REFRESHES = [
   ["none", "nothing"],

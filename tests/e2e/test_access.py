@@ -152,7 +152,7 @@ BEYOND = """() => {
     .filter(([, box]) => box.width > 1 && (box.right > innerWidth + 1 || box.left < -1))
     .map(([el, box]) => `${el.className}: ${box.left} to ${box.right}`); }"""
 
-# buttons and fields on view that are smaller than a finger needs; words within a text may be
+# buttons and fields shown that are smaller than a finger needs; words within a text may be
 SMALL = """() => [...document.querySelectorAll(
   '#stage button, #stage select, #stage input, #stage summary')]
   .filter(el => el.checkVisibility() && !el.closest('.js-plotly-plot') && !el.closest('p'))

@@ -768,7 +768,7 @@ def test_what_if_runs_on_as_the_engine_does_with_that_edit(chrome, address):
             go.click()
             ended(tab, number)
             made_lanes.append(made(f"{lane}~{edit}")[0])
-            # the new lane is on view, beside its parent
+            # the new lane is shown, beside its parent
             soon(lambda: [state(tab)[k] for k in ("lane", "tab")], [number - 1, "compare"])
             assert state(tab)["step"] == step
         assert any((t.tokens[-1] != base.tokens[-1]).any() for t in made_lanes[1:])

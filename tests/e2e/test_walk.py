@@ -199,7 +199,7 @@ def test_a_reader_can_skip_go_back_fold_and_leave(tab):
     run = state(tab)["run"]
     tab.click(".d2-coach >> text=Back")
     on_card(tab, lesson, 1)
-    assert state(tab)["run"] == run, "the run on view was made again for nothing"
+    assert state(tab)["run"] == run, "the current run was made again for nothing"
     tab.click("[aria-label='Fold the card away']")
     assert not tab.is_visible(".d2-coach-words")
     tab.click("[aria-label='Show the card']")

@@ -380,7 +380,7 @@ test("the cache comes first; nobody is told of rows, in the words that are data"
   ];
   for (const text of words) assert.doesNotMatch(text, /\brows?\b/i);
   for (const key of ["tps", "hit", "flops"])
-    assert.match(pure.STATS.find((s) => s[0] === key)[2], /up to the step on view/);
+    assert.match(pure.STATS.find((s) => s[0] === key)[2], /up to the current step/);
 });
 
 test("what a step writes or masks again has a colour that no reason has, the same in both files", () => {
@@ -406,7 +406,7 @@ const knobs = (decoder, policy = {}, more = {}) =>
   start("a", { block_length: G, decoder: "confidence", knobs: { decoder, policy }, ...more });
 const captions = (sigma) => Object.values(pure.captions).map((f) => f(knobs({ sigma })));
 
-test("captions are true of the run on view: its sigmas, and what the decoder makes of them", () => {
+test("captions are true of the current run: its sigmas, and what the decoder makes of them", () => {
   const { cache, density, rollout, order } = pure.captions;
   assert.match(
     cache(knobs({})),
@@ -766,7 +766,7 @@ test("totals: a ratio of FLOPs, a share in percent, a dash for what is not known
   assert.deepEqual(plain(pure.formatTotals(null)), { tps: "–", hit: "–", flops: "–" });
 });
 
-test("totals are those of the step on view, else of the nearest step before it", () => {
+test("totals are those of the current step, else of the nearest step before it", () => {
   const totals = (s, tps) => ({ k: "totals", run: "a", s, tps });
   const m = played(
     start(),
