@@ -53,8 +53,10 @@ function stageRules() {
   return out.join("\n");
 }
 
+const MARGIN = 20; // px, left and right of a picture
+
 const PICTURE_CSS = `
-  .d2-stage.d2-picture { padding: 16px 20px; border-radius: 0; box-sizing: border-box;
+  .d2-stage.d2-picture { padding: 16px ${MARGIN}px; border-radius: 0; box-sizing: border-box;
     font-family: system-ui, sans-serif; }
   .d2-stage.d2-picture.d2-picture.d2-picture .d2-left { position: static; max-height: none;
     overflow: visible; }
@@ -78,7 +80,8 @@ const OUT = [
   ".d2-tip",
   ".d2-sr",
   ".d2-export",
-  "[data-picture=out]",
+  ".d2-unfold",
+  ".d2-teach",
 ].join(",");
 
 function withImages(root) {
@@ -111,7 +114,8 @@ function asSvg(page, lines) {
   const { root } = page,
     rules = stageRules(),
     seen = getComputedStyle(root),
-    width = Math.ceil(root.clientWidth);
+    own = parseFloat(seen.paddingLeft) + parseFloat(seen.paddingRight),
+    width = Math.ceil(root.clientWidth - own) + 2 * MARGIN; // so that its lines break as they do
   const clone = withImages(root);
   clone.classList.add("d2-picture");
   for (const name of borrowed(rules))

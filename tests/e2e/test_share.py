@@ -113,7 +113,8 @@ def test_a_picture_of_the_view_is_no_blank_sheet(from_disk, tmp_path):
     assert saved(from_disk, "Picture (PNG)", tmp_path / "a.png").endswith(".png")
     with Image.open(tmp_path / "a.png") as image:
         width = from_disk.evaluate("document.querySelector('.d2-stage').clientWidth")
-        assert abs(image.width - 2 * width) <= 2 and image.height > image.width / 2
+        assert abs(image.width - 2 * (width + 40)) <= 2  # a margin of 20 on both sides
+        assert image.height > image.width / 2
         colours = image.convert("RGB").getcolors(1 << 24)
         dark = from_disk.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
         most = max(colours)[1]
@@ -251,7 +252,7 @@ def test_a_picture_of_the_live_page_is_of_its_size(live, tmp_path, tab):
     assert saved(live, "Picture (PNG)", tmp_path / "a.png") == "d2cache-d2-step-10.png"
     with Image.open(tmp_path / "a.png") as image:
         size = live.locator(".d2-stage").bounding_box()
-        assert abs(image.width - 2 * size["width"]) <= 2
+        assert abs(image.width - 2 * (size["width"] + 40)) <= 2  # a margin of 20 on both sides
         assert size["height"] / 2 < image.height < 2 * size["height"] + 400
         assert len(image.convert("RGB").getcolors(1 << 24)) > 200
 
