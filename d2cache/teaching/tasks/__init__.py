@@ -9,7 +9,7 @@ answer follows as ``" " + answer``. A new file with a `Family` here is known to 
 import random
 
 from d2cache.registry import import_siblings
-from d2cache.teaching.tasks.base import Family, Problem, is_held_out
+from d2cache.teaching.tasks.base import Board, Family, Problem, is_held_out
 from d2cache.teaching.tasks.facts import draw_questions
 
 import_siblings(__name__, __path__)
@@ -26,6 +26,12 @@ def draw(family: str, rng: random.Random, *, held_out: bool) -> Problem:
         problem = FAMILIES[family].make(rng)
         if is_held_out(problem.prompt) == held_out:
             return problem
+
+
+def board(prompt: str) -> Board | None:
+    """The grid that the answer to a prompt is, by the first family that knows it; else None."""
+    found = (family.board(prompt) for family in FAMILIES.values())
+    return next((one for one in found if one is not None), None)
 
 
 def few_shot(examples: list[Problem], problem: Problem) -> str:
@@ -49,8 +55,10 @@ def correct(problem: Problem, text: str) -> bool:
 __all__ = [
     "ANSWER_LENGTH",
     "FAMILIES",
+    "Board",
     "Family",
     "Problem",
+    "board",
     "correct",
     "draw",
     "draw_questions",

@@ -17,6 +17,21 @@ class Problem:
     answer: str
 
 
+@dataclass(frozen=True)
+class Board:
+    """An answer that is a grid: its cells in reading order, one token a cell.
+
+    Cell i is position i of the answer, and what the prompt gives of it is the i-th of the prompt's
+    last rows x columns tokens before "A:".
+    """
+
+    rows: int
+    columns: int
+    box: tuple[int, int] = (0, 0)  # rows and columns of a box with a bold edge; (0, 0): no boxes
+    blank: str = "0"  # what the prompt writes where nothing is given
+    names: tuple[tuple[str, str], ...] = ()  # a cell's text -> what it is called, where not itself
+
+
 class Family(ABC):
     """One kind of problem. Subclassing with a key registers it; each family has its own file.
 
@@ -39,6 +54,10 @@ class Family(ABC):
                 f"the family {key!r} is already in {other.__module__}; choose another name"
             )
         cls.key = key
+
+    def board(self, prompt: str) -> Board | None:
+        """The grid that the answer to a prompt is; None where it is a text."""
+        return None
 
     @abstractmethod
     def make(self, rng: random.Random) -> Problem:
