@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.page import characters, planes
+from analysis.page import characters, grids, planes
 from analysis.page.planes import plane
 from analysis.probes import Look
 from d2cache import ModelConfig, Part, Step, Trace, policies
@@ -94,6 +94,7 @@ class Events:
     lane, its number there from 0; name, a short label (default: the policy); branch, {lane, step,
     says} of the run that it branches off, or None; truth, whether truth events will follow.
 
+    A start has a grid where the answer is one, see `grids.grid`.
     A rec holds rows (recomputed positions, mean over the layers), out (evicted ones, also a mean),
     w (what was written: position, text, confidence, candidates; without those two where an edit
     wrote), m (positions masked again), j, where there are any (other positions whose
@@ -139,7 +140,8 @@ class Events:
         self.totals = Totals(ModelConfig(**run["shape"]), self.length)
 
     def start(self, prompt: np.ndarray, rollout: bool, stored: bool = False, steps: int = 0):
-        run = self.run
+        run, texts = self.run, self.texts(prompt)
+        grid = grids.grid(texts, run["gen_length"])
         return {
             "k": "start",
             "run": self.key,
@@ -155,12 +157,13 @@ class Events:
             "block_length": run["block_length"],
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
             "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
-            "prompt": self.texts(prompt),
+            "prompt": texts,
             "rollout": rollout,
             "stored": stored,
             "eos": [self.text(run["shape"]["eos_id"])],
             "mask": run["shape"]["mask_id"],
             "steps": steps,
+            **({"grid": grid} if grid else {}),
             **self.place,
         }
 
