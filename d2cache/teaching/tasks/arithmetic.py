@@ -81,6 +81,7 @@ def _last_number(text: str) -> str | None:
 
 
 class Arithmetic(Family, key="arithmetic"):
+    title = "arithmetic"
     order = 1
     answer_length = 64
     weight = 14

@@ -4,6 +4,7 @@ import hashlib
 import random
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ class Problem:
     family: str
     prompt: str
     answer: str
+    of: str = ""  # the family of the text that has the gaps, where the problem is to fill gaps
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Family(ABC):
     registry: ClassVar[dict[str, type["Family"]]] = {}
 
     key: str
+    title: str  # what a visitor reads
     order: int  # place among the families: the rows of tables and the draws of a seed follow it
     answer_length: int  # canvas, in tokens: the longest answer, its end token and spare room
     weight: int  # share of the training rows, relative to the other families
@@ -62,6 +65,13 @@ class Family(ABC):
     @abstractmethod
     def make(self, rng: random.Random) -> Problem:
         """Draw a problem, whether its prompt is held out or not."""
+
+    def variants(self, problem: Problem, rng: random.Random, count: int) -> Iterator[Problem]:
+        """Up to ``count`` new problems of the kind of one, quicker to get than by drawing.
+
+        They may be held out. A family that has none gives the problem itself.
+        """
+        yield problem
 
     def read(self, text: str) -> str | None:
         """The part of an answer that is compared; None where the text has none."""

@@ -218,6 +218,7 @@ def _syntax(text: str) -> str | None:
 
 
 class Code(Family, key="code"):
+    title = "code"
     order = 2
     answer_length = 64
     weight = 10

@@ -183,6 +183,7 @@ def draw_questions(rng: random.Random, count: int) -> tuple[str, list[tuple[str,
 
 
 class Facts(Family, key="facts"):
+    title = "facts"
     order = 3
     answer_length = 32
     weight = 30

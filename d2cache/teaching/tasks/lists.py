@@ -100,6 +100,7 @@ OPERATIONS = (
 
 
 class Lists(Family, key="lists"):
+    title = "lists"
     order = 4
     answer_length = 64
     weight = 10

@@ -122,6 +122,7 @@ def _derivable(words: dict[str, str], text: str) -> bool:
 
 
 class Stories(Family, key="stories"):
+    title = "stories"
     order = 5
     answer_length = 96
     weight = 12

@@ -312,6 +312,7 @@ def _set_scene(rng: random.Random, texts: list[str]) -> list[str]:
 
 
 class Word(Family, key="word"):
+    title = "word problems"
     order = 0
     answer_length = 64
     weight = 24
