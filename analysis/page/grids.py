@@ -37,15 +37,12 @@ def grid(prompt: Sequence[str], gen_length: int) -> dict | None:
 
 def _cells(prompt: Sequence[str], count: int) -> list[int] | None:
     """The positions of the last `count` tokens before the answer's mark; None unless each is one
-    character, the first perhaps after a space, and a space or the prompt's start is before them."""
+    character, the first perhaps with the space before it."""
     end = len(prompt)
     while end and len("".join(prompt[end:])) < len(ANSWERED):
         end -= 1
     first = end - count
     if first < 0 or "".join(prompt[end:]) != ANSWERED:
         return None
-    cells = prompt[first:end]
-    whole = "".join(prompt[:first]) + cells[0][:-1]
-    if any(len(cell) != 1 for cell in (cells[0].strip(), *cells[1:])) or whole[-1:] != " ":
-        return None
-    return list(range(first, end))
+    cells = [prompt[first].removeprefix(" "), *prompt[first + 1 : end]]
+    return list(range(first, end)) if all(len(cell) == 1 for cell in cells) else None

@@ -1,6 +1,7 @@
 /* The tokens of one run as chips: a list to walk with the arrow keys, and to point at. */
 import { colourAt, COMPUTED, css } from "./colours.js";
 import { h, onMouseLeave } from "./dom.js";
+import { outsideGrid } from "./grid.js";
 import { fixed } from "./numbers.js";
 import { reasonOf, REASONS } from "./reasons.js";
 import { chipData, guessAt } from "./run.js";
@@ -22,6 +23,17 @@ function makeChips(run) {
       "data-p": p,
     });
   return Array.from({ length: run.T }, (_, p) => Object.assign(make(p), { was: "" }));
+}
+
+// Puts the chips of a run into its two lists, without those that a grid shows in their place; returns
+// those that are in a list.
+function layChips(run, chips, prompt, answer) {
+  const asked = chips.slice(0, run.P),
+    rest = outsideGrid(run).map((p) => chips[p]);
+  prompt.replaceChildren(...asked);
+  answer.replaceChildren(...rest);
+  answer.hidden = !rest.length;
+  return [...asked, ...rest];
 }
 
 // The colour under a token: its order, its confidence, whether or why this step computes it.
@@ -114,8 +126,9 @@ function walkChips(e, all) {
   to.focus();
 }
 
-// Pointing at tokens, in a list of [data-p] elements of lane(); Enter or a click pins one.
-function chipEvents(list, page, lane) {
+// Pointing at tokens, in a list of [data-p] elements of lane(); Enter or a click pins one. walk(e,
+// all): what the arrow keys do.
+function chipEvents(list, page, lane, walk = walkChips) {
   const at = (e) => e.target.closest("[data-p]");
   const point = (e) => {
     const chip = at(e);
@@ -136,8 +149,8 @@ function chipEvents(list, page, lane) {
     if (e.key === "Enter" || e.key === " ") {
       e.preventDefault();
       pick(e);
-    } else if (!page.teaching) walkChips(e, [...list.querySelectorAll("[data-p]")]);
+    } else if (!page.teaching) walk(e, [...list.querySelectorAll("[data-p]")]);
   });
 }
 
-export { chipList, makeChips, paintChip, chipEvents, walkChips };
+export { chipList, makeChips, layChips, chipFill, paintChip, chipEvents, walkChips };

@@ -1,7 +1,9 @@
 /* One lane of the tab Compare: its numbers, its answer as words, and one map. */
-import { firstDivergence, placeIn } from "./board.js";
+import { differs, firstDivergence, placeIn } from "./board.js";
 import { chipEvents } from "./chips.js";
 import { fitCanvas, h } from "./dom.js";
+import { outsideGrid } from "./grid.js";
+import { GridView } from "./grid-view.js";
 import { cellUnder, drawRow, makePlane, mapEvents, resetStore, showMap } from "./maps.js";
 import { clamp } from "./numbers.js";
 import { differenceWords, isAhead, progressWords } from "./race.js";
@@ -32,6 +34,7 @@ class LaneTokens {
     this.page = page;
     this.index = index;
     this.run = null;
+    this.places = []; // the position of each token
     this.spans = [];
     this.was = []; // the look of each token
     this.marked = null;
@@ -46,15 +49,18 @@ class LaneTokens {
 
   build(run) {
     this.run = run;
-    this.spans = Array.from({ length: run.G }, (_, g) => this.makeToken(run.P + g, g === 0));
-    this.was = new Array(run.G).fill(" ");
+    this.places = outsideGrid(run);
+    this.spans = this.places.map((p, g) => this.makeToken(p, g === 0));
+    this.was = this.places.map(() => " ");
+    this.el.hidden = !this.places.length;
     this.marked = null;
     // blocks of their own: a change lays out one of them, not the whole answer
-    const size = run.G > MANY ? BLOCK : run.G,
-      blocks = Array.from({ length: Math.ceil(run.G / size) }, (_, k) => this.makeBlock(k, size));
+    const { length } = this.places,
+      size = length > MANY ? BLOCK : Math.max(1, length),
+      blocks = Array.from({ length: Math.ceil(length / size) }, (_, k) => this.makeBlock(k, size));
     this.el.replaceChildren(...blocks);
     // for all its words, kept free from the start
-    this.el.style.setProperty("--d2-room", `${clamp(Math.ceil(run.G / 8) * 21, 112, 252)}px`);
+    this.el.style.setProperty("--d2-room", `${clamp(Math.ceil(length / 8) * 21, run.grid ? 28 : 112, 252)}px`);
   }
 
   makeToken(p, first) {
@@ -69,8 +75,9 @@ class LaneTokens {
   }
 
   makeBlock(k, size) {
-    const end = Math.min(this.run.G, (k + 1) * size),
-      label = `positions ${k * size + 1} to ${end}`,
+    const end = Math.min(this.spans.length, (k + 1) * size),
+      [first, last] = [k * size, end - 1].map((g) => this.places[g] - this.run.P + 1),
+      label = `positions ${first} to ${last}`,
       spans = this.spans.slice(k * size, end);
     return h("div", "d2-tokenblock", { role: "group", "aria-label": label }, ...spans);
   }
@@ -78,13 +85,13 @@ class LaneTokens {
   // Only tokens whose look has changed are touched. False: the time is up, the rest is for the next
   // frame.
   paint(steps, until) {
-    const { page, index, run, was } = this,
+    const { page, index, run, was, places } = this,
       first = page.board.lanes[0],
       step = steps[index],
       same = index === 0 || (first.P === run.P && first.T === run.T);
     let changed = 0;
-    for (let g = 0; g < run.G; g++) {
-      const p = run.P + g,
+    for (let g = 0; g < places.length; g++) {
+      const p = places[g],
         write = writeAt(run, p, step),
         q = same ? p : placeIn(run, first, p),
         its = write && index && q !== null ? writeAt(first, q, steps[0]) : null,
@@ -109,11 +116,15 @@ class LaneTokens {
     span.textContent = !write ? HOLE : eos ? "end" : visible(write.text);
   }
 
+  spanAt(p) {
+    return this.spans[this.places.indexOf(p)];
+  }
+
   // p: the position pointed at, or null. True when that is another than before.
   mark(p) {
     if (this.marked === p) return false;
-    this.spans[this.marked - this.run.P]?.classList.remove("d2-marked");
-    this.spans[p - this.run.P]?.classList.add("d2-marked");
+    this.spanAt(this.marked)?.classList.remove("d2-marked");
+    this.spanAt(p)?.classList.add("d2-marked");
     this.marked = p;
     return true;
   }
@@ -237,6 +248,7 @@ class LaneStrip {
     this.run = null;
     this.visible = true;
     this.tokens = new LaneTokens(page, index);
+    this.grid = new GridView(page, () => index, { heat: false });
     this.map = new LaneMap(page, index);
     this.build();
   }
@@ -251,7 +263,7 @@ class LaneStrip {
     const title = h("h3", "d2-title", {}, badge, this.name),
       progress = h("span", "d2-progress", {}, this.bar),
       racing = h("div", "d2-racing", {}, progress, this.progress),
-      text = h("div", "d2-lane-text", {}, this.tokens.el, this.difference, this.note);
+      text = h("div", "d2-lane-text", {}, this.grid.el, this.tokens.el, this.difference, this.note);
     this.el = h(
       "section",
       "d2-lane",
@@ -279,7 +291,9 @@ class LaneStrip {
   restart(run) {
     this.run = run;
     this.el.classList.toggle("d2-many", run.G > MANY);
+    this.el.classList.toggle("d2-lane-board", Boolean(run.grid));
     this.tokens.build(run);
+    this.grid.restart(run);
     this.map.restart();
   }
 
@@ -295,6 +309,7 @@ class LaneStrip {
     if (!this.visible && !frame.all) return; // the rest waits until nothing else is to be drawn
     this.paintNotes(run, step, frame.steps);
     if (!this.tokens.paint(frame.steps, frame.until)) page.schedule();
+    if (run.grid) this.paintGrid(run, frame.steps);
     map.paint(frame);
     map.set("step", step);
     map.set("got", run.records.length);
@@ -330,10 +345,25 @@ class LaneStrip {
     this.note.hidden = !text;
   }
 
+  paintGrid(run, steps) {
+    const { board, dark, selected, ghosts } = this.page,
+      step = steps[this.index];
+    this.grid.paint({
+      run,
+      step,
+      mode: "order",
+      dark,
+      selected,
+      ghosts,
+      differs: (p) => differs(board, this.index, p, steps),
+    });
+  }
+
   paintHover() {
     const { hover, board } = this.page,
       from = hover && board.lanes[hover.lane],
       p = from ? placeIn(from, this.run, hover.p) : null;
+    this.grid.mark(p);
     if (this.tokens.mark(p)) this.map.mark(p);
   }
 }

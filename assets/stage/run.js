@@ -52,6 +52,7 @@ const emptyRun = () => ({
   G: 0,
   layers: 1,
   prompt: [],
+  grid: null, // where the answer is one, see grid.js
   records: [],
   changes: [],
   guesses: [],
@@ -85,6 +86,7 @@ function startRun(ev) {
     G: ev.G,
     layers: ev.layers || 1,
     prompt: ev.prompt || [],
+    grid: ev.grid || null,
     start: ev,
     reasons: reasonsOf(ev),
     changes: Array.from({ length: ev.T }, () => []),

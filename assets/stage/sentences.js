@@ -1,4 +1,5 @@
 /* What the stage says about a run: sentences, captions, tooltips. Pure. */
+import { cellCount, gridPlace } from "./grid.js";
 import {
   amount,
   confidence,
@@ -32,9 +33,10 @@ function formatTotals(totals) {
   };
 }
 
-// In words a position counts from 1, as a step does; in the data both count from 0.
+// In words a cell of a grid has a row and a column; a position counts from 1, as a step does; in the data both count from 0.
 const placeOf = (run, p) =>
-  p < run.P ? `prompt position ${p + 1}` : `answer position ${p - run.P + 1}`;
+  gridPlace(run.grid, p) ||
+  (p < run.P ? `prompt position ${p + 1}` : `answer position ${p - run.P + 1}`);
 // The same where a sentence begins with it.
 const startingPlace = (run, p) => placeOf(run, p).replace(/^./, (c) => c.toUpperCase());
 const tokenName = (run, text) => (run.eos.has(text) ? "end" : visible(text));
@@ -166,6 +168,15 @@ const captions = {
 };
 
 const promptText = (run) => run.prompt.join("").replace(/\s+/g, " ").trim() || "(no prompt)";
+// The same for a line on the page, where a grid shows its cells: "Sudoku: 30 of 81 cells are given".
+function askedText(run) {
+  const { grid } = run;
+  if (!grid) return promptText(run);
+  const text = (p) => run.prompt[p].trim(),
+    given = grid.given.filter((p) => text(p) !== grid.blank).length,
+    before = run.prompt.slice(0, grid.given[0]).join("").replace(/^Q: /, "").trim();
+  return `${before} ${given} of ${cellCount(grid)} cells are given`;
+}
 const madeBy = (start) =>
   ["policy", "decoder", "model"]
     .filter((k) => start[k])
@@ -304,6 +315,7 @@ export {
   knobsOf,
   captions,
   promptText,
+  askedText,
   madeBy,
   confidenceUnit,
   lampText,

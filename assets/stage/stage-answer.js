@@ -1,13 +1,14 @@
 /* The left side of the tab Stage: what happened in the current step, and the tokens as chips. */
-import { chipEvents, chipList, makeChips, paintChip } from "./chips.js";
+import { chipEvents, chipList, layChips, makeChips, paintChip } from "./chips.js";
 import { MASKED_NOW, WRITTEN_NOW } from "./colours.js";
 import { POINTS } from "./contract.js";
 import { choice, colourBar, h, swatch } from "./dom.js";
 import { worded } from "./glossary.js";
+import { GridView } from "./grid-view.js";
 import { orderBar } from "./maps.js";
 import { plural } from "./numbers.js";
 import { ReasonLegend } from "./reason-legend.js";
-import { confidenceUnit, explain, explainWhy, madeBy, noteOf, promptText } from "./sentences.js";
+import { askedText, confidenceUnit, explain, explainWhy, madeBy, noteOf } from "./sentences.js";
 import { fill, setText } from "./widgets.js";
 
 const MODES = [
@@ -37,6 +38,7 @@ class StageAnswer {
     this.promptTitle = h("summary", "d2-summary");
     this.prompt = chipList(" d2-prompt", "Prompt tokens, by position");
     this.answer = chipList("", "Answer tokens, by position");
+    this.grid = new GridView(this.page, () => this.page.lane);
     this.answer.dataset.point = POINTS.answer;
     this.legend = h("div", "d2-legend");
     const { sentence, why, note, promptTitle, prompt } = this,
@@ -49,6 +51,7 @@ class StageAnswer {
       h("div", "d2-which", {}, this.asked, this.made),
       h("details", "d2-fold", { "data-point": POINTS.prompt }, promptTitle, prompt),
       h("div", "d2-head", {}, title, this.makeModes()),
+      this.grid.el,
       this.answer,
       this.legend,
     );
@@ -64,10 +67,10 @@ class StageAnswer {
   // The chips of another run.
   restart(run) {
     this.chips = makeChips(run);
-    this.prompt.replaceChildren(...this.chips.slice(0, run.P));
-    this.answer.replaceChildren(...this.chips.slice(run.P));
+    layChips(run, this.chips, this.prompt, this.answer);
+    this.grid.restart(run);
     this.promptTitle.textContent = `Prompt (${plural(run.P, "token")})`;
-    this.asked.textContent = this.asked.title = promptText(run);
+    this.asked.textContent = this.asked.title = askedText(run);
     this.made.textContent = madeBy(run.start);
     this.marked = null;
   }
@@ -83,6 +86,7 @@ class StageAnswer {
         ghosts: this.page.ghosts,
       };
     this.chips.forEach((el, p) => paintChip(el, p, look));
+    this.grid.paint(look);
     this.sentence.textContent = explain(record, run, step);
     const why = record ? explainWhy(record, run) : "";
     fill(this.why, why, () => worded(why));
@@ -118,6 +122,7 @@ class StageAnswer {
     if (this.marked !== p) this.chips[this.marked]?.classList.remove("d2-marked");
     this.marked = p;
     this.chips[p]?.classList.add("d2-marked");
+    this.grid.mark(p);
   }
 }
 

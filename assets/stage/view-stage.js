@@ -76,6 +76,7 @@ class StageView {
   destroy() {
     this.off.abort();
     this.maps.destroy();
+    this.answer.grid.destroy();
   }
 }
 

@@ -1,12 +1,14 @@
 /* The tab Watch: every lane as text. What a step computes is lit, what it writes stands out, and
  * masks show what the model would write there now. */
 import { stepsAt } from "./board.js";
-import { chipEvents, chipList, makeChips, paintChip } from "./chips.js";
+import { chipEvents, chipList, layChips, makeChips, paintChip } from "./chips.js";
 import { COMPUTED, WRITTEN_NOW } from "./colours.js";
 import { POINTS } from "./contract.js";
 import { h, swatch } from "./dom.js";
+import { hasBoxes, outsideGrid } from "./grid.js";
+import { GridView } from "./grid-view.js";
 import { writeAt } from "./run.js";
-import { promptText, visible } from "./sentences.js";
+import { askedText, visible } from "./sentences.js";
 import { setText } from "./widgets.js";
 import { progressAt, watchWords } from "./watch-words.js";
 
@@ -28,14 +30,15 @@ class WatchLane {
     this.page = page;
     this.i = i;
     this.built = null;
-    this.chips = [];
+    this.chips = []; // those that are shown
     this.title = h("h3", "d2-watch-title");
     this.share = h("b", "d2-watch-share");
     this.bar = h("i", "");
     this.prompt = chipList(" d2-watch-prompt", "Prompt tokens, by position");
     this.answer = chipList(" d2-watch-answer", "Answer tokens, by position");
+    this.grid = new GridView(page, () => this.i);
     for (const list of [this.prompt, this.answer]) chipEvents(list, page, () => this.i);
-    const { title, share, bar, prompt, answer } = this,
+    const { title, share, bar, prompt, grid, answer } = this,
       meter = h("div", "d2-watch-meter", { "aria-hidden": "true" }, bar),
       work = h("span", "d2-watch-work", {}, share, " of the work");
     this.el = h(
@@ -45,15 +48,23 @@ class WatchLane {
       h("div", "d2-watch-head", {}, title, work),
       meter,
       prompt,
+      grid.el,
       answer,
     );
   }
 
+  remove() {
+    this.grid.destroy();
+    this.el.remove();
+  }
+
   paint(run, step, dark) {
     if (this.built !== run) this.restart(run);
-    const { board, selected } = this.page,
+    const { board, selected, hover } = this.page,
       look = { run, step, mode: "computed", dark, selected, ghosts: this.page.ghosts };
-    this.chips.forEach((el, p) => paintChip(el, p, look));
+    for (const el of this.chips) paintChip(el, Number(el.dataset.p), look);
+    this.grid.paint(look);
+    this.grid.mark(hover && hover.lane === this.i ? hover.p : null);
     const { work } = progressAt(board, this.i, step);
     setText(this.share, `${Math.round(100 * work)} %`);
     this.bar.style.width = `${Math.min(100, 100 * work)}%`;
@@ -61,10 +72,12 @@ class WatchLane {
 
   // A token's place is as wide as the token that ends up in it: nothing moves while masks are filled.
   reserve(run) {
+    const outside = outsideGrid(run);
+    if (!outside.length) return;
     const chips = this.chips.slice(run.P),
       widthOf = ruler(getComputedStyle(chips[0]));
-    chips.forEach((chip, g) => {
-      const text = writeAt(run, run.P + g, run.records.length)?.text;
+    chips.forEach((chip, k) => {
+      const text = writeAt(run, outside[k], run.records.length)?.text;
       if (text === undefined) return;
       const shown = run.eos.has(text) ? "end" : visible(text).trim();
       chip.style.width = `${(widthOf(shown) + 0.75).toFixed(2)}em`;
@@ -73,9 +86,9 @@ class WatchLane {
 
   restart(run) {
     this.built = run;
-    this.chips = makeChips(run);
-    this.prompt.replaceChildren(...this.chips.slice(0, run.P));
-    this.answer.replaceChildren(...this.chips.slice(run.P));
+    this.chips = layChips(run, makeChips(run), this.prompt, this.answer);
+    this.grid.restart(run);
+    this.el.classList.toggle("d2-watch-board", Boolean(run.grid));
     if (run.status !== "running") this.reserve(run);
     setText(this.title, run.title);
     this.el.setAttribute("aria-label", run.title);
@@ -96,7 +109,8 @@ class WatchView {
     this.lanes = [];
     this.says = h("p", "d2-watch-says");
     this.asked = h("p", "d2-watch-asked"); // on a phone, where prompt tokens have no room for text
-    const legend = h("div", "d2-legend", {}, ...LEGEND.map(entry));
+    this.wrong = entry(["d2-dot-wrong", "breaks a rule"]);
+    const legend = h("div", "d2-legend", {}, ...LEGEND.map(entry), this.wrong);
     this.grid = h("div", "d2-watch-lanes");
     const point = { "data-point": POINTS.watch };
     host.append(h("div", "d2-watch", point, this.says, this.asked, this.grid, legend));
@@ -105,7 +119,7 @@ class WatchView {
   paint() {
     const { board, moment, dark } = this.page,
       steps = stepsAt(board, moment);
-    while (this.lanes.length > board.lanes.length) this.lanes.pop().el.remove();
+    while (this.lanes.length > board.lanes.length) this.lanes.pop().remove();
     while (this.lanes.length < board.lanes.length) {
       const lane = new WatchLane(this.page, this.lanes.length);
       this.lanes.push(lane);
@@ -113,8 +127,13 @@ class WatchView {
     }
     this.grid.classList.toggle("d2-watch-one", board.lanes.length === 1);
     this.lanes.forEach((lane, i) => lane.paint(board.lanes[i], steps[i], dark));
+    this.wrong.hidden = !board.lanes.some(({ grid }) => grid && hasBoxes(grid));
     setText(this.says, watchWords(board, steps));
-    setText(this.asked, board.lanes.length ? promptText(board.lanes[0]) : "");
+    setText(this.asked, board.lanes.length ? askedText(board.lanes[0]) : "");
+  }
+
+  destroy() {
+    for (const lane of this.lanes) lane.remove();
   }
 }
 

@@ -1,5 +1,6 @@
 /* What the tab Watch says about a moment of the board, for readers who have never heard of any of
  * this. Pure. */
+import { gridPlace, isCell } from "./grid.js";
 import { rowsUpTo, writeAt } from "./run.js";
 import { quoted } from "./sentences.js";
 
@@ -31,14 +32,18 @@ function outOfTurn(run, p, s) {
 
 const tokenWords = (run, text) => (run.eos.has(text) ? "the end" : quoted(text.trim() || text));
 
+// "7 in row 3, column 5"
+const cellToken = (run, p, text) => `${text.trim()} in ${gridPlace(run.grid, p)}`;
+
 const writtenIn = (run, s) => (run.records[s]?.w ?? []).filter(([p]) => p >= run.P);
 
 function wroteWords(run, s) {
   const written = writtenIn(run, s);
   if (!written.length) return "Nothing is written";
   if (written.length > 1) return `${written.length} tokens are written at once`;
-  const [[p, text]] = written,
-    before = outOfTurn(run, p, s) ? ", before what is on its left" : "";
+  const [[p, text]] = written;
+  if (isCell(run.grid, p)) return `The surest cell is written: ${cellToken(run, p, text)}`;
+  const before = outOfTurn(run, p, s) ? ", before what is on its left" : "";
   return `The surest guess, ${tokenWords(run, text)}, is written${before}`;
 }
 
@@ -49,6 +54,10 @@ function wroteTogether(board, steps) {
     writes = two.map(({ run, s }) => writtenIn(run, s)),
     [[p, text] = [], [q, other] = []] = writes.map(([first]) => first ?? []);
   if (two.length === 2 && writes.every((w) => w.length === 1) && (p !== q || text !== other)) {
+    if (isCell(two[0].run.grid, p) && isCell(two[1].run.grid, q)) {
+      const [mine, its] = [cellToken(two[0].run, p, text), cellToken(two[1].run, q, other)];
+      return `Each writes its surest cell: ${mine}; ${its}`;
+    }
     const [mine, its] = [tokenWords(two[0].run, text), tokenWords(two[1].run, other)];
     return `Each writes its surest guess: ${mine} and ${its}`;
   }
@@ -85,6 +94,8 @@ function endWords(board) {
 function watchWords(board, steps) {
   const [run] = board.lanes,
     s = Math.max(...steps);
+  if (s < 0 && run.grid)
+    return "Every cell of the answer is masked. The model fills in the board, the surest cell first.";
   if (s < 0) return `Every word of the answer is masked. The model fills in ${run.G} masks.`;
   if (board.lanes.every((_, i) => progressAt(board, i, steps[i]).done)) return endWords(board);
   if (s === 0) return `First every position is computed, and the surest guess is written.`;
