@@ -16,7 +16,7 @@ HIGHEST = 99  # of the target and of every step
 
 
 def _next_steps(numbers: tuple[int, ...]) -> list[Step]:
-    """The steps worth taking from these numbers: the larger one first, none that changes nothing."""
+    """The steps worth taking: the larger number first, none that changes nothing."""
     steps = {}
     for i, one in enumerate(numbers):
         for other in numbers[i + 1 :]:
@@ -59,8 +59,19 @@ def _series(numbers: list[int]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def _ask(rng: random.Random, numbers: list[int], target: int) -> str:
-    return rng.choice(ASKS).format(target=target, numbers=_series(numbers))
+def _ask(rng: random.Random, numbers: tuple[int, ...], target: int) -> str | None:
+    """A prompt with the numbers in any order; None where none of those tried will do.
+
+    What is held out is held out in every order and wording: else a model could have seen the
+    problems of the test with their numbers in another order.
+    """
+    held_out = is_held_out(f"{target} {numbers}")
+    for _ in range(60):
+        shown = _series(rng.sample(numbers, len(numbers)))
+        prompt = rng.choice(ASKS).format(target=target, numbers=shown)
+        if is_held_out(prompt) == held_out:
+            return prompt
+    return None
 
 
 def _asked(prompt: str) -> tuple[list[int], int]:
@@ -95,18 +106,14 @@ class Countdown(Family, key="countdown"):
     weight = 14
 
     def make(self, rng: random.Random) -> Problem:
-        while True:
-            numbers = [rng.randint(1, 12) for _ in range(rng.choice((3, 3, 3, 4)))]
-            ordered = tuple(sorted(numbers))
-            targets = sorted(target for target in _reachable(ordered) if target >= 10)
+        prompt = None
+        while prompt is None:
+            numbers = tuple(sorted(rng.randint(1, 12) for _ in range(rng.choice((3, 3, 3, 4)))))
+            targets = sorted(target for target in _reachable(numbers) if target >= 10)
             if targets:
                 target = rng.choice(targets)
                 prompt = _ask(rng, numbers, target)
-                # What is held out is held out in every order and wording: a model must not have
-                # seen the numbers of the test in another order.
-                if is_held_out(prompt) == is_held_out(f"{target} {ordered}"):
-                    break
-        steps = _plan(rng, ordered, target)
+        steps = _plan(rng, numbers, target)
         lines = [f"{a} {sign} {b} = {result((a, sign, b))}" for a, sign, b in steps]
         return Problem("countdown", prompt, ". ".join(lines))
 
