@@ -235,13 +235,30 @@ def first_weights(model: Model):
             p.data /= math.sqrt(2 * model.config.layers)
 
 
-def start(args: Namespace, device: torch.device) -> Training:
+@torch.no_grad()
+def take_weights(model: Model, other: Model, tokenizer: Tokenizer) -> None:
+    """The weights of another model of the same shape, and of its tokens those with the same text.
+
+    Tokens that the other's tokenizer lacks keep the weights they have.
+    """
+    ids, others = tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    pairs = torch.tensor([(i, others[text]) for text, i in ids.items() if text in others])
+    mine, theirs = pairs.to(model.device).unbind(1)
+    named = dict(other.named_parameters())
+    for name, p in model.named_parameters():
+        weight = named[name].to(p)
+        if name in ("embed.weight", "head.weight"):
+            p[mine] = weight[theirs]
+        else:
+            p.copy_(weight)
+
+
+def start(args: Namespace, device: torch.device, tokenizer: Tokenizer) -> Training:
     """A new training, or the one that is saved in the folder."""
     model = Model(CONFIGS["tiny"]).to(device)
+    first_weights(model)
     if args.start:
-        model.load_state_dict(models.load(args.start, device="cpu").state_dict())
-    else:
-        first_weights(model)
+        take_weights(model, models.load(args.start, device="cpu"), tokenizer)
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
     training = Training(model, average, optimisers(model))
     if (args.out / STATE).is_file():
@@ -367,7 +384,7 @@ def train(args: Namespace) -> None:
     with _together() as device:
         torch.manual_seed(args.seed + _rank())
         tokenizer = _tokenizer(args.out)
-        training = start(args, device)
+        training = start(args, device, tokenizer)
         if _rank() == 0:
             count = sum(p.numel() for p in training.model.parameters())
             print(f"{count / 1e6:.2f} M weights, from step {training.step}")
@@ -404,7 +421,7 @@ def _loop(args: Namespace, training: Training, pool: Pool) -> None:
         if (progress := _progress(args, seconds, training.step)) >= 1:
             break
         parts = pool.batch(rng, args.batch_tokens)
-        rate = rate_at(progress, training.step)
+        rate = args.rate * rate_at(progress, training.step)
         log.add(_step(training, net, parts, masks, args.batch_tokens, rate), args.batch_tokens)
         training.seconds = seconds
         if time.time() - log.since > 10 or training.step == args.steps:
@@ -468,6 +485,9 @@ def parse(argv=None) -> Namespace:
     parser = command.Parser(prog="python -m d2cache.teaching.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--start", default="", help="checkpoint whose weights to start from")
+    parser.add_argument(
+        "--rate", type=real(0), default=1.0, help="factor of the learning rates: 1 from nothing"
+    )
     parser.add_argument("--minutes", type=real(0), default=20.0, help="length of the training")
     parser.add_argument(
         "--steps", type=whole(0), default=0, help="stop after this many steps (0: by time)"
