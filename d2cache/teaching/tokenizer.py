@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from d2cache.teaching.tasks import FAMILIES, draw
+from d2cache.teaching.data import Source
+from d2cache.teaching.tasks import FAMILIES
 from d2cache.weights import FREQUENCY
 
 END = "<|endoftext|>"
@@ -26,10 +27,12 @@ CHAT_TEMPLATE = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
 
 def training_texts(seed: int, samples: int) -> Iterator[str]:
     """``samples`` training problems of each family, as the model sees them."""
-    rng = random.Random(seed)
+    source = Source(random.Random(seed))
     for family in FAMILIES:
+        if family == "holes":  # these are texts of the others
+            continue
         for _ in range(samples):
-            problem = draw(family, rng, held_out=False)
+            problem = source.draw(family)
             yield f"Q: {problem.prompt}\nA: {problem.answer}\n\n"
 
 

@@ -2,9 +2,10 @@
 
 A masked-diffusion model of LLaDA's shape, trained on the problems that `d2cache.teaching.tasks`
 generates. The objective is LLaDA's (arXiv 2502.09992 Eq. 3: predict what is masked, each row
-weighted by one over its masked share), over masks that include those of decoding: an answer that is
-masked as a whole, and a written start with nothing after it. Optimisers: Muon for the matrices,
-AdamW for the rest. Resumes from OUT/state.safetensors if that file exists.
+weighted by one over its masked share), over masks that include those of decoding, see
+`d2cache.teaching.masks`. Optimisers: Muon for the matrices, AdamW for the rest. Resumes from
+OUT/state.safetensors and keeps OUT/tokenizer.json if those files exist. On N GPUs of one machine:
+torchrun --nproc-per-node N -m d2cache.teaching.train ..., each with its own rows.
 """
 
 from __future__ import annotations
@@ -25,81 +26,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from d2cache import command, models, weights
 from d2cache.command import real, whole
 from d2cache.model import CONFIGS, Block, Model
-from d2cache.teaching.data import (
-    ANSWER,
-    BATCH_TOKENS,
-    EXAMPLE,
-    LENGTHS,
-    PADDING,
-    produce,
-    row,
-)
+from d2cache.teaching.data import LONGEST, Source, chunk, produce
 from d2cache.teaching.exam import exam_table
+from d2cache.teaching.masks import draw_mask, loss_weights
+from d2cache.teaching.pool import PARTS, Part, Pool
 from d2cache.teaching.tokenizer import save_tokenizer, train_tokenizer
 
+BATCH_TOKENS = 49152  # of each GPU
 MUON_RATE = ADAM_RATE = 2e-3
 WARM_UP = 200  # steps
 STEADY = 0.6  # share of the training at full rate, then linear to a hundredth
 STATE = "state.safetensors"
-
-
-def draw_mask(what: Tensor, rng: torch.Generator) -> Tensor:
-    """Positions to mask (B,L) bool for rows of `what` (B,L), by a mixture of three cases.
-
-    0.40 of the rows: each answer position masked at one random rate (LLaDA's forward process), and
-    the padding too or, in half of them, as a whole so that it cannot reveal the answer's length.
-    0.25: the whole answer and padding masked, where decoding starts. 0.35: a written start with a
-    ragged edge and nothing after it (except a few stray tokens in some rows, or a written tail of
-    padding), where decoding is half-way.
-    """
-    b, length = what.shape
-    device = what.device
-
-    def uniform(*shape):
-        return torch.rand(*shape, device=device, generator=rng)
-
-    case, noise = uniform(b, 1), uniform(b, length)
-    answer, padding = what == ANSWER, what == PADDING
-    rate = (torch.arange(b, device=device)[:, None] + uniform(b, 1)) / b * 0.98 + 0.02
-    rate = rate[torch.randperm(b, device=device, generator=rng)]
-    scattered = noise < rate
-    scattered = scattered | (padding & (uniform(b, 1) < 0.5))
-
-    place = answer.cumsum(1) - 1
-    size = answer.sum(1, keepdim=True)
-    edge = (uniform(b, 1) * (size + 1)).floor()
-    ragged = (place >= edge - (uniform(b, 1) * 12).floor()) & (noise < uniform(b, 1))
-    strays = noise < uniform(b, 1) * 0.4 * (uniform(b, 1) < 0.4)
-    half_way = ragged | ((place >= edge) & ~strays)
-    column = torch.arange(length, device=device)
-    first_padding = (what != PADDING).sum(1, keepdim=True)
-    tail = first_padding + uniform(b, 1) * (length - first_padding)
-    written_tail = padding & (column >= tail) & (uniform(b, 1) < 0.2)
-    half_way = torch.where(padding, ~written_tail, half_way)
-
-    mask = torch.where(case < 0.40, scattered, (case < 0.65) | half_way) & (answer | padding)
-    # solved examples are learned from as well, in half of the rows that have them
-    example = (what == EXAMPLE) & (uniform(b, 1) < 0.5) & (uniform(b, length) < uniform(b, 1))
-    mask = mask | example
-    # a row without any mask would have no loss: mask its last answer position
-    return mask | ((place == size - 1) & answer & ~mask.any(1, keepdim=True))
-
-
-def loss_weights(what: Tensor, mask: Tensor) -> Tensor:
-    """Weight of each masked position (B,L): rows weigh the same, padding and examples less."""
-    weight = mask * ((what == ANSWER) + 0.1 * (what == PADDING) + 0.5 * (what == EXAMPLE))
-    return weight / weight.sum(1, keepdim=True) / what.shape[0]
+SMOOTHING = 1e-4  # of the targets: no confidence reaches 1, so that the order is never a tie
+Z_LOSS = 1e-4  # times the squared log-sum of the logits' exponentials: they stay finite
+TOGETHER = 16  # steps between two looks at the clock, which the first GPU reads for all
 
 
 class Net:
@@ -110,18 +62,43 @@ class Net:
         self.model = model
         self.qkv, self.finish, self.score = wrap(Block.qkv), wrap(_finish), wrap(_score)
 
-    def loss(self, tokens: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-        b, length = tokens.shape
-        position = torch.arange(length, device=tokens.device).expand(b, -1).reshape(1, -1)
-        rope = self.model.rotary(position)
-        x = self.model.embed(inputs.reshape(1, -1))
+    def loss(self, parts: list[Part], masks: torch.Generator, tokens: int) -> Tensor:
+        """Mean loss over the rows of the parts, at most `tokens` tokens together."""
+        shapes = [part.tokens.shape for part in parts]
+        targets = _line([part.tokens for part in parts], tokens)
+        drawn = [draw_mask(part.what, masks) for part in parts]
+        mask = _line(drawn, tokens)
+        rows = sum(shape[0] for shape in shapes)
+        weights = [loss_weights(part.what, m) for part, m in zip(parts, drawn, strict=True)]
+        weight = _line([w * (len(w) / rows) for w in weights], tokens)
+        position = _line([_positions(part.tokens) for part in parts], tokens)
+        rope = self.model.rotary(position[None])
+        x = self.model.embed(targets.masked_fill(mask, self.model.config.mask_id)[None])
         for block in self.model.blocks:
-            q, k, v = (
-                t[0].unflatten(1, (b, length)).transpose(0, 1) for t in self.qkv(block, x, rope)
-            )
-            y = F.scaled_dot_product_attention(q, k, v)
-            x = self.finish(block, x, y.transpose(1, 2).reshape(1, b * length, -1))
-        return self.score(self.model, x, tokens.reshape(-1), weight.reshape(-1))
+            x = self.finish(block, x, _attended(*self.qkv(block, x, rope), shapes))
+        return self.score(self.model, x, targets, weight)
+
+
+def _positions(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+
+def _line(parts: list[Tensor], tokens: int) -> Tensor:
+    """The rows of all parts one after the other, zeros up to a length of `tokens`."""
+    line = torch.cat([part.reshape(-1) for part in parts])
+    return F.pad(line, (0, tokens - len(line)))
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, shapes: list[torch.Size]) -> Tensor:
+    """Attention within each row of the line: (1,H,N,D) each -> (1,N,H*D), zeros after the rows."""
+    sizes = [b * length for b, length in shapes]
+    rest = q.shape[2] - sum(sizes)
+    cut = [t[0].split([*sizes, rest], dim=1) for t in (q, k, v)]
+    out = []
+    for (b, length), *qkv in zip(shapes, *(parts[:-1] for parts in cut), strict=True):
+        one = (t.unflatten(1, (b, length)).transpose(0, 1) for t in qkv)
+        out.append(F.scaled_dot_product_attention(*one).transpose(1, 2).reshape(b * length, -1))
+    return F.pad(torch.cat(out), (0, 0, 0, rest))[None]
 
 
 def _finish(block: Block, x: Tensor, y: Tensor) -> Tensor:
@@ -131,45 +108,8 @@ def _finish(block: Block, x: Tensor, y: Tensor) -> Tensor:
 
 def _score(model: Model, x: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     logits = model.head(model.norm(x))[0].float()
-    return (F.cross_entropy(logits, targets, reduction="none") * weight).sum()
-
-
-class Pool:
-    """The rows made so far, on the device; workers keep adding chunks of them."""
-
-    def __init__(self, device, folder: str):
-        self.device, self.folder = device, Path(folder)
-        self.chunks = defaultdict(list)
-
-    def wait(self) -> None:
-        """Until there are rows."""
-        while not self.chunks:
-            time.sleep(0.2)
-            self.take_in()
-
-    def take_in(self) -> None:
-        """Move the chunks that the workers have written into the pool."""
-        for path in sorted(self.folder.glob("*[0-9].npy")):
-            chunk = torch.from_numpy(np.load(path, allow_pickle=False)).to(self.device)
-            self.chunks[chunk.shape[2]].append(chunk)
-            path.unlink()
-
-    def tokens(self) -> int:
-        return sum(c[0].numel() for chunks in self.chunks.values() for c in chunks)
-
-    def batch(self, rng: random.Random, tokens: int) -> tuple[Tensor, Tensor]:
-        """Token ids and kinds, (B,L) int64 each, B * L = tokens."""
-        lengths = list(self.chunks)
-        sizes = [sum(c.shape[1] for c in self.chunks[n]) * n for n in lengths]
-        length = rng.choices(lengths, sizes)[0]
-        parts, need = [], tokens // length
-        while need > 0:
-            chunk = rng.choice(self.chunks[length])
-            pick = torch.randperm(chunk.shape[1], device=self.device)[:need]
-            parts.append(chunk[:, pick])
-            need -= len(pick)
-        rows = torch.cat(parts, dim=1).long()
-        return rows[0], rows[1]
+    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=SMOOTHING)
+    return ((loss + Z_LOSS * logits.logsumexp(-1).square()) * weight).sum()
 
 
 def rate_at(progress: float, step: int) -> float:
@@ -278,12 +218,11 @@ class Training:
             optim.load_state_dict(state)
 
 
-def export(model: Model, average: dict[str, Tensor], tokenizer, out: Path):
-    """The averaged weights as a checkpoint folder, bf16."""
+def export(model: Model, average: dict[str, Tensor], out: Path):
+    """The averaged weights as a checkpoint, bf16, in a folder that has the tokenizer."""
     copy = Model(model.config)
     copy.load_state_dict({n: p.cpu() for n, p in average.items()})
     weights.save(copy, out, torch.bfloat16)
-    save_tokenizer(tokenizer, out)
 
 
 def first_weights(model: Model):
@@ -296,18 +235,55 @@ def first_weights(model: Model):
             p.data /= math.sqrt(2 * model.config.layers)
 
 
-def start(args: Namespace, device: torch.device) -> Training:
+@torch.no_grad()
+def take_weights(model: Model, other: Model, tokenizer: Tokenizer) -> None:
+    """The weights of another model of the same shape, and of its tokens those with the same text.
+
+    Tokens that the other's tokenizer lacks keep the weights they have.
+    """
+    ids, others = tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    pairs = torch.tensor([(i, others[text]) for text, i in ids.items() if text in others])
+    mine, theirs = pairs.to(model.device).unbind(1)
+    named = dict(other.named_parameters())
+    for name, p in model.named_parameters():
+        weight = named[name].to(p)
+        if name in ("embed.weight", "head.weight"):
+            p[mine] = weight[theirs]
+        else:
+            p.copy_(weight)
+
+
+def start(args: Namespace, device: torch.device, tokenizer: Tokenizer) -> Training:
     """A new training, or the one that is saved in the folder."""
     model = Model(CONFIGS["tiny"]).to(device)
+    first_weights(model)
     if args.start:
-        model.load_state_dict(models.load(args.start, device="cpu").state_dict())
-    else:
-        first_weights(model)
+        take_weights(model, models.load(args.start, device="cpu"), tokenizer)
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
     training = Training(model, average, optimisers(model))
     if (args.out / STATE).is_file():
         training.load(args.out / STATE)
+    _alike(model)
     return training
+
+
+def _alike(model: Model) -> None:
+    """The weights of the first GPU on all."""
+    if not dist.is_initialized():
+        return
+    for p in model.parameters():
+        dist.broadcast(p.data, 0)
+
+
+@torch.no_grad()
+def _average_gradients(model: Model) -> None:
+    """The mean over the GPUs, in one message."""
+    grads = [p.grad for p in model.parameters()]
+    line = torch.cat([grad.reshape(-1) for grad in grads])
+    dist.all_reduce(line)
+    line /= dist.get_world_size()
+    parts = line.split([grad.numel() for grad in grads])
+    torch._foreach_copy_(grads, [t.view_as(g) for t, g in zip(parts, grads, strict=True)])
 
 
 @contextlib.contextmanager
@@ -317,7 +293,8 @@ def making_rows(args: Namespace, tokenizer, training: Training) -> Iterator[Pool
     pool, workers = Pool(training.model.device, folder), []
     try:
         if args.batch_tokens < BATCH_TOKENS:
-            _add_trial_rows(pool, tokenizer, training.model.config.eos_id, args.seed)
+            source = Source(random.Random(args.seed))
+            pool.add(chunk(tokenizer, source, training.model.config.eos_id, 8192))
         else:
             workers = _start_workers(args, folder, training)
         yield pool
@@ -327,20 +304,11 @@ def making_rows(args: Namespace, tokenizer, training: Training) -> Iterator[Pool
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _add_trial_rows(pool: Pool, tokenizer, eos_id: int, seed: int) -> None:
-    rng = random.Random(seed)
-    rows = [row(tokenizer, rng, eos_id, LENGTHS[:3]) for _ in range(64)]
-    for length in LENGTHS[:3]:
-        same = [r for r in rows if r.shape[1] == length]
-        if same:
-            pool.chunks[length].append(torch.from_numpy(np.stack(same, axis=1)).to(pool.device))
-
-
 def _start_workers(args: Namespace, folder: str, training: Training) -> list:
     spawn = multiprocessing.get_context("spawn")
     workers = []
     for i in range(args.workers):
-        name = f"{args.seed}.{training.step}.{i}"
+        name = f"{args.seed}.{_rank()}.{training.step}.{i}"
         job = (folder, str(args.out / "tokenizer.json"), training.model.config.eos_id, name)
         workers.append(spawn.Process(target=produce, args=job, daemon=True))
         workers[-1].start()
@@ -358,6 +326,7 @@ class Log:
         self.tokens += tokens
 
     def show(self, training: Training, pool: Pool, batch_tokens: int, rate: float) -> None:
+        """Of the first GPU; its speed times their number is the whole's."""
         line = {
             "step": training.step,
             "seconds": round(training.seconds),
@@ -366,7 +335,8 @@ class Log:
             "pool_tokens": pool.tokens(),
             "rate": round(rate, 4),
         }
-        print(json.dumps(line), flush=True)
+        if _rank() == 0:
+            print(json.dumps(line), flush=True)
         self.tokens, self.since = 0, time.time()
         self.loss.zero_()
 
@@ -377,50 +347,98 @@ def check(args: Namespace) -> None:
         raise ValueError(f"--out is {args.out}, which is a file; name a folder")
     if args.start:
         models.label(args.start)
-    longest = LENGTHS[2]  # of a trial's rows
-    if args.batch_tokens < longest:
-        raise ValueError(f"--batch-tokens is {args.batch_tokens}; a row takes up to {longest}")
+    if args.batch_tokens < PARTS * LONGEST:
+        raise ValueError(
+            f"--batch-tokens is {args.batch_tokens}; it must be {PARTS * LONGEST} or more: "
+            f"{PARTS} rows of up to {LONGEST} tokens"
+        )
+
+
+def _rank() -> int:
+    """Which of the GPUs this process has; 0 for one alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[torch.device]:
+    """The device of this process, one of several under torchrun."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    if "LOCAL_RANK" not in os.environ:
+        yield device
+        return
+    if cuda:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 def train(args: Namespace) -> None:
     check(args)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
-    save_tokenizer(tokenizer, args.out)
-    training = start(args, device)
-    count = sum(p.numel() for p in training.model.parameters())
-    print(f"{count / 1e6:.2f} M weights, from step {training.step}")
-    with making_rows(args, tokenizer, training) as pool:
-        _loop(args, training, pool, tokenizer)
-    if args.problems:
-        fresh = models.load(str(args.out), device=str(device))  # test what was saved
-        print(exam_table(fresh, ["none", "d2"], args.problems, seed=args.seed))
+    with _together() as device:
+        torch.manual_seed(args.seed + _rank())
+        tokenizer = _tokenizer(args.out)
+        training = start(args, device, tokenizer)
+        if _rank() == 0:
+            count = sum(p.numel() for p in training.model.parameters())
+            print(f"{count / 1e6:.2f} M weights, from step {training.step}")
+        with making_rows(args, tokenizer, training) as pool:
+            _loop(args, training, pool)
+        if args.problems and _rank() == 0:
+            fresh = models.load(str(args.out), device=str(device))  # test what was saved
+            print(exam_table(fresh, ["none", "d2"], args.problems, seed=args.seed))
 
 
-def _loop(args: Namespace, training: Training, pool: Pool, tokenizer) -> None:
+def _tokenizer(out: Path) -> Tokenizer:
+    """The one in the folder; the first GPU makes it if there is none."""
+    file = out / "tokenizer.json"
+    if _rank() == 0 and not file.is_file():
+        save_tokenizer(train_tokenizer(), out)
+    if dist.is_initialized():
+        dist.barrier()
+    return Tokenizer.from_file(str(file))
+
+
+def _loop(args: Namespace, training: Training, pool: Pool) -> None:
     """Train until the time or the steps are up; save now and then, and at the end."""
     device = training.model.device
     net, log = Net(training.model, compiled=device.type == "cuda"), Log(device)
-    rng, masks = random.Random(args.seed), torch.Generator(device).manual_seed(args.seed)
+    rng = random.Random(f"{args.seed} {_rank()}")
+    masks = torch.Generator(device).manual_seed(1000 * args.seed + _rank())
     pool.wait()
     saved = log.since = time.time()
-    begin = saved - training.seconds
-    while (progress := _progress(args, time.time() - begin, training.step)) < 1:
-        if training.step % 20 == 0:
+    begin, at = saved - training.seconds, training.step
+    while True:
+        if (training.step - at) % TOGETHER == 0:
+            seconds = _clock(time.time() - begin, device)
             pool.take_in()
-        tokens, what = pool.batch(rng, args.batch_tokens)
-        rate = rate_at(progress, training.step)
-        log.add(_step(training, net, tokens, what, masks, rate), tokens.numel())
-        training.seconds = time.time() - begin
+        if (progress := _progress(args, seconds, training.step)) >= 1:
+            break
+        parts = pool.batch(rng, args.batch_tokens)
+        rate = args.rate * rate_at(progress, training.step)
+        log.add(_step(training, net, parts, masks, args.batch_tokens, rate), args.batch_tokens)
+        training.seconds = seconds
         if time.time() - log.since > 10 or training.step == args.steps:
             log.show(training, pool, args.batch_tokens, rate)
         if time.time() - saved > args.save_every:
-            _save(args, training, tokenizer)
+            _save(args, training)
             saved = time.time()
-    _save(args, training, tokenizer)
+    _save(args, training)
+
+
+def _clock(seconds: float, device: torch.device) -> float:
+    """The time that the first GPU has trained: all of them make the same steps."""
+    if not dist.is_initialized():
+        return seconds
+    told = torch.tensor(seconds, dtype=torch.float64, device=device)
+    dist.broadcast(told, 0)
+    return float(told)
 
 
 def _progress(args: Namespace, seconds: float, step: int) -> float:
@@ -428,18 +446,23 @@ def _progress(args: Namespace, seconds: float, step: int) -> float:
 
 
 def _step(
-    training: Training, net: Net, tokens: Tensor, what: Tensor, masks: torch.Generator, rate: float
+    training: Training,
+    net: Net,
+    parts: list[Part],
+    masks: torch.Generator,
+    tokens: int,
+    rate: float,
 ) -> Tensor:
     """One update of the weights and their average; -> the loss."""
     model = training.model
-    mask = draw_mask(what, masks)
-    inputs = tokens.masked_fill(mask, model.config.mask_id)
     for optim, full in zip(training.optims, (MUON_RATE, ADAM_RATE), strict=True):
         for group in optim.param_groups:
             group["lr"] = full * rate
     with torch.autocast(model.device.type, torch.bfloat16):
-        loss = net.loss(tokens, inputs, loss_weights(what, mask))
+        loss = net.loss(parts, masks, tokens)
     loss.backward()
+    if dist.is_initialized():
+        _average_gradients(model)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optim in training.optims:
         optim.step()
@@ -452,15 +475,19 @@ def _step(
     return loss.detach()
 
 
-def _save(args: Namespace, training: Training, tokenizer) -> None:
-    export(training.model, training.average, tokenizer, args.out)
-    training.save(args.out / STATE)
+def _save(args: Namespace, training: Training) -> None:
+    if _rank() == 0:
+        export(training.model, training.average, args.out)
+        training.save(args.out / STATE)
 
 
 def parse(argv=None) -> Namespace:
     parser = command.Parser(prog="python -m d2cache.teaching.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--start", default="", help="checkpoint whose weights to start from")
+    parser.add_argument(
+        "--rate", type=real(0), default=1.0, help="factor of the learning rates: 1 from nothing"
+    )
     parser.add_argument("--minutes", type=real(0), default=20.0, help="length of the training")
     parser.add_argument(
         "--steps", type=whole(0), default=0, help="stop after this many steps (0: by time)"
@@ -472,7 +499,10 @@ def parse(argv=None) -> Namespace:
     )
     cores = os.cpu_count() or 2
     parser.add_argument(
-        "--workers", type=whole(1), default=max(1, cores // 2), help="processes that make problems"
+        "--workers",
+        type=whole(1),
+        default=max(1, cores // 2),
+        help="processes that make problems, of each GPU",
     )
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
     return parser.parse_args(argv)

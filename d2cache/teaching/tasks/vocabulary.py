@@ -22,3 +22,8 @@ OBJECTS = (
 ).split()
 PLACES = "forest garden village desert port market castle valley barn cave tower park".split()
 TRAITS = "brave kind shy clever lazy proud quiet young small happy careful strong".split()
+
+# How a text is cut before it is tokens: a new line with its indent, a possessive, one digit, a
+# word, the next word of a compound name, a sequence of signs, other white space. Nearly every piece
+# of a problem's text is one token.
+PIECES = r"\n *|'s| ?[0-9]| ?[A-Za-z]+|_[A-Za-z]*| ?[^\sA-Za-z0-9_]+|\s+"
