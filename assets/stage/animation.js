@@ -4,6 +4,7 @@
 import { lastMoment, momentText, stepAt } from "./board.js";
 import { colourAt, css, MASKED_NOW, WRITTEN_NOW } from "./colours.js";
 import { h } from "./dom.js";
+import { cellData, isCell, outsideGrid } from "./grid.js";
 import { percent } from "./numbers.js";
 import { MAPS, tables } from "./pixels.js";
 import { chipData, hitRateSoFar } from "./run.js";
@@ -138,6 +139,44 @@ const cut = (ctx, text, room) => {
   return `${text}…`;
 };
 
+const TALL = CHIP + 3; // of a line
+const CELL = 30, // wide
+  GAP = 4; // between boxes
+
+// The places of the cells of a grid, as [x, line]; what comes after it follows below.
+function gridPlaces(run) {
+  const { rows, columns, box } = run.grid,
+    gaps = (n, size) => (size ? Math.floor(n / size) * GAP : 0),
+    place = (i) => [
+      (i % columns) * (CELL + 2) + gaps(i % columns, box[1]),
+      Math.floor(i / columns) + gaps(Math.floor(i / columns), box[0]) / TALL,
+    ];
+  return Array.from({ length: rows * columns }, (_, i) => place(i));
+}
+
+// Where each answer position is in a film, and how wide: {places, widths, lines}.
+function laidOut(run, widths) {
+  const room = WIDTH - 2 * PAD;
+  if (!run.grid) {
+    const places = flowed(widths, room, 2);
+    return { places, widths, lines: places.at(-1)[1] + 1 };
+  }
+  const cells = gridPlaces(run),
+    first = run.grid.at - run.P,
+    rest = outsideGrid(run).map((p) => p - run.P),
+    below = cells.at(-1)[1] + 1,
+    flow = flowed(
+      rest.map((g) => widths[g]),
+      room,
+      2,
+    ),
+    places = [];
+  cells.forEach((place, i) => (places[first + i] = place));
+  rest.forEach((g, k) => (places[g] = [flow[k][0], flow[k][1] + below]));
+  const wide = widths.map((width, g) => (rest.includes(g) ? width : CELL));
+  return { places, widths: wide, lines: below + (rest.length ? flow.at(-1)[1] + 1 : 0) };
+}
+
 // One lane of the film: the place of each token, the same in every step, and its map.
 function planLane(ctx, run) {
   ctx.font = FONT;
@@ -150,12 +189,12 @@ function planLane(ctx, run) {
       d.write ? Math.min(WIDTH - 2 * PAD, Math.ceil(ctx.measureText(text).width) + 6) : 14,
     );
   }
-  const places = flowed(widths, WIDTH - 2 * PAD, 2),
-    lines = places.at(-1)[1] + 1;
+  const laid = laidOut(run, widths);
   const map = h("canvas");
   map.width = run.T;
   map.height = Math.max(1, run.records.length);
-  return { run, widths, places, map, drawn: 0, height: 26 + lines * (CHIP + 3) + 12 + MAP + 22 };
+  const height = 26 + laid.lines * TALL + 12 + MAP + 22;
+  return { run, ...laid, map, drawn: 0, height };
 }
 
 function drawChips(ctx, { run, widths, places }, step, top, dark, ink) {
@@ -165,7 +204,8 @@ function drawChips(ctx, { run, widths, places }, step, top, dark, ink) {
       [x, line] = places[p - run.P],
       w = widths[p - run.P],
       left = PAD + x,
-      y = top + line * (CHIP + 3);
+      y = top + line * TALL,
+      given = isCell(run.grid, p) ? cellData(run, p - run.grid.at, step).given : null;
     const colour = d.write
       ? css(colourAt("order", d.write.s / Math.max(1, run.expected - 1), dark))
       : ink.mask;
@@ -177,6 +217,11 @@ function drawChips(ctx, { run, widths, places }, step, top, dark, ink) {
       ctx.fillRect(left, y + CHIP - 3, w, 3);
       ctx.fillStyle = d.eos ? ink.quiet : ink.ink;
       ctx.fillText(cut(ctx, d.eos ? "end" : visible(d.text), w), left + 3, y + CHIP / 2 - 1);
+    } else if (given !== null) {
+      ctx.font = `600 ${FONT}`;
+      ctx.fillStyle = ink.ink;
+      ctx.fillText(cut(ctx, given, w), left + 3, y + CHIP / 2 - 1);
+      ctx.font = FONT;
     }
     if (d.state === "now" || d.state === "again") {
       ctx.lineWidth = 2;
@@ -286,4 +331,4 @@ async function animation(page, progress = () => {}, signal = null) {
     : { blob: new Blob([muxWebp(frames)], { type: "image/webp" }), frames: frames.length };
 }
 
-export { readWebp, muxWebp, frameMoments, flowed, animation };
+export { readWebp, muxWebp, frameMoments, flowed, laidOut, animation };

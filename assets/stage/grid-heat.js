@@ -13,14 +13,13 @@ const DEEPEST = 0.55; // of the ramp: text stays readable on it
 
 const linesName = ({ box }) => (box[0] ? "row, column and box" : "row and column");
 
-// "Row 3, column 5 reads 71 % from its row, column and box; an even look would give them 25 %."
+// "Row 3, column 5: 71 % of what it reads on the board is in its row, column and box ..."
 function heatWords(grid, i, shares) {
   const { lines, even } = readInLines(grid, i, shares),
     place = cellPlace(grid, i).replace(/^./, (c) => c.toUpperCase());
   return (
-    `${place}: of what it reads on the board, ${percent(lines)} is from its ` +
-    `${linesName(grid)}; an even look would give them ${percent(even)}. ` +
-    "The deeper the colour, the more it reads there."
+    `${place}: ${percent(lines)} of what it reads on the board is in its ${linesName(grid)}; ` +
+    `read evenly, it would be ${percent(even)}. The stronger the colour, the more it reads there.`
   );
 }
 
@@ -49,7 +48,7 @@ class GridHeat {
       shares = readShares(run.grid, i, (q, k) => shareOf(bytes[q * n + k]));
     if (!shares) return null;
     const most = Math.max(...shares),
-      shade = (share) => css(colourAt("rollout", DEEPEST * Math.sqrt(share / most), dark));
+      shade = (share) => css(colourAt("rollout", (DEEPEST * share) / most, dark));
     return { colours: shares.map(shade), says: heatWords(run.grid, i, shares) };
   }
 

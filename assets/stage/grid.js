@@ -65,6 +65,7 @@ function cellData(run, i, s) {
 function wrongCells(grid, cells) {
   const out = new Map(),
     seen = new Map(); // "row 3 7" -> the cells with that text
+  const named = (cell) => (cell.eos ? "end" : cell.text);
   for (const { i, write, given, text } of cells)
     if (write && given !== null && text !== given) out.set(i, `the puzzle gives ${given}`);
   if (!hasBoxes(grid)) return out;
@@ -76,7 +77,7 @@ function wrongCells(grid, cells) {
   for (const cell of shown) {
     if (!cell.write || out.has(cell.i)) continue;
     const twice = keysOf(cell).find(([, key]) => seen.get(key) > 1);
-    if (twice) out.set(cell.i, `another ${cell.text} in its ${twice[0]}`);
+    if (twice) out.set(cell.i, `another ${named(cell)} in its ${twice[0]}`);
   }
   return out;
 }

@@ -60,7 +60,10 @@ class LaneTokens {
       blocks = Array.from({ length: Math.ceil(length / size) }, (_, k) => this.makeBlock(k, size));
     this.el.replaceChildren(...blocks);
     // for all its words, kept free from the start
-    this.el.style.setProperty("--d2-room", `${clamp(Math.ceil(length / 8) * 21, run.grid ? 28 : 112, 252)}px`);
+    this.el.style.setProperty(
+      "--d2-room",
+      `${clamp(Math.ceil(length / 8) * 21, run.grid ? 28 : 112, 252)}px`,
+    );
   }
 
   makeToken(p, first) {

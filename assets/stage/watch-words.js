@@ -2,7 +2,7 @@
  * this. Pure. */
 import { gridPlace, isCell } from "./grid.js";
 import { rowsUpTo, writeAt } from "./run.js";
-import { quoted } from "./sentences.js";
+import { quoted, tokenName } from "./sentences.js";
 
 const count = (n) => String(Math.round(n));
 
@@ -33,7 +33,7 @@ function outOfTurn(run, p, s) {
 const tokenWords = (run, text) => (run.eos.has(text) ? "the end" : quoted(text.trim() || text));
 
 // "7 in row 3, column 5"
-const cellToken = (run, p, text) => `${text.trim()} in ${gridPlace(run.grid, p)}`;
+const cellToken = (run, p, text) => `${tokenName(run, text).trim()} in ${gridPlace(run.grid, p)}`;
 
 const writtenIn = (run, s) => (run.records[s]?.w ?? []).filter(([p]) => p >= run.P);
 
