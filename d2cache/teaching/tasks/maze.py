@@ -36,7 +36,7 @@ def _distances(maze: str | list[str], start: int) -> dict[int, int]:
 
 def _carve(rng: random.Random) -> list[str]:
     """Corridors between walls with dead ends, and a few walls broken through for other ways."""
-    maze, corner = [WALL] * CELLS, rng.choice((0, 1, SIDE, SIDE + 1))
+    maze, corner = [WALL] * CELLS, rng.choice((0, 0, 1, SIDE))
     maze[corner] = FREE
     trail = [corner]
     while trail:
@@ -89,8 +89,10 @@ class Maze(Family, key="maze"):
             maze = _carve(rng)
             start = rng.choice([cell for cell in range(CELLS) if maze[cell] == FREE])
             moves = _distances(maze, start)
-            far = [cell for cell, count in moves.items() if count >= SHORTEST]
-        goal = rng.choice(far)
+            far = sorted({count for count in moves.values() if count >= SHORTEST})
+        # every length is as likely as the others, though most goals are near
+        length = rng.choice(far)
+        goal = rng.choice([cell for cell, count in moves.items() if count == length])
         maze[start], maze[goal] = START, GOAL
         prompt = f"Maze: {''.join(maze)}"
         for cell in _walk(rng, moves, goal):
