@@ -1,0 +1,168 @@
+"""Texts of the other families with gaps; what stands before and after each gap is given.
+
+A gap is written as a run of underscores that touches no letter or digit, one underscore a token.
+The space before the first token of a gap belongs to the gap and stays in the text.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+
+from d2cache.teaching.tasks.base import Family, Problem, is_held_out
+from d2cache.teaching.tasks.vocabulary import PIECES
+
+GAP = re.compile(r" ?(?<![A-Za-z0-9_])(_+)(?![A-Za-z0-9_])")
+SOURCES = {
+    "word": 3,
+    "arithmetic": 3,
+    "code": 3,
+    "facts": 1,
+    "lists": 2,
+    "stories": 5,
+    "countdown": 2,
+}
+BARE_ANSWERS = ("stories", "word", "code")
+MOST_PIECES = 255
+# a word, a digit or signs: no new line, no indent, no second word of a compound name
+HIDDEN = re.compile(r" ?(?:[0-9]|[A-Za-z]+|[^\sA-Za-z0-9_]+)")
+
+
+def split_gaps(text: str) -> list[str | int]:
+    """The text in parts: what is given (str) and, for each gap, its number of tokens (int)."""
+    parts, end = [], 0
+    for found in GAP.finditer(text):
+        parts += [text[end : found.start()], len(found.group(1))]
+        end = found.end()
+    return [part for part in (*parts, text[end:]) if part != ""]
+
+
+def _may_hide(pieces: list[str], start: int, end: int) -> bool:
+    """Whether a gap over these pieces can be told from the text around it."""
+    before, after = "".join(pieces[:start])[-1:], pieces[end]
+    if not all(map(HIDDEN.fullmatch, pieces[start:end])) or re.match(r"\w", after):
+        return False
+    return pieces[start].startswith(" ") or not re.match(r"[\w ]", before)
+
+
+def _choose_gaps(rng: random.Random, pieces: list[str], first: int) -> list[tuple[int, int]]:
+    """One to three gaps (start, end) from the piece ``first`` on; none where those drawn fail."""
+    gaps, wanted = [], rng.choice((1, 1, 2, 2, 3))
+    for _ in range(30):
+        start = rng.randrange(first, len(pieces))
+        end = start + rng.choice((1, 1, 2, 2, 3, 4, 5, 6, 7, 8))
+        # two tokens at least between gaps, and one after the last
+        apart = all(end + 2 <= other or last + 2 <= start for other, last in gaps)
+        if end < len(pieces) and apart and _may_hide(pieces, start, end):
+            gaps.append((start, end))
+            if len(gaps) == wanted:
+                break
+    return sorted(gaps)
+
+
+def _with_gaps(pieces: list[str], gaps: list[tuple[int, int]]) -> str:
+    text, at = "", 0
+    for start, end in gaps:
+        space = " " if pieces[start].startswith(" ") else ""
+        text += "".join(pieces[at:start]) + space + "_" * (end - start)
+        at = end
+    return text + "".join(pieces[at:])
+
+
+def _hide(rng: random.Random, head: str, tail: str, of: str) -> Problem | None:
+    """The problem to fill gaps that are in ``tail``; None where no gaps could be drawn."""
+    pieces, first = re.findall(PIECES, head + tail), len(re.findall(PIECES, head))
+    gaps = _choose_gaps(rng, pieces, first) if first + 2 <= len(pieces) <= MOST_PIECES else []
+    if not gaps or GAP.search(head + tail):
+        return None
+    return Problem("holes", _with_gaps(pieces, gaps), head + tail, of)
+
+
+def _cut(text: str) -> tuple[str, str] | None:
+    """The prompt and the answer of "Q: ... A: ..."; None where a text is not of this form."""
+    found = re.fullmatch(r"Q: (.*)\nA: (.*)", text, re.DOTALL)
+    return (found.group(1), found.group(2)) if found else None
+
+
+def _value(text: str) -> int | None:
+    """The value of an expression of whole numbers; None where it has none, or is none."""
+    while found := re.search(r"\(([^()]*)\)", text):
+        inner = _value(found.group(1))
+        if inner is None:
+            return None
+        text = f"{text[: found.start()]}{inner}{text[found.end() :]}"
+    total = 0
+    for sign, term in re.findall(r"(^|[+-])([^+-]*)", text):
+        product = None
+        for by, factor in re.findall(r"(^|[*/])([^*/]*)", term):
+            if not re.fullmatch(r" *[0-9]{1,9} *", factor):
+                return None
+            number = int(factor)
+            if by == "/" and (number == 0 or product % number):
+                return None
+            product = number if not by else product * number if by == "*" else product // number
+        total += -product if sign == "-" else product
+    return total
+
+
+def _steps_hold(answer: str) -> bool:
+    """Whether both sides of every "=" have the same value, sentence by sentence."""
+    steps = [line.split("=") for line in re.split(r"\.(?: |$)", answer) if "=" in line]
+    values = [[_value(side) if len(side) <= 99 else None for side in step] for step in steps]
+    return all(None not in step and len(set(step)) == 1 for step in values)
+
+
+class Holes(Family, key="holes"):
+    title = "gaps in a text"
+    order = 10
+    answer_length = 256
+    weight = 10
+
+    def make(self, rng: random.Random) -> Problem:
+        """Gaps in the answer part of "Q: ... A: ...", so that what is filled in can be judged.
+
+        The problem is held out where the one that it shows is: else a model could have seen the
+        answer to a problem of the test.
+        """
+        while True:
+            of = rng.choices(list(SOURCES), list(SOURCES.values()))[0]
+            shown = self.registry[of]().make(rng)
+            for _ in range(40):
+                problem = _hide(rng, f"Q: {shown.prompt}\nA:", f" {shown.answer}", of)
+                if problem is None:
+                    break
+                if is_held_out(problem.prompt) == is_held_out(shown.prompt):
+                    return problem
+
+    def variants(self, problem: Problem, rng: random.Random, count: int) -> Iterator[Problem]:
+        """Other gaps in the same text, or in its prompt or answer alone."""
+        prompt, answer = _cut(problem.answer)
+        parts = [prompt, answer] if problem.of in BARE_ANSWERS else [prompt]
+        for _ in range(count):
+            whole = (f"Q: {prompt}\nA:", f" {answer}")
+            head, tail = whole if rng.random() < 0.6 else ("", rng.choice(parts))
+            found = _hide(rng, head, tail, problem.of)
+            if found is not None:
+                yield found
+
+    def correct(self, problem: Problem, text: str) -> bool:
+        """Whether a text keeps what is given, answers what it asks, and its steps hold.
+
+        Facts and bare texts have one right text.
+        """
+        text, whole = text.strip(), problem.answer
+        given = [
+            r".+" if isinstance(part, int) else re.escape(part)
+            for part in split_gaps(problem.prompt)
+        ]
+        if not re.fullmatch("".join(given), text, re.DOTALL):
+            return False
+        own, asked = _cut(text), _cut(whole)
+        if text == whole or own is None or asked is None or problem.of == "facts":
+            return text == whole
+        prompt, answer = asked
+        own_answer, family = own[1], self.registry[problem.of]()
+        return (
+            own[0] == prompt
+            and family.correct(Problem(problem.of, prompt, answer), own_answer)
+            and (problem.of == "code" or _steps_hold(own_answer))
+        )
