@@ -2,17 +2,20 @@
  * a cell and choosing it are as with a token. */
 import { chipEvents, chipFill } from "./chips.js";
 import { h } from "./dom.js";
-import { cellPlace, cellsOf, cellCount, hasBoxes, isCell, wrongCells } from "./grid.js";
+import { cellName, cellPlace, cellsOf, cellCount, hasBoxes, isCell, wrongCells } from "./grid.js";
 import { GridHeat } from "./grid-heat.js";
 import { fixed } from "./numbers.js";
 import { tokenName } from "./sentences.js";
 import { setText } from "./widgets.js";
 
+// Cells that are drawn, not written, by what they are called; grid.css has the looks of some.
+const DRAWN = { free: " ", wall: " ", path: "•", start: "S", goal: "G" };
+
 // "row 3, column 5: 7, written in step 12, confidence 0.93"
 function cellWords(run, cell, wrong) {
   const { i, given, write, text, guess } = cell,
     place = cellPlace(run.grid, i),
-    named = (it) => run.grid.names[it] ?? tokenName(run, it),
+    named = (it) => cellName(run.grid, tokenName(run, it)),
     sure = (conf) => (conf === null || conf === undefined ? "" : `, confidence ${fixed(conf, 2)}`);
   const says = [];
   if (given !== null) says.push(`${named(given)}, given`);
@@ -132,8 +135,11 @@ class GridView {
         differs,
       },
       names = Object.keys(marks).filter((name) => marks[name]);
+    const drawn = cellName(this.run.grid, text),
+      known = Object.hasOwn(DRAWN, drawn);
+    if (known) names.push(drawn);
     el.className = `d2-cell${el.edges}${names.map((name) => ` d2-cell-${name}`).join("")}`;
-    el.textContent = tokenName(this.run, text || " ");
+    el.textContent = known ? DRAWN[drawn] : tokenName(this.run, text || " ");
     el.ariaLabel = words;
     el.ariaSelected = String(picked);
     el.style.setProperty("--d2-fill", fill || "transparent");

@@ -29,6 +29,9 @@ function gridPlace(grid, p) {
 const outsideGrid = (run) =>
   Array.from({ length: run.G }, (_, g) => run.P + g).filter((p) => !isCell(run.grid, p));
 
+// What a cell's text is called: "wall", or the text itself.
+const cellName = ({ names }, text) => (Object.hasOwn(names, text) ? names[text] : text);
+
 const hasBoxes = ({ box: [rows, columns] }) => rows > 0 && columns > 0;
 
 // What a cell shares with others: {row: 2, column: 4, box: 1}, without a box where there are none.
@@ -67,7 +70,8 @@ function wrongCells(grid, cells) {
     seen = new Map(); // "row 3 7" -> the cells with that text
   const named = (cell) => (cell.eos ? "end" : cell.text);
   for (const { i, write, given, text } of cells)
-    if (write && given !== null && text !== given) out.set(i, `the puzzle gives ${given}`);
+    if (write && given !== null && text !== given)
+      out.set(i, `the puzzle gives ${cellName(grid, given)}`);
   if (!hasBoxes(grid)) return out;
   const keysOf = ({ i, text }) =>
     Object.entries(linesOf(grid, i)).map(([name, n]) => [name, `${name} ${n} ${text}`]);
@@ -114,6 +118,7 @@ export {
   cellAt,
   cellCount,
   cellData,
+  cellName,
   cellPlace,
   cellsOf,
   gridPlace,

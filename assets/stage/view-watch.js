@@ -5,7 +5,7 @@ import { chipEvents, chipList, layChips, makeChips, paintChip } from "./chips.js
 import { COMPUTED, WRITTEN_NOW } from "./colours.js";
 import { POINTS } from "./contract.js";
 import { h, swatch } from "./dom.js";
-import { hasBoxes, outsideGrid } from "./grid.js";
+import { outsideGrid } from "./grid.js";
 import { GridView } from "./grid-view.js";
 import { writeAt } from "./run.js";
 import { askedText, visible } from "./sentences.js";
@@ -127,7 +127,7 @@ class WatchView {
     }
     this.grid.classList.toggle("d2-watch-one", board.lanes.length === 1);
     this.lanes.forEach((lane, i) => lane.paint(board.lanes[i], steps[i], dark));
-    this.wrong.hidden = !board.lanes.some(({ grid }) => grid && hasBoxes(grid));
+    this.wrong.hidden = !board.lanes.some(({ grid }) => grid);
     setText(this.says, watchWords(board, steps));
     setText(this.asked, board.lanes.length ? askedText(board.lanes[0]) : "");
   }

@@ -1,6 +1,6 @@
 /* What the tab Watch says about a moment of the board, for readers who have never heard of any of
  * this. Pure. */
-import { gridPlace, isCell } from "./grid.js";
+import { cellName, gridPlace, isCell } from "./grid.js";
 import { rowsUpTo, writeAt } from "./run.js";
 import { quoted, tokenName } from "./sentences.js";
 
@@ -33,7 +33,8 @@ function outOfTurn(run, p, s) {
 const tokenWords = (run, text) => (run.eos.has(text) ? "the end" : quoted(text.trim() || text));
 
 // "7 in row 3, column 5"
-const cellToken = (run, p, text) => `${tokenName(run, text).trim()} in ${gridPlace(run.grid, p)}`;
+const cellToken = (run, p, text) =>
+  `${cellName(run.grid, tokenName(run, text).trim())} in ${gridPlace(run.grid, p)}`;
 
 const writtenIn = (run, s) => (run.records[s]?.w ?? []).filter(([p]) => p >= run.P);
 
