@@ -4,11 +4,11 @@
 import { lastMoment, momentText, stepAt } from "./board.js";
 import { colourAt, css, MASKED_NOW, WRITTEN_NOW } from "./colours.js";
 import { h } from "./dom.js";
-import { cellData, isCell, outsideGrid } from "./grid.js";
+import { cellData, drawnCell, isCell, outsideGrid } from "./grid.js";
 import { percent } from "./numbers.js";
 import { MAPS, tables } from "./pixels.js";
 import { chipData, hitRateSoFar } from "./run.js";
-import { promptText, visible } from "./sentences.js";
+import { promptText, tokenName, visible } from "./sentences.js";
 
 // ---- pure: the container, after developers.google.com/speed/webp/docs/riff_container
 
@@ -197,32 +197,46 @@ function planLane(ctx, run) {
   return { run, ...laid, map, drawn: 0, height };
 }
 
+// The text of a chip, in its box: {left, y, w}.
+function drawText(ctx, d, { left, y, w }, ink) {
+  if (!d.write) return;
+  ctx.fillStyle = d.eos ? ink.quiet : ink.ink;
+  ctx.fillText(cut(ctx, d.eos ? "end" : visible(d.text), w), left + 3, y + CHIP / 2 - 1);
+}
+
+// What cell i of a board holds, as on the page: what is given in bold, walls dark.
+function drawCell(ctx, run, cell, { left, y, w }, ink) {
+  const { text, look } = drawnCell(run.grid, tokenName(run, cell.text || " "));
+  ctx.fillStyle = ink.ink;
+  if (look === "wall") {
+    ctx.globalAlpha = 0.68;
+    ctx.fillRect(left, y, w, CHIP - (cell.write ? 3 : 0));
+    ctx.globalAlpha = 1;
+  }
+  ctx.font = cell.given === null ? FONT : `700 ${FONT}`;
+  ctx.textAlign = "center";
+  ctx.fillText(cut(ctx, text, w), left + w / 2, y + CHIP / 2 - 1);
+  ctx.textAlign = "left";
+  ctx.font = FONT;
+}
+
 function drawChips(ctx, { run, widths, places }, step, top, dark, ink) {
   ctx.textBaseline = "middle";
   for (let p = run.P; p < run.T; p++) {
     const d = chipData(run, p, step),
       [x, line] = places[p - run.P],
       w = widths[p - run.P],
-      left = PAD + x,
-      y = top + line * TALL,
-      given = isCell(run.grid, p) ? cellData(run, p - run.grid.at, step).given : null;
-    const colour = d.write
+      [left, y] = [PAD + x, top + line * TALL];
+    ctx.fillStyle = d.write
       ? css(colourAt("order", d.write.s / Math.max(1, run.expected - 1), dark))
       : ink.mask;
     ctx.globalAlpha = d.write ? 0.18 : 1;
-    ctx.fillStyle = colour;
     ctx.fillRect(left, y, w, CHIP);
     ctx.globalAlpha = 1;
-    if (d.write) {
-      ctx.fillRect(left, y + CHIP - 3, w, 3);
-      ctx.fillStyle = d.eos ? ink.quiet : ink.ink;
-      ctx.fillText(cut(ctx, d.eos ? "end" : visible(d.text), w), left + 3, y + CHIP / 2 - 1);
-    } else if (given !== null) {
-      ctx.font = `600 ${FONT}`;
-      ctx.fillStyle = ink.ink;
-      ctx.fillText(cut(ctx, given, w), left + 3, y + CHIP / 2 - 1);
-      ctx.font = FONT;
-    }
+    if (d.write) ctx.fillRect(left, y + CHIP - 3, w, 3);
+    if (isCell(run.grid, p))
+      drawCell(ctx, run, cellData(run, p - run.grid.at, step), { left, y, w }, ink);
+    else drawText(ctx, d, { left, y, w }, ink);
     if (d.state === "now" || d.state === "again") {
       ctx.lineWidth = 2;
       ctx.strokeStyle = d.state === "now" ? WRITTEN_NOW : MASKED_NOW;

@@ -2,14 +2,20 @@
  * a cell and choosing it are as with a token. */
 import { chipEvents, chipFill } from "./chips.js";
 import { h } from "./dom.js";
-import { cellName, cellPlace, cellsOf, cellCount, hasBoxes, isCell, wrongCells } from "./grid.js";
+import {
+  cellName,
+  cellPlace,
+  cellsOf,
+  cellCount,
+  drawnCell,
+  hasBoxes,
+  isCell,
+  wrongCells,
+} from "./grid.js";
 import { GridHeat } from "./grid-heat.js";
 import { fixed } from "./numbers.js";
 import { tokenName } from "./sentences.js";
 import { setText } from "./widgets.js";
-
-// Cells that are drawn, not written, by what they are called; grid.css has the looks of some.
-const DRAWN = { free: " ", wall: " ", path: "•", start: "S", goal: "G" };
 
 // "row 3, column 5: 7, written in step 12, confidence 0.93"
 function cellWords(run, cell, wrong) {
@@ -135,11 +141,10 @@ class GridView {
         differs,
       },
       names = Object.keys(marks).filter((name) => marks[name]);
-    const drawn = cellName(this.run.grid, text),
-      known = Object.hasOwn(DRAWN, drawn);
-    if (known) names.push(drawn);
+    const drawn = drawnCell(this.run.grid, tokenName(this.run, text || " "));
+    if (drawn.look) names.push(drawn.look);
     el.className = `d2-cell${el.edges}${names.map((name) => ` d2-cell-${name}`).join("")}`;
-    el.textContent = known ? DRAWN[drawn] : tokenName(this.run, text || " ");
+    el.textContent = drawn.text;
     el.ariaLabel = words;
     el.ariaSelected = String(picked);
     el.style.setProperty("--d2-fill", fill || "transparent");

@@ -32,6 +32,15 @@ const outsideGrid = (run) =>
 // What a cell's text is called: "wall", or the text itself.
 const cellName = ({ names }, text) => (Object.hasOwn(names, text) ? names[text] : text);
 
+// How cells are drawn that are no text, by what they are called: a mark, or nothing but a colour.
+const DRAWN = { free: " ", wall: " ", path: "•", start: "S", goal: "G" };
+
+// {text: what a cell shows, look: the name of how it is drawn, "" for plain text}.
+function drawnCell(grid, text) {
+  const look = cellName(grid, text);
+  return Object.hasOwn(DRAWN, look) ? { text: DRAWN[look], look } : { text, look: "" };
+}
+
 const hasBoxes = ({ box: [rows, columns] }) => rows > 0 && columns > 0;
 
 // What a cell shares with others: {row: 2, column: 4, box: 1}, without a box where there are none.
@@ -121,6 +130,7 @@ export {
   cellName,
   cellPlace,
   cellsOf,
+  drawnCell,
   gridPlace,
   hasBoxes,
   isCell,

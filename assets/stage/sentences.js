@@ -54,10 +54,11 @@ function explain(record, run, step) {
     n = written.length;
   const name = (text) =>
     text === null ? "a token" : run.eos.has(text) ? "the end token" : quoted(text);
+  const at = (p) => gridPlace(run.grid, p) || p - run.P + 1;
   const some = (list) =>
-    `, by answer position: ${list
+    `${run.grid ? "" : ", by answer position"}: ${list
       .slice(0, 3)
-      .map(([p, text]) => `${name(text)} (${p - run.P + 1})`)
+      .map(([p, text]) => `${name(text)} (${at(p)})`)
       .join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;
   let wrote = "wrote nothing";
   if (n === 1) {

@@ -151,6 +151,27 @@ test("sentences speak of cells, and the line of the prompt does not repeat them"
   );
 });
 
+test("several cells of a step are named by their places", () => {
+  const run = solved([
+    [
+      [2, "4"],
+      [1, "2"],
+    ],
+  ]);
+  assert.match(
+    pure.explain(run.records[0], run, 0),
+    /wrote 2 tokens: '2' \(row 1, column 2\), '4' \(row 1, column 3\)\.$/,
+  );
+});
+
+test("cells with a name are drawn, others are written", () => {
+  const grid = { ...GRID, names: { 1: "wall", 4: "path", 7: "tree" } };
+  assert.deepEqual(pure.drawnCell(grid, "1"), { text: " ", look: "wall" });
+  assert.deepEqual(pure.drawnCell(grid, "4"), { text: "•", look: "path" });
+  assert.deepEqual(pure.drawnCell(grid, "7"), { text: "7", look: "" });
+  assert.deepEqual(pure.drawnCell(GRID, "1"), { text: "1", look: "" });
+});
+
 test("a film has the cells of a grid in rows, and what follows below", () => {
   const run = solved(NOBODY),
     { places, lines } = pure.laidOut(run, new Array(G).fill(20));
