@@ -84,7 +84,7 @@ class Arithmetic(Family, key="arithmetic"):
     title = "arithmetic"
     order = 1
     answer_length = 64
-    weight = 14
+    weight = 12
 
     def make(self, rng: random.Random) -> Problem:
         tree, _ = _grow_tree(rng, rng.choice((2, 3, 3, 3, 4, 4, 5)))

@@ -221,7 +221,7 @@ class Code(Family, key="code"):
     title = "code"
     order = 2
     answer_length = 64
-    weight = 10
+    weight = 8
 
     def make(self, rng: random.Random) -> Problem:
         source, filters, maps, number = rng.choice(KINDS)

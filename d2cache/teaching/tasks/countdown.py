@@ -103,7 +103,7 @@ class Countdown(Family, key="countdown"):
     title = "countdown"
     order = 8
     answer_length = 32
-    weight = 14
+    weight = 24
 
     def make(self, rng: random.Random) -> Problem:
         prompt = None

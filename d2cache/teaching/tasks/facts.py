@@ -186,7 +186,7 @@ class Facts(Family, key="facts"):
     title = "facts"
     order = 3
     answer_length = 32
-    weight = 30
+    weight = 24
 
     def make(self, rng: random.Random) -> Problem:
         people, table = _world(rng)

@@ -104,18 +104,29 @@ def _value(text: str) -> int | None:
     return total
 
 
-def _steps_hold(answer: str) -> bool:
-    """Whether both sides of every "=" have the same value, sentence by sentence."""
-    steps = [line.split("=") for line in re.split(r"\.(?: |$)", answer) if "=" in line]
-    values = [[_value(side) if len(side) <= 99 else None for side in step] for step in steps]
-    return all(None not in step and len(set(step)) == 1 for step in values)
+def _steps(answer: str) -> list[list[str]]:
+    """The sides of every "=", sentence by sentence."""
+    return [line.split("=") for line in re.split(r"\.(?: |$)", answer)]
+
+
+def _steps_hold(answer: str, reference: str) -> bool:
+    """Whether the steps are as many as in the reference and the sides of each are equal."""
+    steps = _steps(answer)
+    values = [
+        [_value(side) if len(side) <= 99 else None for side in step]
+        for step in steps
+        if len(step) > 1
+    ]
+    return list(map(len, steps)) == list(map(len, _steps(reference))) and all(
+        None not in step and len(set(step)) == 1 for step in values
+    )
 
 
 class Holes(Family, key="holes"):
     title = "gaps in a text"
     order = 10
     answer_length = 256
-    weight = 10
+    weight = 12
 
     def make(self, rng: random.Random) -> Problem:
         """Gaps in the answer part of "Q: ... A: ...", so that what is filled in can be judged.
@@ -164,5 +175,5 @@ class Holes(Family, key="holes"):
         return (
             own[0] == prompt
             and family.correct(Problem(problem.of, prompt, answer), own_answer)
-            and (problem.of == "code" or _steps_hold(own_answer))
+            and (problem.of == "code" or _steps_hold(own_answer, answer))
         )

@@ -103,7 +103,7 @@ class Lists(Family, key="lists"):
     title = "lists"
     order = 4
     answer_length = 64
-    weight = 10
+    weight = 8
 
     def make(self, rng: random.Random) -> Problem:
         numbers = [rng.randint(0, 99) for _ in range(max(rng.randint(3, 10), rng.randint(3, 10)))]

@@ -78,7 +78,7 @@ class Maze(Family, key="maze"):
     title = "maze"
     order = 9
     answer_length = 64
-    weight = 6
+    weight = 8
 
     def board(self, prompt: str) -> Board | None:
         return Board(SIDE, SIDE, blank=FREE, names=NAMES) if _given(prompt) else None

@@ -162,7 +162,7 @@ class Stories(Family, key="stories"):
     title = "stories"
     order = 5
     answer_length = 96
-    weight = 12
+    weight = 14
 
     def make(self, rng: random.Random) -> Problem:
         words = {

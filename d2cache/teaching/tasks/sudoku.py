@@ -115,7 +115,7 @@ class Sudoku(Puzzles, Family, key="sudoku"):
     title = "Sudoku 9 x 9"
     order = 6
     answer_length = 96
-    weight = 26
+    weight = 48
     n, fewest, hard, most = 3, 22, 28, 45
 
 

@@ -315,7 +315,7 @@ class Word(Family, key="word"):
     title = "word problems"
     order = 0
     answer_length = 64
-    weight = 24
+    weight = 18
 
     def make(self, rng: random.Random) -> Problem:
         """A word problem; one with a value outside 0..999 or too many steps is drawn again."""
