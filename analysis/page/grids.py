@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from d2cache.teaching import tasks
 
-ASKED, ANSWERED = "Q: ", "\nA:"  # around a question in the chat template
+ANSWERED = "\nA:"  # after a question, in the chat template
 
 
 def grid(prompt: Sequence[str], gen_length: int) -> dict | None:
@@ -17,8 +17,7 @@ def grid(prompt: Sequence[str], gen_length: int) -> dict | None:
     nor where the answer is shorter than the grid.
     """
     text = "".join(prompt)
-    question = text.removesuffix(ANSWERED).rpartition(ASKED)[2]
-    board = tasks.board(question) if text.endswith(ANSWERED) else None
+    board = tasks.board(text.removesuffix(ANSWERED)) if text.endswith(ANSWERED) else None
     if board is None or gen_length < board.rows * board.columns:
         return None
     given = _cells(prompt, board.rows * board.columns)

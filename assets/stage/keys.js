@@ -17,16 +17,7 @@ const KEYS = [
 
 const ARROWS = ["ArrowLeft", "ArrowRight"];
 const TYPED = ["textarea", "text", "search", "number"]; // fields whose arrows move in a text
-const WALKED = [
-  "tab",
-  "option",
-  "gridcell",
-  "application",
-  "slider",
-  "combobox",
-  "menuitem",
-  "radio",
-];
+const WALKED = ["tab", "option", "application", "slider", "combobox", "menuitem", "radio"];
 
 // Whether the control in focus has a use of its own for this key. The stage's own slider has none.
 function takes(el, key, root) {
