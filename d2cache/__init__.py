@@ -14,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from d2cache.canvas import Canvas, Plan, Step, Why
 from d2cache.decoders import Decoder, decoders, make_decoder
 from d2cache.edits import Edit
-from d2cache.generate import generate
+from d2cache.generate import fill, generate
 from d2cache.model import CONFIGS, Model, ModelConfig
 from d2cache.models import load
 from d2cache.policies import CachePolicy, make_policy, policies
@@ -36,6 +36,7 @@ __all__ = [
     "Trace",
     "Why",
     "decoders",
+    "fill",
     "generate",
     "knob",
     "load",

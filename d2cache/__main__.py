@@ -1,5 +1,5 @@
-"""d2cache run | compare | models | methods | page: decode prompts, list models and methods, or
-serve the page."""
+"""d2cache run | fill | compare | models | methods | page: decode prompts, fill gaps in texts, list
+models and methods, or serve the page."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def parse(argv: list[str]) -> Namespace:
     )
     version = f"d2cache {d2cache.__version__}"
     parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(required=True, metavar="run|compare|models|methods|page")
+    commands = parser.add_subparsers(required=True, metavar="run|fill|compare|models|methods|page")
     _add_run(commands.add_parser("run", help="decode one prompt under one policy"))
+    _add_fill(commands.add_parser("fill", help="write what is missing in a text"))
     _add_compare(commands.add_parser("compare", help="decode one prompt under several policies"))
     _add_methods(commands.add_parser("methods", help="print tables of all policies and decoders"))
     _add_models(commands.add_parser("models", help="list the known models and which fit here"))
@@ -60,8 +61,24 @@ def parse(argv: list[str]) -> Namespace:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, gaps=False)
     _add_prompt(parser)
+    _add_one_run(parser)
+    _add_length(parser)
+
+
+def _add_fill(parser: argparse.ArgumentParser) -> None:
+    # every mask is written, so there is no length to choose and no end to stop at
+    parser.set_defaults(command=run, gaps=True, gen_length=0, stop_at_eos=False)
+    help_ = (
+        "the text, in quotes, with ___ where words are missing, one _ for each token; - reads it"
+    )
+    parser.add_argument("prompt", metavar="text", help=f"{help_} from standard input")
+    _add_one_run(parser)
+
+
+def _add_one_run(parser: argparse.ArgumentParser) -> None:
+    """What `run` and `fill` have in common."""
     parser.add_argument("--policy", default="d2", help=f"one of {_names(CachePolicy)}")
     edit_help = f"change the run after a step; may be repeated: {FORM}"
     parser.add_argument("--edit", metavar="EDIT", action="append", default=[], help=edit_help)
@@ -70,11 +87,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=compare, trace=None, edit=[])
+    parser.set_defaults(command=compare, gaps=False, trace=None, edit=[])
     _add_prompt(parser)
     policies_help = f"comma-separated, from {_names(CachePolicy)}"
     parser.add_argument("--policies", type=names, default=["none", "d2"], help=policies_help)
     _add_decoding(parser)
+    _add_length(parser)
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
@@ -82,15 +100,12 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    """What `run` and `compare` have in common."""
+    """What `run`, `fill` and `compare` have in common."""
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="tiny, a hub id, or a checkpoint folder")
     add("--decoder", default="confidence", help=f"one of {_names(Decoder)}")
-    add("--gen-length", type=whole(1), default=128, metavar="N", help="answer positions")
     add("--block-length", type=whole(1), metavar="N", help="default: one block")
     add("--seed", type=whole(0, 2**63 - 1), default=0, metavar="N", help="used when sampling")
-    stop_help = "stop once everything before the end token is written (the default), or fill all"
-    add("--stop-at-eos", action=switch, default=True, help=stop_help)
     add("--eager", action="store_true", help="no CUDA graphs on a GPU")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:0,cuda:1")
     dtype_help = "default: float32 on a CPU, bfloat16 on a GPU"
@@ -100,6 +115,14 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     progress_help = "show progress; default: where the output is a terminal"
     add("--progress", action=switch, default=None, help=progress_help)
     add_knobs(parser)
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    """Of an answer that follows its prompt."""
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    add("--gen-length", type=whole(1), default=128, metavar="N", help="answer positions")
+    stop_help = "stop once everything before the end token is written (the default), or fill all"
+    add("--stop-at-eos", action=switch, default=True, help=stop_help)
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +153,9 @@ def _names(base: type[CachePolicy] | type[Decoder]) -> str:
 def _check(args: Namespace, policies: list[str]) -> None:
     """Raises ValueError for anything wrong in the prompt, names, knobs, edits or files."""
     if args.prompt == "-":
-        args.prompt = _standard_input()
+        args.prompt = _standard_input(_wanted(args))
     if not args.prompt.strip():
-        raise ValueError("the prompt is empty; give a question in quotes")
+        raise ValueError(f"the prompt is empty; give {_wanted(args)} in quotes")
     used = chosen(policies, args.decoder)
     check_flags(args, used)
     for text in args.edit:
@@ -144,9 +167,13 @@ def _check(args: Namespace, policies: list[str]) -> None:
         output_file.check(args.trace, "the trace")
 
 
-def _standard_input() -> str:
+def _wanted(args: Namespace) -> str:
+    return "a text with gaps" if args.gaps else "a question"
+
+
+def _standard_input(wanted: str) -> str:
     if sys.stdin is None:
-        raise ValueError("standard input is closed; give the question in quotes")
+        raise ValueError(f"standard input is closed; give {wanted} in quotes")
     try:
         return sys.stdin.read().strip()
     except UnicodeDecodeError as error:
@@ -171,7 +198,7 @@ def run(args: Namespace) -> int:
 
 def _finish(args: Namespace, model: Model, trace: Trace) -> None:
     """Print the answer and write the trace; neither is lost where the other fails."""
-    summary = _summary(model, trace)
+    summary = _summary(model, trace, args.gaps)
     try:
         print(_sentence(summary))
         if args.json:
@@ -266,7 +293,8 @@ def _steps(
 
     Raises ValueError at the call, also where the disk has no room for the shortest trace.
     """
-    used, prompt = chosen(policies, args.decoder), model.encode(args.prompt)
+    used = chosen(policies, args.decoder)
+    prompt = model.encode_gaps(args.prompt) if args.gaps else model.encode(args.prompt)
     steps = d2cache.generate(
         model,
         prompt,
@@ -280,17 +308,25 @@ def _steps(
         edits=[d2cache.Edit.parse(text) for text in args.edit],
     )
     if args.trace is not None:
-        output_file.check(args.trace, "the trace", smallest(len(prompt), args.gen_length))
+        output_file.check(args.trace, "the trace", smallest(*_lengths(model, prompt, args)))
     return watched(steps, policy, args.progress)
 
 
-def _summary(model: Model, trace: Trace) -> dict:
-    """What --json prints: times in seconds, rates and ratios as fractions of 1."""
+def _lengths(model: Model, prompt: torch.Tensor, args: Namespace) -> tuple[int, int]:
+    """Positions before the first mask, and from there on."""
+    masks = torch.nonzero(prompt == model.config.mask_id)
+    before = int(masks[0]) if args.gaps else len(prompt)
+    return before, len(prompt) + args.gen_length - before
+
+
+def _summary(model: Model, trace: Trace, gaps: bool = False) -> dict:
+    """What --json prints: times in seconds, rates and ratios as fractions of 1. The text is the
+    answer, or the whole text where gaps in it were filled."""
     totals, run = trace.totals, trace.run
     costs = "answer_tokens steps seconds tokens_per_second hit_rate flops flops_vs_none"
     settings = ("model", "policy", "decoder", "device", "weights")
     return {
-        "text": model.decode(trace.tokens[-1, trace.prompt_length :]).strip(),
+        "text": model.decode(trace.text_ids if gaps else trace.answer).strip(),
         **{name: totals[name] for name in costs.split()},
         **{name: run[name] for name in settings if name in run},
     }

@@ -53,6 +53,9 @@ class Run:
     tokenizer: object = None  # gives a trace its token texts; not part of the configuration
     edits: tuple[Edit, ...] = ()  # made by hand, in the order of their steps
     weights: str | None = None  # "fp8" for 8-bit weights; None for weights of the dtype
+    # for each row, the ranges [start, stop) of text that stands after prompt_length from the
+    # beginning; () where there is none
+    given: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -60,11 +63,13 @@ class Run:
 
     def settings(self) -> dict:
         """The configuration as plain values, for a trace's header."""
-        own = ("tokenizer", "edits", "weights")
+        own = ("tokenizer", "edits", "weights", "given")
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         edits = {"edits": [edit.plain() for edit in self.edits]} if self.edits else {}
         kind = {"weights": self.weights} if self.weights else {}
-        return plain | {"seeds": list(self.seeds)} | edits | kind
+        ranges = [[list(one) for one in row] for row in self.given]
+        given = {"given": ranges} if ranges else {}
+        return plain | {"seeds": list(self.seeds)} | edits | kind | given
 
     def knobs(self, step: int) -> tuple[dict, dict]:
         """The knobs of policy and decoder in force at a step."""
@@ -79,8 +84,12 @@ class Run:
 class Canvas:
     """The canvas before a step. Immutable: each step makes a new one.
 
-    tokens (B,T) int64; the answer is positions prompt_length to T. Rows of a batch with shorter
-    prompts are padded on the left: `start` (B,) is each row's first position that is not padding.
+    Which positions are the answer, to be written, and which are given is decided here alone.
+    tokens (B,T) int64. prompt_length: positions before the first mask of any row; in a plain run
+    the answer is everything from there on. given (B,T) bool: where masks stand among text, the
+    positions that are not to be written: text on both sides of a mask, and padding; else None.
+    Rows of a batch with fewer tokens are padded on the left: `start` (B,) is each row's first
+    position that is not padding.
     """
 
     tokens: Tensor
@@ -92,6 +101,7 @@ class Canvas:
     padded: bool = False
     stop_at_eos: bool = False
     step: int = 0
+    given: Tensor | None = None
 
     def __repr__(self) -> str:
         rows, length = self.tokens.shape
@@ -109,28 +119,53 @@ class Canvas:
         return self.position >= self.start[:, None]
 
     @cached_property
+    def answer(self) -> Tensor:
+        """(T,) or (B,T) bool: positions that the run writes, all of them masked at its start."""
+        return self.position >= self.prompt_length if self.given is None else ~self.given
+
+    @cached_property
+    def first(self) -> int | Tensor:
+        """Where the answer begins: prompt_length, or each row's first position of it (B,1) int64.
+
+        Blocks are counted from here, so a row's blocks do not depend on its batch mates.
+        """
+        return self.prompt_length if self.given is None else first_of(self.answer)
+
+    @cached_property
+    def firsts(self) -> list[int]:
+        """`first` of each row."""
+        if isinstance(self.first, int):
+            return [self.first] * len(self.tokens)
+        return self.first[:, 0].tolist()
+
+    @cached_property
     def masked(self) -> Tensor:
         """(B,T) bool: answer positions that are not written yet."""
-        return (self.tokens == self.mask_id) & (self.position >= self.prompt_length)
+        return (self.tokens == self.mask_id) & self.answer
 
     @cached_property
     def known(self) -> Tensor:
-        """(B,T) bool: prompt and written positions."""
+        """(B,T) bool: given and written positions."""
         return ~self.masked & self.own
 
     @cached_property
     def block(self) -> Tensor:
         """(B,T) bool: the current block, that of each row's leftmost masked position."""
-        first = self.masked.int().argmax(1, keepdim=True) - self.prompt_length
-        index = (self.position - self.prompt_length).div(self.block_length, rounding_mode="floor")
+        first = first_of(self.masked) - self.first
+        index = (self.position - self.first).div(self.block_length, rounding_mode="floor")
         return index == first.div(self.block_length, rounding_mode="floor")
 
     @cached_property
     def live(self) -> Tensor:
-        """(B,) bool: rows with masks left to write (with stop_at_eos: before their end of text)."""
+        """(B,) bool: rows with masks left to write (with stop_at_eos: before their end of text).
+
+        Only an end-of-text token that was written, with no given text after it, ends a row.
+        """
         if not self.stop_at_eos:
             return self.masked.any(1)
-        ends = (self.tokens == self.eos_id) & (self.position >= self.prompt_length)
+        ends = (self.tokens == self.eos_id) & self.answer
+        if self.given is not None:
+            ends &= self.given.flip(1).cumsum(1).flip(1) == 0
         return (self.masked & (ends.cumsum(1) == 0)).any(1)
 
     def density(self, sigma: float | Tensor, as_shipped: bool = False) -> Tensor:
@@ -139,13 +174,25 @@ class Canvas:
         as_shipped: with the public code's padding.
         """
         if as_shipped:
-            return ops.certainty_density_as_shipped(self.known, self.prompt_length, sigma)
+            return self._density_as_shipped(sigma)
         return ops.certainty_density(self.known, sigma)
+
+    def _density_as_shipped(self, sigma: float | Tensor) -> Tensor:
+        if self.given is None:
+            return ops.certainty_density_as_shipped(self.known, self.prompt_length, sigma)
+        widths = sigma if isinstance(sigma, Tensor) else [sigma] * len(self.tokens)
+        rows = zip(self.known.split(1), self.firsts, widths, strict=True)
+        return torch.cat([ops.certainty_density_as_shipped(*row) for row in rows])
 
     @cached_property
     def eligible(self) -> Tensor:
         """(B,T) bool: positions a step may write."""
         return self.masked & self.block & self.live[:, None]
+
+
+def first_of(mask: Tensor) -> Tensor:
+    """(B,T) bool -> (B,1) int64: the first position of each row that is in the mask."""
+    return mask.int().argmax(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def checked(
 
 def _check_steps(edits: Sequence[Edit], canvas: Canvas) -> None:
     """Refuse an edit after a step that no run of this length reaches."""
-    most = canvas.tokens.shape[1] - canvas.prompt_length  # every step writes a position or more
+    most = int(canvas.masked.sum())  # every step writes a position or more
     for edit in edits:
         if edit.step >= most:
             raise ValueError(
@@ -108,6 +108,18 @@ class EditRunner:
                         self.replaced.append((one, knob.name, getattr(one, knob.name)))
                         setattr(one, knob.name, knob.check(one.key, given[knob.name]))
         return tokens
+
+    def given(self, step: int, given: Tensor | None, mask_id: int) -> Tensor | None:
+        """`Canvas.given` (B,T) as the edits of this step leave it: text that they mask is the
+        run's to write from now on."""
+        masked = [
+            at for edit in self.after(step) for at, token in edit.tokens.items() if token == mask_id
+        ]
+        if given is None or not masked:
+            return given
+        given = given.clone()
+        given[:, masked] = False
+        return given
 
     def undo(self) -> None:
         """Restore the knobs that policy and decoder came with."""

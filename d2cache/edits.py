@@ -27,7 +27,8 @@ class Edit:
     """A change to a run, made after everything that step `step` does itself.
 
     tokens {canvas position: token id}: written over whatever is there, prompt included; the id of
-    [MASK] masks an answer position again. refresh: positions whose rows the next step recomputes
+    [MASK] masks a position again, or for the first time where it is text that stands after the
+    first mask. refresh: positions whose rows the next step recomputes
     in addition to its own, or "all", a full pass. policy, decoder {knob: value}: in force from the
     next step on. Rows of changed tokens are always recomputed by the next step. Policies that
     decide layer by layer do not recompute single rows: for them any requested row means all rows.
@@ -77,8 +78,8 @@ class Edit:
                 )
             if token == config.mask_id and at < prompt_length:
                 raise ValueError(
-                    f"an edit masks position {at} of the prompt; only the answer, from position "
-                    f"{prompt_length} on, can be masked"
+                    f"an edit masks position {at} of the prompt; only positions from "
+                    f"{prompt_length} on, where the answer begins, can be masked"
                 )
 
     def plain(self) -> dict:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from d2cache import plain
+from d2cache import plain, prompts
 from d2cache.canvas import Canvas, Run, Step
 from d2cache.decoders import Decoder, make_decoder
 from d2cache.edit_runner import EditRunner, checked
 from d2cache.edits import Edit
 from d2cache.memory import OutOfMemory, free_memory, in_one_sentence
 from d2cache.model import Model
+from d2cache.opening import Prompts, given_ranges, open_canvas
 from d2cache.policies import CachePolicy, make_policy
 from d2cache.registry import Registered
 from d2cache.work import Work
-
-Prompts = Tensor | ArrayLike | Sequence[Tensor] | Mapping[str, Any]
 
 
 def generate(
@@ -33,26 +31,31 @@ def generate(
     prompt_ids: Prompts,
     policy: str | CachePolicy = "d2",
     decoder: str | Decoder = "confidence",
-    gen_length: int = 128,
+    gen_length: int | None = None,
     block_length: int | None = None,
     seed: int | Sequence[int] = 0,
     stop_at_eos: bool = False,
     edits: Sequence[Edit] = (),
     eager: bool | None = None,
 ) -> Iterator[Step]:
-    """Fill `gen_length` masked positions after the prompt, one denoising step at a time.
+    """Write the answer into masked positions after the prompt, one denoising step at a time.
 
     prompt_ids: (P,) or (B,P) integers, or a list of B one-dimensional prompts of any lengths
     (shorter prompts are padded on the left; neither padding nor batch mates change a row's result),
     or what a tokenizer returns: a mapping with input_ids, and with attention_mask if it padded.
-    block_length: semi-autoregressive blocks of this many positions, default the whole answer.
-    seed: one for all rows or one per row, used when sampling. stop_at_eos: a row ends when
-    everything before its first end-of-text token is written; what is masked by then stays masked.
+    Masks may stand anywhere in them, `model.config.mask_id`: they are filled as well, and the text
+    around them stays. gen_length: masks to append, 0 for none; by default 128, or none where the
+    prompts hold masks. `fill` does this for a text with gaps.
+    block_length: semi-autoregressive blocks of this many positions, counted from the row's first
+    mask, default the whole answer. seed: one for all rows or one per row, used when sampling.
+    stop_at_eos: a row ends when everything before its first end-of-text token is written; what is
+    masked by then stays masked. A given one, or one that given text follows, ends nothing.
     False here, unlike on the command line and the page: the number of steps then follows from the
     arguments alone, which measurements need, and graphs may keep the canvas in kernels on a GPU.
     edits: changes made by hand after steps of a run of one row, see `Edit`.
     eager: True launches every operation from Python on a GPU too, False lets graphs replay them
-    where they can; None means False unless D2CACHE_EAGER=1 is set. No effect on a CPU.
+    where they can; None means False unless D2CACHE_EAGER=1 is set. No effect on a CPU, nor where
+    given text follows a mask: the graphs and their kernels are made for an answer in one piece.
 
     Each step, numbered as below and in `Work`: 1 the policy plans rows; 2 rows become indices, with
     the one host sync; 3 the model runs on them; 4 the decoder accepts candidates and may mask
@@ -90,6 +93,7 @@ def generate(
         tokenizer=model.tokenizer,
         edits=checked(edits, canvas, model.config, policy, decoder),
         weights=model.weights,
+        given=given_ranges(canvas),
     )
     if eager is not None and plain.switch(eager) is None:
         raise ValueError(f"eager is {eager!r}; it must be True, False or None")
@@ -97,11 +101,43 @@ def generate(
     return _loop(model, canvas, policy, decoder, run, eager)
 
 
+def fill(
+    model: Model,
+    text: str | list[str] | Prompts,
+    policy: str | CachePolicy = "d2",
+    decoder: str | Decoder = "confidence",
+    block_length: int | None = None,
+    seed: int | Sequence[int] = 0,
+    edits: Sequence[Edit] = (),
+    eager: bool | None = None,
+) -> Iterator[Step]:
+    """Write what is missing in a text: `generate` where masks stand among given tokens.
+
+    text: "Tom has 5 apples. He buys ___ of 4 apples.", in which a run of underscores is a gap of as
+    many tokens, see `Model.encode_gaps`; or several such texts; or token ids as `generate` takes
+    them, with `model.config.mask_id` where a token is to be written. The rest is as in `generate`;
+    every mask is written, whatever the model writes into the others.
+
+    Raises ValueError as `generate` does, and for a text without a gap.
+    """
+    return generate(
+        model,
+        model.encode_gaps(text) if prompts.is_text(text) else text,
+        policy,
+        decoder,
+        gen_length=0,
+        block_length=block_length,
+        seed=seed,
+        edits=edits,
+        eager=eager,
+    )
+
+
 @torch.inference_mode()
 def _loop(
     model: Model, canvas: Canvas, policy: CachePolicy, decoder: Decoder, run: Run, eager: bool
 ) -> Iterator[Step]:
-    worker = _worker(model, policy, eager)
+    worker = _worker(model, policy, eager or canvas.given is not None)
     step: Step | None = None
     with (
         in_one_sentence(f"{_size_of(canvas)} on {model.device}", SMALLER),
@@ -195,107 +231,6 @@ def _reserved(*owners: Registered) -> Iterator[None]:
 def _set_seconds(step: Step, seconds: float) -> None:
     # in place: a copy would lose the cached properties that are computed already
     object.__setattr__(step, "seconds", seconds)
-
-
-def open_canvas(
-    model: Model,
-    prompt_ids: Prompts,
-    gen_length: int,
-    block_length: int | None = None,
-    stop_at_eos: bool = False,
-) -> Canvas:
-    """A canvas of prompts and masks; ValueError for bad input."""
-    c = model.config
-    prompts = _as_prompts(prompt_ids, c.vocab)
-    gen_length = _length("gen_length", gen_length)
-    block_length = gen_length if block_length is None else _length("block_length", block_length)
-    if (stops := plain.switch(stop_at_eos)) is None:
-        raise ValueError(f"stop_at_eos is {stop_at_eos!r}; it must be True or False")
-    longest = max(len(p) for p in prompts)
-    if longest + gen_length > c.max_length:
-        raise ValueError(
-            f"prompt of {longest} tokens + answer of {gen_length} is {longest + gen_length}; "
-            f"{c.name} has room for {c.max_length}: shorten one of them"
-        )
-    tokens = torch.full((len(prompts), longest + gen_length), c.mask_id, dtype=torch.int64)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[longest - len(prompt) : longest] = prompt
-    start = torch.tensor([longest - len(p) for p in prompts])
-    return Canvas(
-        tokens.to(model.device),
-        start.to(model.device),
-        longest,
-        min(block_length, gen_length),
-        c.mask_id,
-        c.eos_id,
-        padded=bool(start.any()),
-        stop_at_eos=stops,
-    )
-
-
-def _length(name: str, given: object) -> int:
-    value = plain.whole(given)
-    if value is None or value < 1:
-        raise ValueError(f"{name} is {given!r}; it must be a whole number of at least 1")
-    return value
-
-
-def _as_prompts(prompt_ids: Any, vocab: int) -> list[Tensor]:
-    """One tensor (P,) int64 on the CPU per row."""
-    if isinstance(prompt_ids, Mapping) and "input_ids" in prompt_ids:
-        return _as_prompts(_without_padding(prompt_ids), vocab)
-    try:
-        if not isinstance(prompt_ids, Tensor) and len(prompt_ids) and not _is_number(prompt_ids[0]):
-            prompts = [torch.as_tensor(p) for p in prompt_ids]
-        else:
-            whole = torch.as_tensor(prompt_ids)
-            prompts = list(whole) if whole.dim() == 2 else [whole]
-    except (TypeError, ValueError, RuntimeError, LookupError) as error:
-        raise ValueError(
-            f"prompt_ids is {type(prompt_ids).__name__}; it must be token ids (P,) or (B,P), such "
-            "as model.encode(text)"
-        ) from error
-    if not prompts:
-        raise ValueError("the prompt is empty; it needs at least one token")
-    return [_checked_prompt(p, vocab) for p in prompts]
-
-
-def _without_padding(encoding: Mapping[str, Any]) -> Any:
-    """The ids that a tokenizer's encoding holds: (P,), (B,P), or a list of B rows."""
-    ids, mask = encoding["input_ids"], encoding.get("attention_mask")
-    if mask is None:
-        return ids
-    try:
-        pairs = zip(ids, mask, strict=True) if np.ndim(mask[0]) else [(ids, mask)]
-        return [torch.as_tensor(i)[torch.as_tensor(m).bool()] for i, m in pairs]
-    except (TypeError, ValueError, RuntimeError, LookupError) as error:
-        raise ValueError(
-            "prompt_ids has an attention_mask that does not fit its input_ids; pass them as the "
-            "tokenizer returned them"
-        ) from error
-
-
-def _checked_prompt(prompt: Tensor, vocab: int) -> Tensor:
-    floats = prompt.is_floating_point() or prompt.is_complex()
-    floats = floats and bool(prompt.numel())  # an empty list has no type of its own
-    if prompt.dim() != 1 or floats or prompt.dtype == torch.bool:
-        raise ValueError(
-            f"prompt_ids has shape {tuple(prompt.shape)} and type {prompt.dtype}; "
-            "it must be integer token ids (P,) or (B,P)"
-        )
-    if not len(prompt):
-        raise ValueError("the prompt is empty; it needs at least one token")
-    prompt = prompt.to("cpu", torch.int64)  # some unsigned types have no minimum
-    if prompt.min() < 0 or prompt.max() >= vocab:
-        raise ValueError(
-            f"prompt_ids has values from {prompt.min()} to {prompt.max()}; "
-            f"the vocabulary has ids 0 to {vocab - 1}"
-        )
-    return prompt
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, complex)) or getattr(value, "ndim", None) == 0
 
 
 def _row_seeds(seed: int | Sequence[int], batch: int) -> tuple[int, ...]:

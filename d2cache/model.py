@@ -359,6 +359,27 @@ class Model(nn.Module):
             return [prompts.encoded(tokenizer, self.config.mask_id, one) for one in given]
         return prompts.encoded(tokenizer, self.config.mask_id, given)
 
+    @overload
+    def encode_gaps(self, text: str) -> Tensor: ...
+
+    @overload
+    def encode_gaps(self, text: list[str]) -> list[Tensor]: ...
+
+    def encode_gaps(self, text: str | list[str]) -> Tensor | list[Tensor]:
+        """A text with gaps -> token ids (P,) int64 with `mask_id` in the gaps; several -> a list.
+
+        A run of underscores that touches no letter or digit is a gap, and gets as many masks as it
+        has underscores: "He buys ___ of 4 apples." leaves three tokens open. The space before a gap
+        belongs to it, because a token carries its leading space. `a_b`, `__init__` and `x_` are
+        text. The text is encoded as it is, without the chat template: a document, not a question.
+
+        Raises ValueError for a text without a gap, and as `encode` does.
+        """
+        tokenizer = self._needs_tokenizer()
+        if isinstance(text, str):
+            return prompts.with_gaps(tokenizer, self.config.mask_id, text)
+        return [prompts.with_gaps(tokenizer, self.config.mask_id, one) for one in text]
+
     def decode(self, ids) -> str:
         """Answer ids (G,) -> text up to the first end-of-text token, without masks."""
         tokenizer = self._needs_tokenizer()

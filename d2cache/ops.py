@@ -105,19 +105,24 @@ def rows_at(x: Tensor, at: Tensor) -> Tensor:
 
 
 @replaceable
-def top_k_mask(score: Tensor, eligible: Tensor, k: int) -> Tensor:
+def top_k_mask(score: Tensor, eligible: Tensor, k: int | Tensor) -> Tensor:
     """(B,T) bool: the k highest eligible scores above -inf; ties go to the leftmost position.
 
-    Confidence saturates at exactly 1.0, so ties are common and their order matters.
+    k: a number, or (B,1) int64 one per row. Confidence saturates at exactly 1.0, so ties are
+    common and their order matters.
     """
     score = score.masked_fill(~eligible, float("-inf"))
     top = score.sort(dim=1, descending=True, stable=True)
-    picked = torch.zeros_like(eligible).scatter_(1, top.indices[:, :k], True)
+    if isinstance(k, Tensor):
+        best = torch.arange(score.shape[1], device=score.device) < k
+        picked = torch.zeros_like(eligible).scatter_(1, top.indices, best)
+    else:
+        picked = torch.zeros_like(eligible).scatter_(1, top.indices[:, :k], True)
     return picked & (score > float("-inf"))
 
 
 @replaceable
-def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int) -> Tensor:
+def moved_most(new: Tensor, old: Tensor, eligible: Tensor, k: int | Tensor) -> Tensor:
     """(B,T) bool: the k eligible rows of lowest cosine similarity between two stores.
 
     new, old (B,Hkv,T,D): heads are concatenated. dLLM-Cache's V-verify (arXiv 2506.06295). Rows
@@ -134,12 +139,13 @@ def search_window(masked: Tensor, inside: Tensor, at: Tensor, size, k: int) -> T
     """(B,T) bool: masked positions from the current block's start to the end of the block with the
     k-th mask (of the last block if there are fewer).
 
-    masked, inside (the current block): (B,T) bool; at (T,) positions counted from the answer's
-    start; size: block length, a number or (B,1). The public code's bound on d2Cache's stage 1.
+    masked, inside (the current block): (B,T) bool; at (T,) or (B,T) positions counted from the
+    answer's start; size: block length, a number or (B,1). The public code's bound on d2Cache's
+    stage 1.
     """
-    last = torch.where(masked.cumsum(1) >= k, at, at[-1]).amin(1, keepdim=True)
+    last = torch.where(masked.cumsum(1) >= k, at, at[..., -1:]).amin(1, keepdim=True)
     end = (last.div(size, rounding_mode="floor") + 1) * size
-    start = torch.where(inside, at, at[-1]).amin(1, keepdim=True)
+    start = torch.where(inside, at, at[..., -1:]).amin(1, keepdim=True)
     return masked & (at >= start) & (at < end)
 
 

@@ -71,14 +71,16 @@ def watched(steps: Iterable[Step], what: str = "", asked: bool | None = None) ->
     if first is None:
         return
     run = first.run
-    with Bar(what or run.policy, run.gen_length * len(run.seeds), asked, unit="token") as bar:
+    total = run.gen_length * len(run.seeds)
+    if first.before.given is not None:
+        total = int(first.before.masked.sum())
+    with Bar(what or run.policy, total, asked, unit="token") as bar:
         yield first
         for step in steps:
-            bar.show(functools.partial(_written, step))
+            bar.show(functools.partial(_written, step, total))
             yield step
 
 
-def _written(step: Step) -> int:
+def _written(step: Step, total: int) -> int:
     """Answer tokens on the canvas after a step, all rows together."""
-    canvas = step.after
-    return int((~canvas.masked[:, canvas.prompt_length :]).sum())
+    return total - int(step.after.masked.sum())

@@ -1,13 +1,16 @@
-"""Texts and chats -> token ids, by the checkpoint's tokenizer and chat template."""
+"""Texts, chats and texts with gaps -> token ids, by the checkpoint's tokenizer."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+# underscores that touch no letter, digit or other underscore, and the one space before them
+GAP = re.compile(r" ?(?<!\w)_+(?!\w)")
 Chat = Sequence[Mapping[str, str]]  # messages {"role": .., "content": ..}
 
 
@@ -15,6 +18,11 @@ def are_several(given: Any) -> bool:
     """Whether these are several prompts, texts or chats, rather than one."""
     one = isinstance(given, (str, Mapping)) or not isinstance(given, Sequence) or not given
     return not one and not isinstance(given[0], Mapping)
+
+
+def is_text(given: Any) -> TypeGuard[str | list[str]]:
+    """Whether this is a text or several, rather than token ids."""
+    return isinstance(given, str) or (are_several(given) and isinstance(given[0], str))
 
 
 def encoded(tokenizer: Any, mask_id: int, given: str | Chat) -> Tensor:
@@ -29,6 +37,34 @@ def encoded(tokenizer: Any, mask_id: int, given: str | Chat) -> Tensor:
     if mask_id in ids:
         raise ValueError("the prompt holds the text of the mask token; write it in another way")
     return torch.tensor(ids, dtype=torch.int64)
+
+
+def has_gap(text: str) -> bool:
+    """Whether `with_gaps` finds a gap in a text."""
+    return GAP.search(text) is not None
+
+
+def with_gaps(tokenizer: Any, mask_id: int, text: str) -> Tensor:
+    """A text with gaps -> ids (P,) int64 with masks in them, see `Model.encode_gaps`.
+
+    The pieces between the gaps are encoded one by one, so no token depends on a gap's length.
+    """
+    if not isinstance(text, str) or not has_gap(text):
+        raise ValueError(
+            f"the text {text!r:.60} has no gap; write underscores where words are missing, one for "
+            "each token, with a space or a sign on either side: He buys ___ of 4 apples."
+        )
+    _check_text(tokenizer, text)
+    ids, done = [], 0
+    for gap in GAP.finditer(text):
+        ids += _plain_ids(tokenizer, text[done : gap.start()])
+        ids += [mask_id] * gap[0].count("_")
+        done = gap.end()
+    return torch.tensor(ids + _plain_ids(tokenizer, text[done:]), dtype=torch.int64)
+
+
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
 def _checked_chat(tokenizer: Any, given: Any) -> list[dict[str, str]]:

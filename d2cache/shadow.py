@@ -27,8 +27,8 @@ class Shadow:
     def probability(self) -> Tensor:
         """(B,T): of each written token of the current block, unseen; inf elsewhere."""
         canvas, model = self.canvas, self.model
-        self.rows = canvas.block_length
-        inside = canvas.block & (canvas.position >= canvas.prompt_length)
+        inside = canvas.block & canvas.answer
+        self.rows = canvas.block_length if canvas.given is None else int(inside.sum(1).amax())
         target = inside.int().argsort(dim=1, descending=True, stable=True)[:, : self.rows]
         index = (target - model.config.shift).clamp_min(0)  # a short block's fill may be below 0
         whole = torch.arange(self.rows, device=index.device).expand_as(index)

@@ -34,6 +34,7 @@ from d2cache.trace_format import (
     check_layout,
     checked_arrays,
     checked_header,
+    given_after,
 )
 
 LEAST_SHARE = 1 / 256  # probability of a guess that is kept
@@ -43,6 +44,8 @@ LEAST_SHARE = 1 / 256  # probability of a guess that is kept
 class Trace:
     """One recorded run. Axes: S steps, T canvas positions, G answer positions, L layers. A batch of
     B > 1 adds an axis after the steps (tokens (S+1,B,T), step_of_token (B,G)); B = 1 has none.
+    G goes from the first mask to the end; where masks stand among text, given positions are among
+    them, which no step predicts or writes: `filled` tells them apart.
 
     tokens               (S+1,T) int64    the canvas before the first step and after each step
     step_of_token        (G,)    int32    step that last wrote each position, -1 if none did
@@ -134,7 +137,7 @@ class Trace:
 
     @property
     def prompt_length(self) -> int:
-        """Positions before the answer, padding included."""
+        """Positions before the first mask, padding included."""
         return self.run["prompt_length"]
 
     @property
@@ -147,7 +150,8 @@ class Trace:
         write."""
         if self.batch == 1:
             return self
-        start = self.header["start"][b]
+        start, first = self.header["start"][b], self._first(b)
+        late = first - self.prompt_length  # answer positions before the row's own first
         steps = int(self.step_of_token[b].max()) + 1
         cut: dict[str, Any] = {}
         for name, (_, axes) in ARRAYS.items():
@@ -158,13 +162,25 @@ class Trace:
                 value = value[b] if axes[0] == "G" else value[:, b]
             if axes[0] in "SC":
                 value = value[: steps + (axes[0] == "C")]
+            if "G" in axes:
+                value = value[late:] if axes[0] == "G" else value[:, late:]
             cut[name] = value[..., start:] if axes[-1] == "T" else value
         run = self.run | {
-            "prompt_length": self.prompt_length - start,
+            "prompt_length": first - start,
+            "gen_length": self.run["gen_length"] - late,
+            "block_length": min(self.run["block_length"], self.run["gen_length"] - late),
             "seeds": [self.run["seeds"][b]],
         }
+        ranges = [[a - start, z - start] for a, z in run.pop("given", {b: ()})[b] if a > first]
+        run |= {"given": [ranges]} if ranges else {}
         cut |= self._guesses_of_row(b, steps)
         return Trace(**cut, header=self.header | {"run": run, "start": [0]})
+
+    def _first(self, b: int) -> int:
+        """The position of row b's first mask."""
+        start, p = self.header["start"][b], self.prompt_length
+        masked = ~given_after(self.run, b) & (np.arange(self.run["gen_length"]) >= start - p)
+        return p + int(masked.argmax())
 
     def _guesses_of_row(self, b: int, steps: int) -> dict[str, np.ndarray]:
         """The arrays of guesses of row b of a batch, of its first steps; {} if there are none."""
@@ -201,10 +217,28 @@ class Trace:
         return self.header["texts"].get(str(token), f"<{token}>")
 
     @property
+    def filled(self) -> np.ndarray:
+        """(G,) bool: the positions that the run was to write: all, unless masks stood among text.
+        A given position that an edit masked is among them."""
+        self._require_one_row("filled")
+        masked = (self.tokens[:, self.prompt_length :] == self.run["shape"]["mask_id"]).any(0)
+        return masked | ~given_after(self.run)
+
+    @property
     def answer(self) -> np.ndarray:
-        """(n,) int64: answer ids before the first end-of-text token, without masks."""
+        """(n,) int64: written ids before the first end-of-text token, without masks. Where masks
+        stood among text, an end-of-text token counts only after the last given position."""
         self._require_one_row("answer")
-        return answer_ids(self.tokens[-1, self.prompt_length :], self.run["shape"])
+        return answer_ids(self.tokens[-1, self.prompt_length :], self.run["shape"], self.filled)
+
+    @property
+    def text_ids(self) -> np.ndarray:
+        """(n,) int64: the whole text in the end, given and written ids up to where the answer ends,
+        without masks and end-of-text tokens, for `Model.decode`."""
+        self._require_one_row("text_ids")
+        shape, ids = self.run["shape"], self.tokens[-1]
+        end = self.prompt_length + end_of(ids[self.prompt_length :], shape["eos_id"], self.filled)
+        return ids[:end][~np.isin(ids[:end], (shape["mask_id"], shape["eos_id"]))]
 
     @property
     def recomputed_by_layer(self) -> np.ndarray:
@@ -312,28 +346,41 @@ def smallest(prompt_length: int, gen_length: int) -> int:
 def agreement(trace: Trace, other: Trace) -> float:
     """Share of the answer's tokens, 0 to 1, that two runs of one row wrote alike.
 
-    Counted up to the later of their first end-of-text tokens: what follows is no answer.
+    Counted up to the later of their first end-of-text tokens: what follows is no answer. Given text
+    is none either.
     """
-    answers, lengths = [], []
+    answers, lengths, filled = [], [], trace.filled | other.filled
     for one in (trace, other):
         eos = one.run["shape"]["eos_id"]
         ids = one.tokens[-1, one.prompt_length :].copy()
-        ends = np.flatnonzero(ids == eos)
-        lengths.append(int(ends[0]) if len(ends) else len(ids))
+        lengths.append(end_of(ids, eos, one.filled))
         ids[lengths[-1] :] = eos
         answers.append(ids)
     size = max(lengths)
-    return float((answers[0][:size] == answers[1][:size]).mean()) if size else 1.0
+    same = (answers[0] == answers[1])[:size][filled[:size]]
+    return float(same.mean()) if len(same) else 1.0
 
 
-def answer_ids(ids: np.ndarray, shape: dict) -> np.ndarray:
-    """The ids (n,) of an answer (G,) before its first end-of-text token, without masks.
+def answer_ids(ids: np.ndarray, shape: dict, filled: np.ndarray | None = None) -> np.ndarray:
+    """The ids (n,) of an answer (G,) before its end, without masks.
 
-    shape: the model's `ModelConfig` as a dict, as in a trace's header.
+    shape: the model's `ModelConfig` as a dict, as in a trace's header. filled (G,) bool: positions
+    that are the run's to write; None for all.
     """
-    ends = np.flatnonzero(ids == shape["eos_id"])
-    ids = ids[: ends[0]] if len(ends) else ids
-    return ids[ids != shape["mask_id"]]
+    filled = np.ones(len(ids), dtype=bool) if filled is None else filled
+    end = end_of(ids, shape["eos_id"], filled)
+    return ids[:end][filled[:end] & (ids[:end] != shape["mask_id"])]
+
+
+def end_of(ids: np.ndarray, eos_id: int, filled: np.ndarray) -> int:
+    """Where an answer (G,) ends: at its first end-of-text token that no given text follows, or G.
+
+    filled (G,) bool: as in `answer_ids`.
+    """
+    given = np.flatnonzero(~filled)
+    last = int(given[-1]) + 1 if len(given) else 0
+    ends = np.flatnonzero(ids[last:] == eos_id)
+    return last + int(ends[0]) if len(ends) else len(ids)
 
 
 class Totals:

@@ -87,9 +87,10 @@ def _check_run(run: Any) -> None:
     if not isinstance(run, dict):
         raise ValueError("its run configuration is not an object")
     _check_run_types(run)
-    for name in ("prompt_length", "gen_length"):
-        if run[name] < 1:
-            raise ValueError(f"{name} is {run[name]}; it must be at least 1")
+    # only where given text follows a mask may a text begin with one
+    for name, least in (("prompt_length", 0 if "given" in run else 1), ("gen_length", 1)):
+        if run[name] < least:
+            raise ValueError(f"{name} is {run[name]}; it must be at least {least}")
     for name in ("policy_knobs", "decoder_knobs"):
         for knob, value in run[name].items():
             if type(value) not in (int, float, bool) or not abs(value) < 1e12:
@@ -100,6 +101,7 @@ def _check_run(run: Any) -> None:
         raise ValueError(f"it has {length} positions; the model has room for {config.max_length}")
     if not 1 <= run["block_length"] <= run["gen_length"]:
         raise ValueError(f"block_length is {run['block_length']}, not 1 to {run['gen_length']}")
+    _check_given(run)
     edits = run.get("edits", [])
     if type(edits) is not list or len(edits) > MOST_EDITS:
         raise ValueError(f"its edits are not a list of at most {MOST_EDITS}")
@@ -107,8 +109,32 @@ def _check_run(run: Any) -> None:
         Edit.of_plain(edit).check(run["prompt_length"], length, config)
 
 
+def _check_given(run: dict[str, Any]) -> None:
+    """That the ranges of given text come in order, each with a mask before it."""
+    if "given" not in run:
+        return
+    rows, length = run["given"], run["prompt_length"] + run["gen_length"]
+    if type(rows) is not list or len(rows) != 1 or type(rows[0]) is not list or not rows[0]:
+        raise ValueError("given is not a list of ranges for one row")
+    before = run["prompt_length"]  # the first mask is there
+    for one in rows[0]:
+        if type(one) is not list or len(one) != 2 or not all(type(at) is int for at in one):
+            raise ValueError(f"given has {str(one)[:40]!r}, not a start and a stop")
+        if not before < one[0] < one[1] <= length:
+            raise ValueError(f"given has the range {one}, which is out of order or of the canvas")
+        before = one[1]
+
+
+def given_after(run: dict[str, Any], row: int = 0) -> np.ndarray:
+    """(G,) bool: positions from `prompt_length` on whose text stands there from the beginning."""
+    given = np.zeros(run["gen_length"], dtype=bool)
+    for start, stop in run["given"][row] if "given" in run else ():
+        given[start - run["prompt_length"] : stop - run["prompt_length"]] = True
+    return given
+
+
 def _check_run_types(run: dict[str, Any]) -> None:
-    for name in sorted(set(RUN_TYPES) ^ (set(run) - {"edits", "weights"})):
+    for name in sorted(set(RUN_TYPES) ^ (set(run) - {"edits", "given", "weights"})):
         raise ValueError(f"it {'lacks' if name in RUN_TYPES else 'has an unknown'} {name[:40]!r}")
     for name, kind in RUN_TYPES.items():
         if type(run[name]) is not kind or (kind is str and len(run[name]) > 200):
@@ -224,6 +250,9 @@ def _check_values(arrays: Arrays, run: dict[str, Any], config: ModelConfig) -> N
         raise ValueError("a position was written at a step that has no confidence for it")
     if not (arrays["tokens"][:-1, p:] == config.mask_id).any(1).all():
         raise ValueError("a step starts from a canvas without a mask")
+    first = arrays["tokens"][0, p:] != config.mask_id
+    if "given" in run and (first != given_after(run)).any():
+        raise ValueError("its first canvas has other given positions than its run says")
     mass = arrays["rollout"][~np.isnan(arrays["rollout"])]
     if not ((mass >= -1e-3) & (mass <= 1.01 * length)).all():
         raise ValueError(f"rollout has values outside 0 to {length}")

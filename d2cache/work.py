@@ -64,9 +64,13 @@ class Work:
             # change nothing
             if not wanted:
                 return None
-            gen = canvas.tokens.shape[1] - canvas.prompt_length
-            drawn = torch.stack([torch.rand(gen, generator=g) for g in self.generators])
-            drawn = torch.nn.functional.pad(drawn, (canvas.prompt_length, 0))
+            length, pad = canvas.tokens.shape[1], torch.nn.functional.pad
+            drawn = torch.stack(
+                [
+                    pad(torch.rand(length - first, generator=g), (first, 0))
+                    for g, first in zip(self.generators, canvas.firsts, strict=True)
+                ]
+            )
             return drawn.to(self.model.device, non_blocking=True)
 
         return uniform(self.decoder.temperature > 0), uniform(self.decoder.draws)
@@ -89,7 +93,8 @@ class Work:
         self.stuck = (canvas.live & ~accepted.any(1)).any() | broken
         shadow = Shadow(self.model, self.policy.kv, canvas)
         tokens = self.tokens_after(canvas, candidates, accepted, shadow)
-        after = replace(canvas, tokens=tokens, step=canvas.step + 1)
+        given = self.edits.given(canvas.step, canvas.given, canvas.mask_id)
+        after = replace(canvas, tokens=tokens, step=canvas.step + 1, given=given)
         step = Step(
             self.run,
             canvas.step,

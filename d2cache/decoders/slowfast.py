@@ -11,6 +11,8 @@ from d2cache.decoders.base import Decoder
 from d2cache.model import Model
 from d2cache.registry import knob
 
+NOWHERE = -10  # left of every position, and not close to the first
+
 
 @dataclass
 class SlowFast(Decoder, key="slowfast"):
@@ -31,8 +33,8 @@ class SlowFast(Decoder, key="slowfast"):
 
     def begin(self, model: Model, canvas: Canvas) -> None:
         zero = torch.zeros_like(canvas.start)
-        self.end = zero  # (B,) where the fast stretch ends
-        self.seen = zero - 10  # (B,) the last position in sight, one step ago
+        self.end = zero + NOWHERE  # (B,) where the fast stretch ends
+        self.seen = zero + 2 * NOWHERE  # (B,) the last position in sight, one step ago
         self.slow = zero  # (B,) slow steps in a row
 
     def accept(self, canvas: Canvas, candidates: Candidates) -> Tensor:
@@ -40,12 +42,12 @@ class SlowFast(Decoder, key="slowfast"):
         stretch = eligible & (canvas.position <= self.end[:, None])
         fast = stretch.any(1)
         sight = eligible & (candidates.confidence > self.low)
-        end = torch.where(sight, canvas.position, -1).amax(1)
+        end = torch.where(sight, canvas.position, NOWHERE).amax(1)
         self.slow = torch.where(fast, 0, self.slow + 1)
         # two values have variance below 1 if they are less than 2 apart
         settled = ((end - self.seen).abs() < 2) & (self.slow > 1)
         settled = ~fast & (settled | (self.slow >= self.cycles))
-        self.end = torch.where(fast, self.end, torch.where(settled, end, -1))
+        self.end = torch.where(fast, self.end, torch.where(settled, end, NOWHERE))
         self.seen, self.slow = end, torch.where(settled, 0, self.slow)
         among = torch.where(fast[:, None], stretch, eligible)
         sure = among & (candidates.confidence >= self.threshold)

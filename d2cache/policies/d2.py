@@ -72,7 +72,7 @@ class D2Cache(CachePolicy, key="d2"):
         # as shipped: what was left of the block before the write; a finished row has none left
         inside = before.block & before.masked if self.as_shipped else canvas.block
         size = inside.sum(1, keepdim=True).clamp_min(1) if self.as_shipped else canvas.block_length
-        at = canvas.position - canvas.prompt_length
+        at = canvas.position - canvas.first
         window = ops.search_window(canvas.masked, inside, at, size, self.current_k)
         # float64: adding 1 inside the block must not round small scores together
         return ops.top_k_mask(base.double() + inside, window, self.current_k)

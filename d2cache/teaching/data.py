@@ -52,7 +52,7 @@ def turns(source: Source) -> list[tuple[str, str, int]]:
     """
     rng = source.rng
     family = rng.choices(list(MIX), list(MIX.values()))[0]
-    if family == "holes":
+    if tasks.FAMILIES[family].gaps:
         return [("", _text_with_gaps(source), GAP)]
     if family == "facts" and rng.random() < 0.6:
         facts, asked = tasks.draw_questions(rng, rng.randint(2, 4))
@@ -71,7 +71,7 @@ def turns(source: Source) -> list[tuple[str, str, int]]:
 def _text_with_gaps(source: Source) -> str:
     """A text in which gaps will be masked: a question with its answer, or a part of them alone."""
     rng = source.rng
-    texts = [key for key in MIX if key != "holes"]
+    texts = [key for key in MIX if not tasks.FAMILIES[key].gaps]
     family = rng.choices(texts, [MIX[key] for key in texts])[0]
     problem = source.draw(family)
     if family in BARE and rng.random() < 0.4:

@@ -40,7 +40,8 @@ def exam(
 ) -> dict:
     """Decode `count` held-out problems; -> accuracy, mean steps per problem, seconds, failures.
 
-    shots: solved training problems of the family shown before each question. block_length: of
+    shots: solved training problems of the family shown before each question; ValueError in a family
+    of texts with gaps. block_length: of
     semi-autoregressive decoding, None for the whole answer as one block. progress: called after
     each step with a function that counts the answers so far.
 
@@ -49,10 +50,18 @@ def exam(
     failures: [(problem, text)].
     """
     problems = held_out(family, count, seed)
-    rng = random.Random(f"shots {family} {seed}")
-    solved = [[tasks.draw(family, rng, held_out=False) for _ in range(shots)] for _ in problems]
-    prompts = [model.encode(tasks.few_shot(s, p)) for s, p in zip(solved, problems, strict=True)]
-    settings = {"gen_length": tasks.ANSWER_LENGTH[family], "block_length": block_length}
+    settings = {"block_length": block_length}
+    if tasks.FAMILIES[family].gaps:
+        if shots:
+            raise ValueError(f"shots is {shots}; it must be 0 for {family}: texts with gaps")
+        prompts = model.encode_gaps([problem.prompt for problem in problems])
+        settings |= {"gen_length": 0, "stop_at_eos": False}
+    else:
+        rng = random.Random(f"shots {family} {seed}")
+        solved = [[tasks.draw(family, rng, held_out=False) for _ in range(shots)] for _ in problems]
+        shown = [tasks.few_shot(s, p) for s, p in zip(solved, problems, strict=True)]
+        prompts = [model.encode(text) for text in shown]
+        settings |= {"gen_length": tasks.ANSWER_LENGTH[family], "stop_at_eos": True}
     failures, total, begin = [], 0, time.perf_counter()
     for i, text, steps in _answers(model, prompts, policy, decoder, batch, settings, progress):
         total += steps
@@ -84,15 +93,18 @@ def _answers(
     for at in range(0, len(prompts), batch):
         part = order[at : at + batch]
         chosen = [prompts[i] for i in part]
-        run = generate(model, chosen, make_policy(policy), decoder, stop_at_eos=True, **settings)
+        run = generate(model, chosen, make_policy(policy), decoder, **settings)
         steps = torch.zeros(len(part), dtype=torch.long, device=model.device)
         for step in run:
             steps += step.before.live  # answers that have ended take no more steps
             if progress is not None:
                 progress(functools.partial(_ended, at, step))
-        answers = step.after.tokens[:, step.after.prompt_length :].cpu()
-        for i, ids, count in zip(part, answers, steps.tolist(), strict=True):
-            yield i, model.decode(ids).strip(), count
+        canvas = step.after
+        # of a text with gaps the whole, of a question the answer
+        first = canvas.start if canvas.given is not None else steps * 0 + canvas.prompt_length
+        ends = zip(part, canvas.tokens.cpu(), first.tolist(), steps.tolist(), strict=True)
+        for i, ids, at, count in ends:
+            yield i, model.decode(ids[at:]).strip(), count
 
 
 def _ended(earlier: int, step: Step) -> int:

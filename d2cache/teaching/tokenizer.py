@@ -12,14 +12,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from d2cache.teaching.data import Source
 from d2cache.teaching.tasks import FAMILIES
+from d2cache.teaching.tasks.vocabulary import PIECES
 from d2cache.weights import FREQUENCY
 
 END = "<|endoftext|>"
 MASK = "<|mdm_mask|>"
-
-# a new line with its indent, a possessive, one digit, a word, the next word of a compound name, a
-# sequence of signs, other white space
-PIECES = r"\n *|'s| ?[0-9]| ?[A-Za-z]+|_[A-Za-z]*| ?[^\sA-Za-z0-9_]+|\s+"
 
 # the prompt always opens the answer: every "Q:" is followed by its "A:"
 CHAT_TEMPLATE = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
@@ -28,9 +25,7 @@ CHAT_TEMPLATE = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
 def training_texts(seed: int, samples: int) -> Iterator[str]:
     """``samples`` training problems of each family, as the model sees them."""
     source = Source(random.Random(seed))
-    for family in FAMILIES:
-        if family == "holes":  # these are texts of the others
-            continue
+    for family in (key for key, one in FAMILIES.items() if not one.gaps):
         for _ in range(samples):
             problem = source.draw(family)
             yield f"Q: {problem.prompt}\nA: {problem.answer}\n\n"

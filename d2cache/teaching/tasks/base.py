@@ -48,6 +48,7 @@ class Family(ABC):
     order: int  # place among the families: the rows of tables and the draws of a seed follow it
     answer_length: int  # canvas, in tokens: the longest answer, its end token and spare room
     weight: int  # share of the training rows, relative to the other families
+    gaps: ClassVar[bool] = False  # whether its problems are texts with gaps, not questions
 
     def __init_subclass__(cls, key: str, **kwargs):
         super().__init_subclass__(**kwargs)

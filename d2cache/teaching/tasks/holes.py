@@ -8,10 +8,10 @@ import random
 import re
 from collections.abc import Iterator
 
+from d2cache.prompts import GAP
 from d2cache.teaching.tasks.base import Family, Problem, is_held_out
 from d2cache.teaching.tasks.vocabulary import PIECES
 
-GAP = re.compile(r" ?(?<![A-Za-z0-9_])(_+)(?![A-Za-z0-9_])")
 SOURCES = {
     "word": 3,
     "arithmetic": 3,
@@ -31,7 +31,7 @@ def split_gaps(text: str) -> list[str | int]:
     """The text in parts: what is given (str) and, for each gap, its number of tokens (int)."""
     parts, end = [], 0
     for found in GAP.finditer(text):
-        parts += [text[end : found.start()], len(found.group(1))]
+        parts += [text[end : found.start()], found.group().count("_")]
         end = found.end()
     return [part for part in (*parts, text[end:]) if part != ""]
 
@@ -126,6 +126,7 @@ class Holes(Family, key="holes"):
     title = "gaps in a text"
     order = 10
     answer_length = 256
+    gaps = True
     weight = 12
 
     def make(self, rng: random.Random) -> Problem:
