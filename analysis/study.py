@@ -22,6 +22,7 @@ import pandas as pd
 
 import d2cache
 from d2cache import command
+from d2cache.bundled import FAMILIES
 from d2cache.command import names, places, real, whole
 from d2cache.decoders import Decoder
 from d2cache.models import default_dtype, pick_devices
@@ -166,7 +167,8 @@ def parse(argv=None) -> Namespace:
     add("--block-length", type=whole(1), metavar="N", help="default: one block")
     add("--problems", type=whole(1), default=100, metavar="N", help="per family")
     add("--seed", type=whole(0), default=1, metavar="N")
-    add("--families", type=names, default=list(tasks.FAMILIES), metavar="NAME,..")
+    families_help = "all: also those that the bundled model was not trained on"
+    add("--families", type=names, default=[*FAMILIES], metavar="NAME,..", help=families_help)
     add("--model", default="tiny")
     add("--weights", choices=["fp8"], help="weights in 8 bits; default: in the device's dtype")
     where = parser.add_mutually_exclusive_group()
@@ -188,9 +190,11 @@ def check(args: Namespace) -> None:
     """Replace names by what they name; raises ValueError for what cannot be studied."""
     for policy in args.policies:
         d2cache.make_policy(policy)
+    if args.families == ["all"]:
+        args.families = list(tasks.FAMILIES)
     for family in args.families:
         if family not in tasks.FAMILIES:
-            allowed = ", ".join(tasks.FAMILIES)
+            allowed = ", ".join((*tasks.FAMILIES, "all"))
             raise ValueError(f"unknown family {family!r}; choose from {allowed}")
     sigma = {} if args.sigma is None else {"sigma": args.sigma}
     args.decoders = [d2cache.make_decoder(name, **sigma) for name in args.decoders]

@@ -13,7 +13,7 @@ from typing import Any
 import d2cache
 from analysis.page import stored
 from analysis.page.query import LONGEST_ANSWER, Asked, Lane
-from d2cache import CachePolicy, Decoder
+from d2cache import CachePolicy, Decoder, bundled
 from d2cache.models import size
 from d2cache.registry import Knob, Registered, describe, knobs, shared_knobs, title
 from d2cache.teaching import tasks
@@ -45,7 +45,7 @@ class Control:
 def problem_controls(offered: Mapping[str, str], prompt: str) -> list[Control]:
     """The model, an example problem's family, and the prompt. offered: label -> model."""
     models = tuple((_model_title(label, name), label) for label, name in offered.items())
-    families = tuple((name, name) for name in tasks.FAMILIES)
+    families = tuple((tasks.FAMILIES[key].title, key) for key in bundled.FAMILIES)
     only_tiny = list(offered) == ["tiny"]
     return [
         Control(

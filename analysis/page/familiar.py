@@ -6,6 +6,7 @@ import functools
 import random
 import re
 
+from d2cache import bundled
 from d2cache.teaching import tasks
 from d2cache.teaching.tasks import vocabulary
 
@@ -32,8 +33,8 @@ def is_familiar(prompt: str) -> bool:
 def sequences() -> frozenset[tuple[str, ...]]:
     """All that the families' prompts are made of."""
     known: set[tuple[str, ...]] = set()
-    for family in tasks.FAMILIES.values():
-        rng, since = random.Random(0), 0
+    for key in bundled.FAMILIES:
+        family, rng, since = tasks.FAMILIES[key], random.Random(0), 0
         for _ in range(MOST_DRAWN):
             new = _sequences(_kinds(family.make(rng).prompt, train=True)) - known
             known |= new

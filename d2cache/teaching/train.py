@@ -5,7 +5,7 @@ generates. The objective is LLaDA's (arXiv 2502.09992 Eq. 3: predict what is mas
 weighted by one over its masked share), over masks that include those of decoding, see
 `d2cache.teaching.masks`. Optimisers: Muon for the matrices, AdamW for the rest. Resumes from
 OUT/state.safetensors and keeps OUT/tokenizer.json if those files exist. On N GPUs of one machine:
-torchrun --nproc-per-node N -m d2cache.teaching.train ..., each with its own rows.
+torchrun --nproc-per-node N -m -- d2cache.teaching.train ..., each with its own rows.
 """
 
 from __future__ import annotations

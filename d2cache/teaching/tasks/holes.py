@@ -157,7 +157,8 @@ class Holes(Family, key="holes"):
                 yield found
 
     def correct(self, problem: Problem, text: str) -> bool:
-        """Whether a text keeps what is given, answers what it asks, and its steps hold.
+        """Whether a text keeps what is given and its length, answers what it asks, and its steps
+        hold.
 
         Facts and bare texts have one right text.
         """
@@ -166,7 +167,8 @@ class Holes(Family, key="holes"):
             r".+" if isinstance(part, int) else re.escape(part)
             for part in split_gaps(problem.prompt)
         ]
-        if not re.fullmatch("".join(given), text, re.DOTALL):
+        sizes = [len(re.findall(PIECES, one)) for one in (text, whole)]
+        if sizes[0] != sizes[1] or not re.fullmatch("".join(given), text, re.DOTALL):
             return False
         own, asked = _cut(text), _cut(whole)
         if text == whole or own is None or asked is None or problem.of == "facts":

@@ -7,6 +7,7 @@ import pytest
 from analysis.page import lessons, problems, stored
 from analysis.page.familiar import is_familiar
 from analysis.page.query import Link
+from d2cache import bundled
 from d2cache.teaching import tasks
 
 OWN = (
@@ -35,7 +36,7 @@ FOREIGN = (
 )
 
 
-@pytest.mark.parametrize("family", tasks.FAMILIES)
+@pytest.mark.parametrize("family", bundled.FAMILIES)
 def test_held_out_problems_are_familiar(family):
     rng = random.Random(5)
     assert all(is_familiar(tasks.draw(family, rng, held_out=True).prompt) for _ in range(60))
