@@ -36,6 +36,10 @@ def split_gaps(text: str) -> list[str | int]:
     return [part for part in (*parts, text[end:]) if part != ""]
 
 
+def _count(text: str) -> int:
+    return len(re.findall(PIECES, text))
+
+
 def _may_hide(pieces: list[str], start: int, end: int) -> bool:
     """Whether a gap over these pieces can be told from the text around it."""
     before, after = "".join(pieces[:start])[-1:], pieces[end]
@@ -70,7 +74,7 @@ def _with_gaps(pieces: list[str], gaps: list[tuple[int, int]]) -> str:
 
 def _hide(rng: random.Random, head: str, tail: str, of: str) -> Problem | None:
     """The problem to fill gaps that are in ``tail``; None where no gaps could be drawn."""
-    pieces, first = re.findall(PIECES, head + tail), len(re.findall(PIECES, head))
+    pieces, first = re.findall(PIECES, head + tail), _count(head)
     gaps = _choose_gaps(rng, pieces, first) if first + 2 <= len(pieces) <= MOST_PIECES else []
     if not gaps or GAP.search(head + tail):
         return None
@@ -163,12 +167,15 @@ class Holes(Family, key="holes"):
         Facts and bare texts have one right text.
         """
         text, whole = text.strip(), problem.answer
-        given = [
-            r".+" if isinstance(part, int) else re.escape(part)
+        kept = [
+            flag
             for part in split_gaps(problem.prompt)
+            for flag in ([False] * part if isinstance(part, int) else [True] * _count(part))
         ]
-        sizes = [len(re.findall(PIECES, one)) for one in (text, whole)]
-        if sizes[0] != sizes[1] or not re.fullmatch("".join(given), text, re.DOTALL):
+        if _count(text) != len(kept):
+            return False
+        pairs = zip(re.findall(PIECES, text), re.findall(PIECES, whole), kept, strict=True)
+        if any(piece != wanted for piece, wanted, given in pairs if given):
             return False
         own, asked = _cut(text), _cut(whole)
         if text == whole or own is None or asked is None or problem.of == "facts":
