@@ -217,6 +217,14 @@ class Trace:
         return self.header["texts"].get(str(token), f"<{token}>")
 
     @property
+    def asked(self) -> tuple[np.ndarray, int]:
+        """prompt_ids (P,) int64 and gen_length with which `generate` starts the same run."""
+        self._require_one_row("asked")
+        if "given" in self.run:
+            return self.tokens[0], 0
+        return self.tokens[0, : self.prompt_length], self.run["gen_length"]
+
+    @property
     def filled(self) -> np.ndarray:
         """(G,) bool: the positions that the run was to write: all, unless masks stood among text.
         A given position that an edit masked is among them."""

@@ -20,6 +20,7 @@ from analysis.page.events import LiveEvents, decoder_of, ending, link, trace_eve
 from analysis.page.memory import give_back
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
+from d2cache.prompts import has_gap
 from d2cache.trace import Recorder, answer_ids
 
 LOG = logging.getLogger("d2cache.live")
@@ -147,8 +148,9 @@ class Board:
 
     def share(self) -> float:
         """How much of what runs here has been made, 0 to 1: of masks that are written."""
-        running = [run.written for run in self.runs if run.steps is not None]
-        return sum(running) / (len(running) * self.wanted.gen_length) if running else 1.0
+        running = [run for run in self.runs if run.steps is not None]
+        blank = [run.events.blank if run.events else self.wanted.gen_length for run in running]
+        return sum(run.written for run in running) / sum(blank) if running else 1.0
 
     def opening(self) -> list[dict]:
         """What the stage is told before lanes run: the link, and what those that have run before
@@ -299,9 +301,12 @@ def _guarded(board: Board, run: Run) -> list[dict]:
 def describe_edit(edit: d2cache.Edit, model: d2cache.Model, asked: Asked) -> str:
     """An edit in plain words: tokens as text, positions counted from 1 in prompt or answer."""
     tokenizer: Any = model.tokenizer
-    prompt_length = len(model.encode(asked.prompt))
+    gaps = has_gap(asked.prompt)
+    prompt_length = 0 if gaps else len(model.encode(asked.prompt))
 
     def place(at: int) -> str:
+        if gaps:
+            return f"position {at + 1}"
         if at < prompt_length:
             return f"prompt position {at + 1}"
         return f"answer position {at - prompt_length + 1}"
@@ -327,11 +332,12 @@ def summary(run: Run, first: Run) -> dict:
     answer positions that hold the same token as in the first lane."""
     trace = run.finished
     answer, other = (t.tokens[-1][t.prompt_length :] for t in (trace, first.finished))
+    filled = trace.filled | first.finished.filled
     return {
-        "text": run.text(answer),
+        "text": run.text(trace.text_ids if "given" in trace.run else answer),
         "lane": str(run.lane),
         "model": trace.run["model"],
         "device": trace.run["device"],
         **trace.totals,
-        "agreement": float((answer == other).mean()),
+        "agreement": float((answer == other)[filled].mean()),
     }

@@ -64,7 +64,7 @@ def problem_controls(offered: Mapping[str, str], prompt: str) -> list[Control]:
             "word",
             options=families,
         ),
-        Control("prompt", "text", "Prompt", prompt),
+        Control("prompt", "text", "Prompt", prompt, "___ in it is a gap of three tokens to fill"),
     ]
 
 

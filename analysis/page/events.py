@@ -17,6 +17,7 @@ from d2cache import ModelConfig, Part, Step, Trace, policies
 from d2cache.canvas import Run
 from d2cache.registry import title
 from d2cache.trace import Totals, answer_ids, density_of, density_sigma
+from d2cache.trace_format import given_after
 
 LEAST_SHARE = 0.01  # of a guess that is sent
 FINEST = 0.05  # change of a share that is sent
@@ -90,6 +91,9 @@ class Events:
     """The events of one run, step by step: start, then rec and totals for each step (and truth,
     where a `probes.Truth` looked at it), then end.
 
+    A start holds the text of the prompt, and where masks stand among text also given: the positions
+    of text after the first mask, each with its text.
+
     The run's place: board, a text that runs shown side by side share (default: the run's own key);
     lane, its number there from 0; name, a short label (default: the policy); branch, {lane, step,
     says} of the run that it branches off, or None; truth, whether truth events will follow.
@@ -138,10 +142,14 @@ class Events:
         self.by_layer, self.layers = by_layer, run["shape"]["layers"]
         self.length = run["prompt_length"] + run["gen_length"]
         self.totals = Totals(ModelConfig(**run["shape"]), self.length)
+        self.filled = ~given_after(run)  # (G,): positions that the run is to write
 
-    def start(self, prompt: np.ndarray, rollout: bool, stored: bool = False, steps: int = 0):
-        run, texts = self.run, self.texts(prompt)
-        grid = grids.grid(texts, run["gen_length"])
+    def start(self, canvas: np.ndarray, rollout: bool, stored: bool = False, steps: int = 0):
+        """canvas (T,): before the first step."""
+        run, texts = self.run, self.texts(canvas)
+        given = [[int(at), texts[at]] for at in np.flatnonzero(~self.filled) + run["prompt_length"]]
+        prompt = texts[: run["prompt_length"]]
+        grid = None if given else grids.grid(prompt, run["gen_length"])
         return {
             "k": "start",
             "run": self.key,
@@ -157,7 +165,8 @@ class Events:
             "block_length": run["block_length"],
             "knobs": {"policy": run["policy_knobs"], "decoder": run["decoder_knobs"]},
             "sigma": density_sigma(run["policy_knobs"], run["decoder_knobs"]),
-            "prompt": texts,
+            "prompt": prompt,
+            **({"given": given} if given else {}),
             "rollout": rollout,
             "stored": stored,
             "eos": [self.text(run["shape"]["eos_id"])],
@@ -201,7 +210,9 @@ class Events:
         self.totals.add(
             rows, done.work, done.predicted, was_masked, int(changed.sum()), done.seconds
         )
-        totals = self.totals.report(len(answer_ids(done.after[p:], self.run["shape"])))
+        self.filled = self.filled | (done.after[p:] == mask_id)  # an edit may mask given text
+        answer = answer_ids(done.after[p:], self.run["shape"], self.filled)
+        totals = self.totals.report(len(answer))
         return [
             record,
             {
@@ -295,11 +306,11 @@ def trace_events(
     looks: of `probes.Truth`, for the steps that have one. decode: of the model's tokenizer, for
     characters of several tokens; a trace alone knows the text of single ones. place: board, lane,
     name, branch of `Events`."""
-    p, by_layer = trace.prompt_length, trace.parts is not None
+    by_layer = trace.parts is not None
     looked = {look.step: look for look in looks or ()}
     events = Events(key, trace.run, by_layer, trace.text_of, decode, truth=bool(looked), **place)
     has_rollout = not np.isnan(trace.rollout).all()
-    out = [events.start(trace.tokens[0, :p], has_rollout, stored, len(trace.seconds))]
+    out = [events.start(trace.tokens[0], has_rollout, stored, len(trace.seconds))]
     for s in range(len(trace.seconds)):
         out += events.step(step_of(trace, s, has_rollout))
         out += [events.truth(looked[s])] if s in looked else []
@@ -356,7 +367,7 @@ class LiveEvents:
         decode = decoder_of(step.run.tokenizer)
         self.events = Events(key, settings, by_layer, self.text, decode, **place)
         self.canvas, self.has_rollout = step.before, step.rollout is not None
-        self.written = 0  # answer positions
+        self.written, self.blank = 0, int(step.before.masked.sum())  # answer positions, of these
 
     def text(self, token: int) -> str:
         if token not in self.texts:
@@ -365,12 +376,11 @@ class LiveEvents:
         return self.texts[token]
 
     def start(self) -> dict:
-        prompt = self.canvas.tokens[0, : self.run.prompt_length].cpu().numpy()
-        return self.events.start(prompt, self.has_rollout)
+        return self.events.start(self.canvas.tokens[0].cpu().numpy(), self.has_rollout)
 
     def step(self, step: Step) -> list[dict]:
         p = self.run.prompt_length
-        self.written = self.run.gen_length - int((step.tokens[0] == step.before.mask_id).sum())
+        self.written = max(0, self.blank - int(step.after.masked.sum()))
         ids, shares = step.likeliest
         top, share = ids[0].cpu().numpy(), shares[0].float().cpu().numpy()
         target = step.rows.target[0].tolist()

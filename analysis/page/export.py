@@ -172,6 +172,10 @@ def shortened(text: str, most: int = LONGEST_TITLE) -> str:
 
 
 def prompt_of(trace: Trace) -> str:
-    """The prompt as its tokens read, on one line."""
-    ids = trace.tokens[0, : trace.prompt_length]
-    return " ".join("".join(trace.text_of(int(i)) for i in ids).split())
+    """The prompt as its tokens read, on one line; gaps in a text as underscores."""
+    ids, _ = trace.asked
+    mask_id, words = trace.run["shape"]["mask_id"], ""
+    for before, token in zip((mask_id, *ids), ids, strict=False):
+        space = " " if token == mask_id != before else ""
+        words += f"{space}_" if token == mask_id else trace.text_of(int(token))
+    return " ".join(words.split())

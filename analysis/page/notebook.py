@@ -36,8 +36,9 @@ def cell(trace: Trace, prompt: str | None = None, model: str | None = None) -> s
             f"the trace has {trace.batch} rows, a cell makes one: take trace.row(b) of this batch"
         )
     run = trace.run
-    ids = [int(i) for i in trace.tokens[0, : trace.prompt_length]]
-    known = f"model.encode({prompt!r})" if prompt is not None else repr(ids)
+    ids, gen_length = trace.asked
+    encode = "encode" if gen_length else "encode_gaps"
+    known = f"model.{encode}({prompt!r})" if prompt is not None else repr(ids.tolist())
     settings = f"dtype=torch.{run['dtype']}"  # on another device its default may be another
     settings += ", weights='fp8'" if "weights" in run else ""
     lines = ["import torch\n", "import d2cache\n"]
@@ -47,7 +48,7 @@ def cell(trace: Trace, prompt: str | None = None, model: str | None = None) -> s
         lines.append(f"{kind} = d2cache.make_{kind}({', '.join(given)})")
     lines.append("steps = d2cache.generate(\n    model, prompt, policy, decoder,")
     lines.append(
-        f"    gen_length={run['gen_length']}, block_length={run['block_length']}, "
+        f"    gen_length={gen_length}, block_length={run['block_length']}, "
         f"seed={run['seeds'][0]}, stop_at_eos={run['stop_at_eos']},"
     )
     edits = [str(Edit.of_plain(one)) for one in run.get("edits", [])]
@@ -55,5 +56,6 @@ def cell(trace: Trace, prompt: str | None = None, model: str | None = None) -> s
         parsed = "".join(f"        d2cache.Edit.parse({one!r}),\n" for one in edits)
         lines.append(f"    edits=[\n{parsed}    ],")
     lines += [")", "trace = d2cache.Trace.record(steps)"]
-    lines.append("print(model.decode(trace.answer), trace.totals, sep='\\n')")
+    shown = "answer" if gen_length else "text_ids"
+    lines.append(f"print(model.decode(trace.{shown}), trace.totals, sep='\\n')")
     return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from d2cache import CachePolicy, Decoder, Edit, Model, Step, generate, make_decoder, make_policy
+from d2cache.prompts import has_gap
 from d2cache.registry import Registered, knobs
 
 LONGEST_PROMPT = 4000  # characters
@@ -209,16 +210,20 @@ class Asked:
         )
 
     def generate(self, lane: Lane, model: Model, policy: CachePolicy) -> Iterator[Step]:
-        """The steps of one of its lanes; policy: the lane's own, as `Lane.make_policy` makes it."""
+        """The steps of one of its lanes; policy: the lane's own, as `Lane.make_policy` makes it.
+
+        A prompt with gaps is a text to complete: it gets no chat template and no further masks.
+        """
+        gaps = has_gap(self.prompt)
         return generate(
             model,
-            model.encode(self.prompt),
+            model.encode_gaps(self.prompt) if gaps else model.encode(self.prompt),
             policy,
             lane.make_decoder(),
-            gen_length=self.gen_length,
+            gen_length=0 if gaps else self.gen_length,
             block_length=self.block_length or None,
             seed=self.seed,
-            stop_at_eos=not self.full,
+            stop_at_eos=not (self.full or gaps),
             edits=lane.edits,
         )
 

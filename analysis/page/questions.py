@@ -79,7 +79,7 @@ class Questions:
         run_of = trace.run
         if "sigma" not in run_of["decoder_knobs"]:
             raise ValueError(f"the decoder {run_of['decoder']} has no certainty prior")
-        traces = {}
+        traces, (ids, gen_length) = {}, trace.asked
         for sigma in SIGMAS:
             lane = Lane(
                 run_of["policy"],
@@ -89,10 +89,10 @@ class Questions:
             )
             steps = d2cache.generate(
                 model,
-                trace.tokens[0, : trace.prompt_length],
+                ids,
                 lane.make_policy(),
                 lane.make_decoder(),
-                gen_length=run_of["gen_length"],
+                gen_length=gen_length,
                 block_length=run_of["block_length"],
                 seed=run_of["seeds"][0],
                 stop_at_eos=run_of["stop_at_eos"],

@@ -186,7 +186,9 @@ function planLane(ctx, run) {
     const d = chipData(run, p, last),
       text = d.eos ? "end" : visible(d.text);
     widths.push(
-      d.write ? Math.min(WIDTH - 2 * PAD, Math.ceil(ctx.measureText(text).width) + 6) : 14,
+      d.write || d.state === "prompt"
+        ? Math.min(WIDTH - 2 * PAD, Math.ceil(ctx.measureText(text).width) + 6)
+        : 14,
     );
   }
   const laid = laidOut(run, widths);
@@ -230,6 +232,12 @@ function drawChips(ctx, { run, widths, places }, step, top, dark, ink) {
     ctx.fillStyle = d.write
       ? css(colourAt("order", d.write.s / Math.max(1, run.expected - 1), dark))
       : ink.mask;
+    if (d.state === "prompt") {
+      // given, after a mask
+      ctx.fillStyle = ink.quiet;
+      ctx.fillText(cut(ctx, visible(d.text), w), left + 3, y + CHIP / 2 - 1);
+      continue;
+    }
     ctx.globalAlpha = d.write ? 0.18 : 1;
     ctx.fillRect(left, y, w, CHIP);
     ctx.globalAlpha = 1;

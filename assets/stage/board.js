@@ -202,7 +202,8 @@ function meets(board, i, steps) {
     answer = Array.from({ length: run.G }, (_, g) => run.P + g);
   return answer.some((p) => {
     const q = placeIn(run, first, p);
-    return q !== null && writeAt(run, p, steps[i]) && writeAt(first, q, steps[0]);
+    const mine = writeAt(run, p, steps[i]);
+    return q !== null && mine && !mine.given && writeAt(first, q, steps[0]);
   });
 }
 
@@ -234,7 +235,7 @@ function raceAt(board, moment) {
     return {
       step,
       written: filledAt(run, step),
-      of: run.status === "done" ? filledAt(run, run.records.length - 1) : run.G,
+      of: run.status === "done" ? filledAt(run, run.records.length - 1) : run.blank,
       finished: over ? end : null,
       status: run.status,
     };

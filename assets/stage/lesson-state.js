@@ -35,7 +35,7 @@ function agreementOf(run, s, first, at) {
   for (let p = run.P; p < run.T; p++) {
     const a = writeAt(run, p, s),
       b = writeAt(first, p, at);
-    if (!a && !b) continue;
+    if ((!a && !b) || a?.given) continue;
     both++;
     if (a && b && a.text === b.text) same++;
   }

@@ -75,6 +75,7 @@ const MAPS = [
       for (let p = m.P; p < m.T; p++) {
         const change = changeAt(m, p, record.s),
           now = change?.s === record.s;
+        if (change?.given) continue;
         if (!change || change.text === null) out[p] = now ? t.again : t.masked;
         else out[p] = now ? t.now : t.order[change.s];
       }

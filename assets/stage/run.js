@@ -76,7 +76,16 @@ const emptyRun = () => ({
   clocks: { ms: [], flops: [] },
 });
 
+// Text given after the first mask, as a change from before the first step, which nobody wrote.
+function changesOf(ev) {
+  const changes = Array.from({ length: ev.T }, () => []);
+  for (const [pos, text] of ev.given || [])
+    changes[pos]?.push({ s: -1, text, conf: null, top: [], given: true });
+  return changes;
+}
+
 function startRun(ev) {
+  const given = (ev.given || []).length;
   return {
     ...emptyRun(),
     key: ev.run,
@@ -89,11 +98,13 @@ function startRun(ev) {
     grid: ev.grid || null,
     start: ev,
     reasons: reasonsOf(ev),
-    changes: Array.from({ length: ev.T }, () => []),
+    changes: changesOf(ev),
+    blank: ev.G - given, // answer positions that are masked at the start
+    gapped: given > 0,
     guesses: Array.from({ length: ev.G }, () => []),
     joined: new Map(), // position -> [{s, text}]: its text from step s on, see characters.py
     eos: ev.eos ? new Set(ev.eos) : EOS,
-    expected: Math.max(1, ev.steps || ev.G),
+    expected: Math.max(1, ev.steps || ev.G - given),
     name: ev.name || [ev.policy, ev.decoder].filter(Boolean).join(" · ") || "run",
     branch: ev.branch || null,
     title: ev.title || ev.policy || "run",
@@ -274,6 +285,15 @@ function chipData(run, p, s) {
       write,
       masked: true,
       again: change ? change.s : null,
+      eos: false,
+    };
+  if (write.given)
+    return {
+      state: "prompt",
+      text: write.text,
+      write: null,
+      masked: false,
+      again: null,
       eos: false,
     };
   return {

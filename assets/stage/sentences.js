@@ -33,10 +33,15 @@ function formatTotals(totals) {
   };
 }
 
-// In words a cell of a grid has a row and a column; a position counts from 1, as a step does; in the data both count from 0.
+// In words a cell of a grid has a row and a column; a position counts from 1, as a step does; in the
+// data both count from 0.
 const placeOf = (run, p) =>
   gridPlace(run.grid, p) ||
-  (p < run.P ? `prompt position ${p + 1}` : `answer position ${p - run.P + 1}`);
+  (run.gapped
+    ? `position ${p + 1}`
+    : p < run.P
+      ? `prompt position ${p + 1}`
+      : `answer position ${p - run.P + 1}`);
 // The same where a sentence begins with it.
 const startingPlace = (run, p) => placeOf(run, p).replace(/^./, (c) => c.toUpperCase());
 const tokenName = (run, text) => (run.eos.has(text) ? "end" : visible(text));
@@ -49,14 +54,15 @@ function explain(record, run, step) {
   if (!record)
     return run.records.length > step && step >= 0
       ? `Step ${step + 1}: its record was lost.`
-      : `All ${run.G} answer positions are masked; waiting for the first step.`;
+      : `All ${run.blank} ${run.gapped ? "masks are open" : "answer positions are masked"}; waiting for the first step.`;
   const written = [...record.w].sort((a, b) => a[0] - b[0]),
     n = written.length;
   const name = (text) =>
     text === null ? "a token" : run.eos.has(text) ? "the end token" : quoted(text);
-  const at = (p) => gridPlace(run.grid, p) || p - run.P + 1;
+  const at = (p) => gridPlace(run.grid, p) || (run.gapped ? p : p - run.P) + 1,
+    by = run.gapped ? ", by position" : ", by answer position";
   const some = (list) =>
-    `${run.grid ? "" : ", by answer position"}: ${list
+    `${run.grid ? "" : by}: ${list
       .slice(0, 3)
       .map(([p, text]) => `${name(text)} (${at(p)})`)
       .join(", ")}${list.length > 3 ? ` and ${list.length - 3} more` : ""}`;

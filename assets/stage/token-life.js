@@ -94,8 +94,8 @@ const nameIn = (run, text) => (run.eos.has(text) ? "the end token" : quoted(text
 
 // "given from the start.": a prompt position's token, or the one that replaced it.
 function givenWords(run, p, write) {
-  const given = quoted(run.prompt[p] ?? "");
-  return write
+  const given = quoted(run.prompt[p] ?? write?.text ?? "");
+  return write && !write.given
     ? `${nameIn(run, write.text)}, changed by hand in step ${write.s + 1}; it was ${given}.`
     : `${given}, given from the start.`;
 }
@@ -126,7 +126,7 @@ function lifeSentence(run, p, s) {
     { recomputed, steps, counts } = tallyOf(run, p, s),
     times = (run.changes[p] || []).filter((x) => x.text === null && x.s <= s).length;
   const now =
-    p < run.P
+    p < run.P || write?.given
       ? givenWords(run, p, write)
       : write
         ? writtenWords(run, p, write)

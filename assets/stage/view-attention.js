@@ -46,7 +46,11 @@ const OFFLINE =
 const LABEL = 13; // px that the label of a row or column takes
 
 const kindAt = (run, p, s) =>
-  p < run.P ? "prompt" : writeAt(run, p, s - 1) ? "decoded" : "masked";
+  p < run.P || writeAt(run, p, s - 1)?.given
+    ? "prompt"
+    : writeAt(run, p, s - 1)
+      ? "decoded"
+      : "masked";
 
 function nameOf(run, s, from, to) {
   if (to - from > 1) return `positions ${from + 1} to ${to}`;

@@ -106,7 +106,7 @@ function stripWords(run, s, p) {
 // {p, sure}: a position from the middle of what the run has written; sure: it has written some.
 function writtenPosition(run) {
   const written = run.changes.flatMap((list, p) =>
-    p >= run.P && list.some((x) => x.text !== null && !run.eos.has(x.text)) ? [p] : [],
+    p >= run.P && list.some((x) => !x.given && x.text !== null && !run.eos.has(x.text)) ? [p] : [],
   );
   return { p: written[Math.floor(written.length / 2)] ?? run.P, sure: written.length > 0 };
 }

@@ -3,7 +3,7 @@
 import { POINTS, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
 import { branchQuery, editKnobs, editWords, isEdit, refreshOf } from "./edits.js";
-import { chipData } from "./run.js";
+import { chipData, writeAt } from "./run.js";
 import { placeOf, quoted } from "./sentences.js";
 import { caption, pick } from "./widgets.js";
 
@@ -37,7 +37,8 @@ function tokensFor(run, step, p) {
       list.push([`=${text}`, `write ${quoted(text)}`]);
     }
   list.push([OTHER, "write another token …"]);
-  if (p >= run.P && !now.masked) list.push([MASK, "mask it again"]);
+  if (p >= run.P && !now.masked)
+    list.push([MASK, writeAt(run, p, step)?.given ? "mask it" : "mask it again"]);
   return list;
 }
 

@@ -35,8 +35,6 @@ class SparseCache(BlockPolicy, key="sparse"):
         # the most rows that a step recomputes, unless it is a full pass
         self.block_length = canvas.block_length
         self.room = min(canvas.block_length + model.config.shift, shape[2] - 1)
-        if canvas.given is not None:  # a full pass of a short row may be shorter than a block
-            self.room = 0
 
     def plan(self, canvas):
         full = super().plan(canvas)

@@ -424,7 +424,8 @@ def test_output_that_cannot_be_written_is_one_line_and_the_trace_is_kept(
 def test_agreement_is_about_the_answer_and_not_what_follows_its_end():
     def trace(*answer):
         run = {"prompt_length": 2, "shape": {"eos_id": 9}}
-        return SimpleNamespace(run=run, prompt_length=2, tokens=np.array([[0, 0, *answer]]))
+        tokens, filled = np.array([[0, 0, *answer]]), np.ones(len(answer), dtype=bool)
+        return SimpleNamespace(run=run, prompt_length=2, tokens=tokens, filled=filled)
 
     assert agreement(trace(1, 2, 9, 5), trace(1, 2, 9, 6)) == 1
     assert agreement(trace(1, 2, 9, 5), trace(1, 3, 4, 9)) == 1 / 3

@@ -784,3 +784,41 @@ test("totals are those of the current step, else of the nearest step before it",
   );
   assert.equal(m.records[4].totals.tps, 44);
 });
+
+// A text of five positions with masks at 1 and 3: "a ▢ c ▢ e".
+const gapped = (...steps) =>
+  [
+    {
+      k: "start",
+      run: "g",
+      T: 5,
+      P: 1,
+      G: 4,
+      prompt: ["a"],
+      given: [
+        [2, "c"],
+        [4, "e"],
+      ],
+    },
+    ...steps.map((more, s) => ({ k: "rec", run: "g", seq: s, s, w: [], m: [], rows: 5, ...more })),
+  ].reduce(pure.applyEvent, pure.emptyRun());
+
+test("text given among masks is nobody's writing", () => {
+  const run = gapped({ w: [[3, "d", 0.9, []]] });
+  assert.deepEqual([run.blank, run.expected], [2, 2]);
+  assert.equal(pure.filledAt(run, 0), 1);
+  const states = Array.from({ length: 5 }, (_, p) => pure.chipData(run, p, 0));
+  assert.deepEqual(
+    states.map((d) => `${d.state} ${d.text}`),
+    ["prompt a", "masked ", "prompt c", "now d", "prompt e"],
+  );
+  assert.ok(states[2].write === null && states[3].write);
+  assert.equal(pure.placeOf(run, 3), "position 4");
+  assert.match(pure.lifeSentence(run, 2, 0), /given from the start/);
+  assert.doesNotMatch(pure.explain(run.records[0], run, 0), /answer position/);
+});
+
+test("given text that is masked is the run's to write", () => {
+  const run = gapped({ m: [2] }, { w: [[2, "x", 0.5, []]] });
+  assert.deepEqual([pure.chipData(run, 2, 0).masked, pure.chipData(run, 2, 1).text], [true, "x"]);
+});
