@@ -64,7 +64,7 @@ def problem_controls(offered: Mapping[str, str], prompt: str) -> list[Control]:
             "word",
             options=families,
         ),
-        Control("prompt", "text", "Prompt", prompt, "___ in it is a gap of three tokens to fill"),
+        Control("prompt", "text", "Prompt", prompt),
     ]
 
 
@@ -97,7 +97,14 @@ def canvas_controls() -> list[Control]:
     most = LONGEST_ANSWER
     return [
         Control(
-            "gen_length", "slider", "answer length", 64, "masks to fill", low=16, high=most, step=8
+            "gen_length",
+            "slider",
+            "answer length",
+            64,
+            "masks to fill; underscores in the prompt are gaps to fill instead",
+            low=16,
+            high=most,
+            step=8,
         ),
         Control(
             "to_the_end",
