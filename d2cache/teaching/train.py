@@ -239,8 +239,16 @@ def first_weights(model: Model):
 def take_weights(model: Model, other: Model, tokenizer: Tokenizer) -> None:
     """The weights of another model of the same shape, and of its tokens those with the same text.
 
-    Tokens that the other's tokenizer lacks keep the weights they have.
+    Tokens that the other's tokenizer lacks keep the weights they have. ValueError where the shape
+    is another one.
     """
+    for field in ("layers", "width", "heads", "kv_heads", "mlp", "vocab"):
+        got, want = getattr(other.config, field), getattr(model.config, field)
+        if got != want:
+            raise ValueError(
+                f"{field} is {got} in the model to start from and {want} in the one to train; "
+                "start from a model of the same shape"
+            )
     ids, others = tokenizer.get_vocab(), other.tokenizer.get_vocab()
     pairs = torch.tensor([(i, others[text]) for text, i in ids.items() if text in others])
     mine, theirs = pairs.to(model.device).unbind(1)
@@ -345,6 +353,8 @@ def check(args: Namespace) -> None:
     """Raises ValueError for what cannot be trained; before the minutes that a tokenizer takes."""
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out is {args.out}, which is a file; name a folder")
+    if not args.minutes:
+        raise ValueError("--minutes is 0; it must be more than 0")
     if args.start:
         models.label(args.start)
     if args.batch_tokens < PARTS * LONGEST:
