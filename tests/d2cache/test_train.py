@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -720,10 +721,12 @@ def test_worker_processes_fill_the_pool_and_end_with_it(quick, tmp_path, tokeniz
         part = filled.batch(random.Random(0), 3072)[0]
         text = tokenizer.decode(part.tokens[0].tolist(), skip_special_tokens=True)
         assert re.search("[a-z]", text) or "Sudoku" in text or part.what[0, 0] == GAP
-        assert multiprocessing.active_children()
-    for worker in multiprocessing.active_children():
+        workers = multiprocessing.active_children()
+        assert len(workers) == 1
+    for worker in workers:
         worker.join(10)
-    assert not multiprocessing.active_children() and not filled.folder.exists()
+        assert worker.exitcode == -signal.SIGTERM
+    assert not filled.folder.exists()
 
 
 ONE_OF_TWO = """
@@ -735,7 +738,11 @@ from d2cache.teaching import train
 
 out = sys.argv[1]
 CONFIGS["tiny"] = dataclasses.replace(CONFIGS["tiny"], layers=2, width=64, mlp=96)
-mean, loop, kept = train._average_gradients, train._loop, {}
+mean, loop, step, kept = train._average_gradients, train._loop, train._step, {}
+
+def stepped(training, net, parts, *rest):
+    kept["rows"] = torch.cat([part.tokens.reshape(-1) for part in parts])
+    return step(training, net, parts, *rest)
 
 def averaged(model):
     kept.update({f"own.{n}": p.grad.clone() for n, p in model.named_parameters()})
@@ -748,7 +755,7 @@ def ended(args, training, pool):
     kept.update({f"last.{n}": p.detach() for n, p in training.model.named_parameters()})
     save_file(kept, f"{out}/{train._rank()}.kept")
 
-train._average_gradients, train._loop = averaged, ended
+train._average_gradients, train._loop, train._step = averaged, ended, stepped
 sys.exit(train.main(["--out", out, "--batch-tokens", "3072", "--minutes", "60", "--steps", "2"]))
 """
 
@@ -780,11 +787,12 @@ def test_two_processes_train_one_model_with_the_mean_gradient(short, tokenizer, 
     assert [one.returncode for one in both] == [0, 0], told
     assert "from step 0" in told[0][0] and not told[1][0], "the first speaks for both"
     first, second = (load_file(tmp_path / f"{i}.kept") for i in range(2))
+    assert not torch.equal(first["rows"], second["rows"]), "each has its own rows"
     for name in Model(short).state_dict():
         for kind in ("first", "mean", "last"):
             assert torch.equal(first[f"{kind}.{name}"], second[f"{kind}.{name}"]), (kind, name)
         own = [kept[f"own.{name}"] for kept in (first, second)]
-        assert not torch.equal(*own), "each has its own rows"
+        assert not torch.equal(*own)
         torch.testing.assert_close(first[f"mean.{name}"], sum(own) / 2)
         assert not torch.equal(first[f"first.{name}"], first[f"last.{name}"])
     state, meta = saved_state(tmp_path)
