@@ -3,6 +3,7 @@
 import { fitCanvas, h, onMouseLeave, pixelRatio } from "./dom.js";
 import { clamp } from "./numbers.js";
 import { drawPooled } from "./pooling.js";
+import { partNames } from "./sentences.js";
 
 const IDLE = "Point at a cell, or use the arrow keys here.";
 
@@ -191,9 +192,11 @@ function promptBar() {
   const given = h("span", "", {}),
     made = h("span", "d2-ask-answer", {}),
     el = h("div", "d2-ask", { "aria-hidden": "true" }, given, made);
-  el.show = (P, G) => {
+  el.show = (run) => {
+    const { P, G } = run,
+      [before, after] = partNames(run);
     [given.style.flexGrow, made.style.flexGrow] = [P, G];
-    [given.textContent, made.textContent] = [`prompt · ${P}`, `answer · ${G}`];
+    [given.textContent, made.textContent] = [`${before} · ${P}`, `${after} · ${G}`];
     given.hidden = !P;
   };
   return el;

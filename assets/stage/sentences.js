@@ -174,7 +174,16 @@ const captions = {
   },
 };
 
-const promptText = (run) => run.prompt.join("").replace(/\s+/g, " ").trim() || "(no prompt)";
+// The prompt; or a text with its gaps, an underscore for each token that is to be written.
+function promptText(run) {
+  const given = new Map(run.start.given ?? []),
+    rest = Array.from({ length: run.gapped ? run.G : 0 }, (_, i) => given.get(run.P + i) ?? "_"),
+    text = [...run.prompt, ...rest].join("").replace(/(?<![\s_])_/g, " _");
+  return text.replace(/\s+/g, " ").trim() || "(no prompt)";
+}
+// What is before the first mask of a run, and from there on, as a heading of it.
+const partNames = (run) =>
+  run.gapped ? ["before the first gap", "from the first gap on"] : ["prompt", "answer"];
 // The same for a line on the page, where a grid shows its cells: "Sudoku: 30 of 81 cells are given".
 function askedText(run) {
   const { grid } = run;
@@ -321,6 +330,7 @@ export {
   explainWhy,
   knobsOf,
   captions,
+  partNames,
   promptText,
   askedText,
   madeBy,

@@ -8,9 +8,18 @@ import { GridView } from "./grid-view.js";
 import { orderBar } from "./maps.js";
 import { plural } from "./numbers.js";
 import { ReasonLegend } from "./reason-legend.js";
-import { askedText, confidenceUnit, explain, explainWhy, madeBy, noteOf } from "./sentences.js";
+import {
+  askedText,
+  confidenceUnit,
+  explain,
+  explainWhy,
+  madeBy,
+  noteOf,
+  partNames,
+} from "./sentences.js";
 import { fill, setText } from "./widgets.js";
 
+const PARTS = ["Prompt", "Answer"];
 const MODES = [
   ["order", "order"],
   ["confidence", "confidence"],
@@ -41,8 +50,8 @@ class StageAnswer {
     this.grid = new GridView(this.page, () => this.page.lane);
     this.answer.dataset.point = POINTS.answer;
     this.legend = h("div", "d2-legend");
-    const { sentence, why, note, promptTitle, prompt } = this,
-      title = h("h3", "d2-title", { textContent: "Answer" });
+    this.title = h("h3", "d2-title");
+    const { sentence, why, note, promptTitle, prompt, title } = this;
     this.el = h(
       "div",
       "d2-left",
@@ -69,7 +78,9 @@ class StageAnswer {
     this.chips = makeChips(run);
     layChips(run, this.chips, this.prompt, this.answer);
     this.grid.restart(run);
-    this.promptTitle.textContent = `Prompt (${plural(run.P, "token")})`;
+    const [before, after] = run.gapped ? partNames(run).map((part) => `Text ${part}`) : PARTS;
+    this.promptTitle.textContent = `${before} (${plural(run.P, "token")})`;
+    this.title.textContent = after;
     this.asked.textContent = this.asked.title = askedText(run);
     this.made.textContent = madeBy(run.start);
     this.marked = null;

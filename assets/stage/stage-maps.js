@@ -16,7 +16,7 @@ import {
 import { MAPS, tables } from "./pixels.js";
 import { ReasonLegend } from "./reason-legend.js";
 import { RolloutMap } from "./rollout-map.js";
-import { captions } from "./sentences.js";
+import { captions, partNames } from "./sentences.js";
 import { caption, paper } from "./widgets.js";
 
 const LEAD =
@@ -120,10 +120,13 @@ class StageMaps {
     this.paintAxis(run);
   }
 
-  paintAxis({ P, G, T }) {
-    this.askedAxis.textContent = `prompt · ${P}`;
-    this.answerAxis.textContent = `answer · ${G}`;
-    const text = P / T < SHORT_PROMPT ? "given" : "the prompt is given, never masked";
+  paintAxis(run) {
+    const { P, G, T } = run,
+      [before, after] = partNames(run);
+    this.askedAxis.textContent = `${before} · ${P}`;
+    this.answerAxis.textContent = `${after} · ${G}`;
+    const short = run.gapped || P / T < SHORT_PROMPT,
+      text = short ? "given" : "the prompt is given, never masked";
     for (const key of ["density", "order"]) this.byKey[key].plane.lastChild.textContent = text;
   }
 

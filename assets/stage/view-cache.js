@@ -210,7 +210,7 @@ class CacheView {
 
   draw(run, step, dark) {
     this.host.style.setProperty("--d2-layers", run.layers);
-    this.bar.show(run.P, run.G);
+    this.bar.show(run);
     this.last.textContent = run.layers;
     const record = run.records[step],
       ages = agesAt(run, step, this.bit),

@@ -231,7 +231,7 @@ class TruthView {
     this.drawnFor = key;
     const sums = truthSums(run);
     for (const { key, text } of NUMBERS) this.values[key].textContent = text(sums);
-    this.bar.show(run.P, run.G);
+    this.bar.show(run);
     this.last.textContent = run.expected;
     this.meaning.set(`${kind.why} A cross marks a flip.`);
     this.paintMap(run, dark);

@@ -419,8 +419,8 @@ def _loop(args: Namespace, training: Training, pool: Pool) -> None:
     """Train until the time or the steps are up; save now and then, and at the end."""
     device = training.model.device
     net, log = Net(training.model, compiled=device.type == "cuda"), Log(device)
-    rng = random.Random(f"{args.seed} {_rank()}")
-    masks = torch.Generator(device).manual_seed(1000 * args.seed + _rank())
+    own = random.Random(f"{args.seed} {_rank()} {training.step}")  # other rows when resumed
+    rng, masks = own, torch.Generator(device).manual_seed(own.getrandbits(62))
     pool.wait()
     saved = log.since = time.time()
     begin, at = saved - training.seconds, training.step
