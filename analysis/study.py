@@ -2,7 +2,8 @@
 
 The problems are drawn from the seed and disjoint from training by construction; decoding is
 greedy; each answer stops at its own end of text, which changes no answer. With --devices a process
-on each device runs the exams, several at the same time.
+on each device runs the exams, several at the same time. With --calibration it prints how sure the
+written tokens are and how often they are right instead.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from d2cache.decoders import Decoder
 from d2cache.models import default_dtype, pick_devices
 from d2cache.progress import Bar, say
 from d2cache.teaching import tasks
+from d2cache.teaching.calibration import calibration
 from d2cache.teaching.exam import exam
 
 Source = tuple[str, str | None]  # of a model: its name, and how its weights are stored
@@ -117,6 +119,26 @@ def study(
     return pd.DataFrame(lines)
 
 
+def calibrations(model: d2cache.Model, args: Namespace) -> pd.DataFrame:
+    """One line per family: tokens judged, share right, mean confidence, expected calibration error
+    (0 to 1 each), and the share of tokens whose confidence is above 1 - 1e-6."""
+    lines = []
+    for family in args.families:
+        found = calibration(model, family, args.problems, args.seed, args.batch)
+        lines.append(
+            {
+                "family": family,
+                "tokens": len(found.right),
+                "right": found.right.mean(),
+                "confidence": found.confidence.mean(),
+                "error": found.error,
+                "saturated": found.saturated,
+            }
+        )
+        say(f"{family}: {len(found.right)} tokens, error {found.error:.4f}")
+    return pd.DataFrame(lines)
+
+
 # Print.
 
 
@@ -180,6 +202,8 @@ def parse(argv=None) -> Namespace:
     add("--shots", type=whole(0, 8), default=0, metavar="N", help=shots_help)
     add("--batch", type=whole(1), default=8, metavar="N", help="problems decoded together")
     add("--show", type=whole(0), default=0, metavar="N", help="failures to print per exam")
+    calibration_help = "confidence of the written tokens instead of accuracy: no cache, no prior"
+    add("--calibration", action="store_true", help=calibration_help)
     add("--json", action="store_true", help="end with one line of JSON")
     progress_help = "show progress; default: where the output is a terminal"
     add("--progress", action=BooleanOptionalAction, default=None, help=progress_help)
@@ -205,6 +229,11 @@ def check(args: Namespace) -> None:
 def run(args: Namespace) -> None:
     """Study what the flags ask for, and print it."""
     check(args)
+    if args.calibration:
+        frame = calibrations(loaded((args.model, args.weights), args.devices[0]), args)
+        print(f"{args.problems} held-out problems per family, seed {args.seed}")
+        print(frame.round(4).to_string(index=False))
+        return
     with workers((args.model, args.weights), args.devices, args.progress) as run_exams:
         frame = study(
             run_exams,

@@ -21,7 +21,7 @@ from analysis.page.memory import give_back
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
 from d2cache.prompts import has_gap
-from d2cache.trace import Recorder, answer_ids
+from d2cache.trace import Recorder, agreement, answer_ids
 
 LOG = logging.getLogger("d2cache.live")
 MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
@@ -328,16 +328,15 @@ def describe_edit(edit: d2cache.Edit, model: d2cache.Model, asked: Asked) -> str
 
 
 def summary(run: Run, first: Run) -> dict:
-    """What a finished lane wrote and cost (see `d2cache.trace.Totals`), and agreement: the share of
-    answer positions that hold the same token as in the first lane."""
+    """What a finished lane wrote and cost (see `d2cache.trace.Totals`), and its agreement with the
+    first lane (see `d2cache.trace.agreement`)."""
     trace = run.finished
-    answer, other = (t.tokens[-1][t.prompt_length :] for t in (trace, first.finished))
-    filled = trace.filled | first.finished.filled
+    answer = trace.tokens[-1][trace.prompt_length :]
     return {
         "text": run.text(trace.text_ids if "given" in trace.run else answer),
         "lane": str(run.lane),
         "model": trace.run["model"],
         "device": trace.run["device"],
         **trace.totals,
-        "agreement": float((answer == other)[filled].mean()),
+        "agreement": agreement(trace, first.finished),
     }

@@ -103,8 +103,8 @@ class Endpoints:
             model: a label from /models; empty for the first
 
         Returns:
-            for each lane what /run returns, and agreement: the share of the answer's positions
-            that hold the same token as in the first lane
+            for each lane what /run returns, and agreement: the share of the answer's tokens, up to
+            the later of the two ends, that are the same as in the first lane
         """
         parsed = tuple(Lane.parse(lane) for lane in lanes)
         asked = Asked(prompt, parsed, self._label(model), gen_length, block_length, seed)

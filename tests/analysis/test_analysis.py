@@ -500,6 +500,15 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypa
         assert said in err and err.startswith("study: ") and err.count("\n") == 1
 
 
+def test_a_study_of_the_calibration_has_a_line_for_each_family(capsys):
+    assert study.main("--calibration --problems 2 --families lists,arithmetic".split()) == 0
+    head, *lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert head == ["family", "tokens", "right", "confidence", "error", "saturated"]
+    assert [line[0] for line in lines] == ["lists", "arithmetic"]
+    for _, tokens, *shares in lines:
+        assert int(tokens) > 4 and all(0 <= float(share) <= 1 for share in shares)
+
+
 def test_a_study_shows_how_far_an_exam_is(capsys, monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0)
     arguments = "--problems 3 --batch 2 --families lists --policies none".split()
