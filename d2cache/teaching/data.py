@@ -123,7 +123,7 @@ def produce(folder: str, tokenizer_file: str, eos_id: int, seed: str) -> None:
     """
     from tokenizers import Tokenizer
 
-    os.nice(5)  # the training process has priority
+    os.nice(10)  # the training process has priority
     tokenizer, source = Tokenizer.from_file(tokenizer_file), Source(random.Random(seed))
     size, count = FIRST_CHUNK_TOKENS, 0
     while True:

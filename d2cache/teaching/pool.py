@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PARTS = 4  # of a batch; the rows of a part have one length
+PARTS = 2  # of a batch; the rows of a part have one length
 
 
 class Part(NamedTuple):

@@ -44,7 +44,7 @@ from d2cache.teaching.masks import draw_mask, loss_weights
 from d2cache.teaching.pool import PARTS, Part, Pool
 from d2cache.teaching.tokenizer import save_tokenizer, train_tokenizer
 
-BATCH_TOKENS = 49152  # of each GPU
+BATCH_TOKENS = 98304  # of each GPU
 MUON_RATE = ADAM_RATE = 2e-3
 WARM_UP = 200  # steps
 STEADY = 0.6  # share of the training at full rate, then linear to a hundredth
