@@ -24,7 +24,7 @@ import pandas as pd
 import d2cache
 from d2cache import command
 from d2cache.bundled import FAMILIES
-from d2cache.command import names, places, real, whole
+from d2cache.command import names, places, reals, whole
 from d2cache.decoders import Decoder
 from d2cache.models import default_dtype, pick_devices
 from d2cache.progress import Bar, say
@@ -150,10 +150,15 @@ def print_failures(frame: pd.DataFrame, count: int) -> None:
             print(f"wanted: {problem.answer}\ngot:    {text}")
 
 
-def print_tables(frame: pd.DataFrame, families: list[str]) -> None:
-    """Accuracy and steps: one line per policy and decoder, one column per family."""
+def print_tables(frame: pd.DataFrame, families: list[str], priors: bool) -> None:
+    """Accuracy and steps: one line per policy and decoder, one column per family.
+
+    priors: whether a line also names the width of its certainty prior.
+    """
     frame = frame.assign(accuracy=100 * frame["accuracy"])
     method = frame["policy"] + " " + frame["decoder"]
+    if priors:
+        method += " sigma " + frame["sigma"].map("{:g}".format)
     for value, title in (("accuracy", "accuracy in percent"), ("steps", "steps per problem")):
         table = frame.assign(method=method).pivot(index="method", columns="family", values=value)
         table = table.loc[method.unique(), families].rename_axis(index=None, columns=None)
@@ -171,7 +176,7 @@ def conditions(args: Namespace) -> str:
     dtype = str(default_dtype(args.device)).removeprefix("torch.")
     blocks = f", blocks of {args.block_length}" if args.block_length else ""
     kind = f", weights in {args.weights}" if args.weights else ""
-    prior = "" if args.sigma is None else f", sigma {args.sigma}"
+    prior = f", sigma {args.sigma[0]}" if len(args.sigma or []) == 1 else ""
     return (
         f"{args.problems} held-out problems per family, seed {args.seed}, {args.device.type}, "
         f"{dtype}{kind}{blocks}{prior}"
@@ -197,7 +202,8 @@ def parse(argv=None) -> Namespace:
     where.add_argument("--device", default="auto", help="cuda:0,cuda:1 spreads one model over both")
     devices_help = "a copy of the model on each device"
     where.add_argument("--devices", type=places, metavar="DEV,..", help=devices_help)
-    add("--sigma", type=real(), metavar="X", help="width of the decoders' certainty prior; 0: off")
+    sigma_help = "widths of the decoders' certainty prior, a line of the table for each; 0: off"
+    add("--sigma", type=reals, metavar="X,..", help=sigma_help)
     shots_help = "solved examples before a question, 0 to 8"
     add("--shots", type=whole(0, 8), default=0, metavar="N", help=shots_help)
     add("--batch", type=whole(1), default=8, metavar="N", help="problems decoded together")
@@ -220,8 +226,8 @@ def check(args: Namespace) -> None:
         if family not in tasks.FAMILIES:
             allowed = ", ".join((*tasks.FAMILIES, "all"))
             raise ValueError(f"unknown family {family!r}; choose from {allowed}")
-    sigma = {} if args.sigma is None else {"sigma": args.sigma}
-    args.decoders = [d2cache.make_decoder(name, **sigma) for name in args.decoders]
+    priors = [{"sigma": sigma} for sigma in args.sigma or []] or [{}]
+    args.decoders = [d2cache.make_decoder(name, **one) for name in args.decoders for one in priors]
     args.devices = args.devices or [args.device]
     args.device, *_ = [pick_devices(name)[0] for name in args.devices]
 
@@ -248,7 +254,7 @@ def run(args: Namespace) -> None:
         )
     print_failures(frame, args.show)
     print(f"\n{conditions(args)}")
-    print_tables(frame, args.families)
+    print_tables(frame, args.families, len(args.sigma or []) > 1)
     if args.json:
         print_json(frame, args)
 

@@ -128,6 +128,11 @@ def names(text: str) -> list[str]:
     return found
 
 
+def reals(text: str) -> list[float]:
+    """The type of a flag that takes numbers by commas, each once, in their order."""
+    return list(dict.fromkeys(real()(one) for one in text.split(",")))
+
+
 def places(text: str) -> list[str]:
     """The type of a flag that takes devices by commas; the same one may be there twice."""
     return [name.strip() for name in text.split(",")]

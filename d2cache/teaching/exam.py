@@ -71,6 +71,7 @@ def exam(
         "family": family,
         "policy": policy,
         "decoder": decoder.key,
+        "sigma": decoder.sigma,
         "problems": count,
         "accuracy": 1 - len(failures) / count,
         "steps": total / count,

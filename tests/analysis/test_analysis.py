@@ -500,6 +500,17 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypa
         assert said in err and err.startswith("study: ") and err.count("\n") == 1
 
 
+def test_a_study_compares_decoders_with_and_without_a_prior(capsys):
+    arguments = "--problems 2 --families lists --policies none --sigma 0,10 --json".split()
+    assert study.main(arguments) == 0
+    out = capsys.readouterr().out
+    results = json.loads(out.strip().splitlines()[-1])["results"]
+    assert [r["sigma"] for r in results] == [0, 10]
+    assert "none confidence sigma 0 " in out and "none confidence sigma 10 " in out
+    assert study.main(["--sigma", "0,x"]) == 2
+    assert "--sigma is 'x'; it must be a number" in capsys.readouterr().err
+
+
 def test_a_study_of_the_calibration_has_a_line_for_each_family(capsys):
     assert study.main("--calibration --problems 2 --families lists,arithmetic".split()) == 0
     head, *lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
