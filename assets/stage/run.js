@@ -53,6 +53,8 @@ const emptyRun = () => ({
   layers: 1,
   prompt: [],
   grid: null, // where the answer is one, see grid.js
+  blank: 0,
+  gapped: false,
   records: [],
   changes: [],
   guesses: [],

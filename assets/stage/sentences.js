@@ -177,8 +177,10 @@ const captions = {
 // The prompt; or a text with its gaps, an underscore for each token that is to be written.
 function promptText(run) {
   const given = new Map(run.start.given ?? []),
-    rest = Array.from({ length: run.gapped ? run.G : 0 }, (_, i) => given.get(run.P + i) ?? "_"),
-    text = [...run.prompt, ...rest].join("").replace(/(?<![\s_])_/g, " _");
+    rest = Array.from({ length: run.gapped ? run.G : 0 }, (_, i) => given.get(run.P + i) ?? null),
+    tokens = [...run.prompt, ...rest],
+    space = (p) => (p && tokens[p - 1] !== null ? " " : ""), // before a gap, as it was typed
+    text = tokens.map((token, p) => token ?? `${space(p)}_`).join("");
   return text.replace(/\s+/g, " ").trim() || "(no prompt)";
 }
 // What is before the first mask of a run, and from there on, as a heading of it.

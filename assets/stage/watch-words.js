@@ -97,6 +97,8 @@ function watchWords(board, steps) {
     s = Math.max(...steps);
   if (s < 0 && run.grid)
     return "Every cell of the answer is masked. The model fills in the board, the surest cell first.";
+  if (s < 0 && run.gapped)
+    return `What is missing in the text is masked. The model fills in ${run.blank} masks.`;
   if (s < 0) return `Every word of the answer is masked. The model fills in ${run.G} masks.`;
   if (board.lanes.every((_, i) => progressAt(board, i, steps[i]).done)) return endWords(board);
   if (s === 0) return `First every position is computed, and the surest guess is written.`;

@@ -708,6 +708,8 @@ test("which run it is: the prompt's text in one piece, and what made it", () => 
   assert.equal(pure.promptText(m), "Q: How many? A:");
   assert.equal(pure.madeBy(m.start), "policy d2 · decoder confidence · model tiny");
   assert.equal(pure.promptText(played(start("a", { prompt: [] }))), "(no prompt)");
+  const code = played(start("a", { prompt: ["Write", " add", "_one", " ("] }));
+  assert.equal(pure.promptText(code), "Write add_one (");
 });
 
 test("a pause holds until the run goes on, ends, or another starts", () => {
@@ -816,6 +818,9 @@ test("text given among masks is nobody's writing", () => {
   assert.equal(pure.placeOf(run, 3), "position 4");
   assert.match(pure.lifeSentence(run, 2, 0), /given from the start/);
   assert.doesNotMatch(pure.explain(run.records[0], run, 0), /answer position/);
+  assert.equal(pure.promptText(run), "a _c _e");
+  const board = { lanes: [run] };
+  assert.match(pure.watchWords(board, [-1]), /missing in the text is masked.* 2 masks/);
 });
 
 test("given text that is masked is the run's to write", () => {
