@@ -58,7 +58,7 @@ class D2Cache(CachePolicy, key="d2"):
         chosen = self.stage_one(canvas, step.before).roll(-shift, 1)
         taken = chosen | step.changed
         pick = ops.nucleus_within if self.as_shipped else ops.nucleus
-        last = canvas.position == (canvas.prompt_length - 1 if shift else -1)  # counts, not chosen
+        last = canvas.position == (canvas.first - 1 if shift else -1)  # counts, not chosen
         influential = ~last & pick(self.rollout, canvas.own & (~taken | last), self.rollout_p)
         filled = ops.fill_gaps(taken | influential, self.inflate_w) & canvas.own
         why = chosen * int(Why.CHOSEN) + step.changed * int(Why.WRITTEN)

@@ -96,6 +96,17 @@ def test_batch_mates_and_padding_change_no_row(policy, decoder):
         assert one.parts is None or np.array_equal(one.parts, alone.parts)
 
 
+@pytest.mark.parametrize("policy", [p for p in POLICIES if p[0] == "d2"], ids=str)
+def test_batch_mates_change_no_row_of_a_model_that_predicts_the_next_token(policy):
+    model, batch = small_model(1, shift=1), [BATCH[0], with_masks(22, (2, 5), (13, 17)), TEXT]
+    settings = dict(gen_length=0, block_length=4)
+    rows = Trace.record(run(model, batch, policy, **settings))
+    for b, ids in enumerate(batch):
+        alone = Trace.record(run(model, ids, policy, **settings))
+        assert np.array_equal(rows.row(b).tokens, alone.tokens)
+        assert np.array_equal(rows.row(b).why, alone.why)
+
+
 def test_a_gap_that_ends_the_text_is_an_ordinary_answer():
     ids = random_prompt(7, 2)
     for policy in POLICIES:
