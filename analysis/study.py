@@ -226,6 +226,10 @@ def check(args: Namespace) -> None:
         if family not in tasks.FAMILIES:
             allowed = ", ".join((*tasks.FAMILIES, "all"))
             raise ValueError(f"unknown family {family!r}; choose from {allowed}")
+        if args.shots and tasks.FAMILIES[family].gaps:
+            raise ValueError(f"--shots is for questions; {family} has texts: leave one of them out")
+    if args.calibration and args.json:
+        raise ValueError("--json is for exams; leave it out with --calibration")
     priors = [{"sigma": sigma} for sigma in args.sigma or []] or [{}]
     args.decoders = [d2cache.make_decoder(name, **one) for name in args.decoders for one in priors]
     args.devices = args.devices or [args.device]

@@ -1,6 +1,6 @@
 """The answer of each row of a batch, for a cache policy that treats prompt and answer apart.
 
-Where masks stand among text, the prompt is what comes before a row's first mask, and the answer
+Where there are masks among text, the prompt is what comes before a row's first mask, and the answer
 everything from there on: given text there moves as the masks around it are written. Rows of a batch
 then differ in where their answers begin. `answer`: (T,) bool, or (B,T) where they do.
 """

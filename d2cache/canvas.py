@@ -53,7 +53,7 @@ class Run:
     tokenizer: object = None  # gives a trace its token texts; not part of the configuration
     edits: tuple[Edit, ...] = ()  # made by hand, in the order of their steps
     weights: str | None = None  # "fp8" for 8-bit weights; None for weights of the dtype
-    # for each row, the ranges [start, stop) of text that stands after prompt_length from the
+    # for each row, the ranges [start, stop) of text after prompt_length that is there from the
     # beginning; () where there is none
     given: tuple[tuple[tuple[int, int], ...], ...] = ()
 
@@ -86,7 +86,7 @@ class Canvas:
 
     Which positions are the answer, to be written, and which are given is decided here alone.
     tokens (B,T) int64. prompt_length: positions before the first mask of any row; in a plain run
-    the answer is everything from there on. given (B,T) bool: where masks stand among text, the
+    the answer is everything from there on. given (B,T) bool: where there are masks among text, the
     positions that are not to be written: text on both sides of a mask, and padding; else None.
     Rows of a batch with fewer tokens are padded on the left: `start` (B,) is each row's first
     position that is not padding.
@@ -120,7 +120,7 @@ class Canvas:
 
     @cached_property
     def answer(self) -> Tensor:
-        """(T,) or (B,T) bool: positions that the run writes, all of them masked at its start."""
+        """(T,) or (B,T) bool: positions that the run writes: masked at its start, or by an edit."""
         return self.position >= self.prompt_length if self.given is None else ~self.given
 
     @cached_property

@@ -27,11 +27,11 @@ class Edit:
     """A change to a run, made after everything that step `step` does itself.
 
     tokens {canvas position: token id}: written over whatever is there, prompt included; the id of
-    [MASK] masks a position again, or for the first time where it is text that stands after the
-    first mask. refresh: positions whose rows the next step recomputes
-    in addition to its own, or "all", a full pass. policy, decoder {knob: value}: in force from the
-    next step on. Rows of changed tokens are always recomputed by the next step. Policies that
-    decide layer by layer do not recompute single rows: for them any requested row means all rows.
+    [MASK] masks a position again, or for the first time where it is given text after the first
+    mask. refresh: positions whose rows the next step recomputes in addition to its own, or "all", a
+    full pass. policy, decoder {knob: value}: in force from the next step on. Rows of changed tokens
+    are always recomputed by the next step. Policies that decide layer by layer do not recompute
+    single rows: for them any requested row means all rows.
 
     Raises ValueError for what no run can do; `check` does for what one run cannot.
     """

@@ -43,7 +43,7 @@ def generate(
     prompt_ids: (P,) or (B,P) integers, or a list of B one-dimensional prompts of any lengths
     (shorter prompts are padded on the left; neither padding nor batch mates change a row's result),
     or what a tokenizer returns: a mapping with input_ids, and with attention_mask if it padded.
-    Masks may stand anywhere in them, `model.config.mask_id`: they are filled as well, and the text
+    Masks may be anywhere in them, `model.config.mask_id`: they are filled as well, and the text
     around them stays. gen_length: masks to append, 0 for none; by default 128, or none where the
     prompts hold masks. `fill` does this for a text with gaps.
     block_length: semi-autoregressive blocks of this many positions, counted from the row's first
@@ -111,7 +111,7 @@ def fill(
     edits: Sequence[Edit] = (),
     eager: bool | None = None,
 ) -> Iterator[Step]:
-    """Write what is missing in a text: `generate` where masks stand among given tokens.
+    """Write what is missing in a text: `generate` where there are masks among given tokens.
 
     text: "Tom has 5 apples. He buys ___ of 4 apples.", in which a run of underscores is a gap of as
     many tokens, see `Model.encode_gaps`; or several such texts; or token ids as `generate` takes

@@ -44,8 +44,8 @@ LEAST_SHARE = 1 / 256  # probability of a guess that is kept
 class Trace:
     """One recorded run. Axes: S steps, T canvas positions, G answer positions, L layers. A batch of
     B > 1 adds an axis after the steps (tokens (S+1,B,T), step_of_token (B,G)); B = 1 has none.
-    G goes from the first mask to the end; where masks stand among text, given positions are among
-    them, which no step predicts or writes: `filled` tells them apart.
+    G goes from the first mask to the end; where there are masks among text, some of these positions
+    are given, which no step predicts or writes: `filled` distinguishes them.
 
     tokens               (S+1,T) int64    the canvas before the first step and after each step
     step_of_token        (G,)    int32    step that last wrote each position, -1 if none did
@@ -226,7 +226,7 @@ class Trace:
 
     @property
     def filled(self) -> np.ndarray:
-        """(G,) bool: the positions that the run was to write: all, unless masks stood among text.
+        """(G,) bool: positions that the run was to write: all, unless there were masks among text.
         A given position that an edit masked is among them."""
         self._require_one_row("filled")
         masked = (self.tokens[:, self.prompt_length :] == self.run["shape"]["mask_id"]).any(0)
@@ -234,8 +234,8 @@ class Trace:
 
     @property
     def answer(self) -> np.ndarray:
-        """(n,) int64: written ids before the first end-of-text token, without masks. Where masks
-        stood among text, an end-of-text token counts only after the last given position."""
+        """(n,) int64: written ids before the first end-of-text token, without masks. Where there
+        were masks among text, an end-of-text token counts only after the last given position."""
         self._require_one_row("answer")
         return answer_ids(self.tokens[-1, self.prompt_length :], self.run["shape"], self.filled)
 

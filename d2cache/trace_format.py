@@ -126,7 +126,7 @@ def _check_given(run: dict[str, Any]) -> None:
 
 
 def given_after(run: dict[str, Any], row: int = 0) -> np.ndarray:
-    """(G,) bool: positions from `prompt_length` on whose text stands there from the beginning."""
+    """(G,) bool: positions from `prompt_length` on whose text is there from the beginning."""
     given = np.zeros(run["gen_length"], dtype=bool)
     for start, stop in run["given"][row] if "given" in run else ():
         given[start - run["prompt_length"] : stop - run["prompt_length"]] = True

@@ -64,10 +64,10 @@ class Endpoints:
         """Answer a prompt with a diffusion language model under one cache policy and decoder.
 
         Args:
-            prompt: the question
+            prompt: the question; or a text with gaps to fill, written as underscores, one a token
             policy: a name from /policies
             decoder: a name from /decoders
-            gen_length: masks to fill, 1 to 256
+            gen_length: masks to fill, 1 to 256; unused for a text with gaps
             block_length: masks per block, written from left to right; 0 for no blocks
             seed: used when sampling
             model: a label from /models; empty for the first
@@ -94,10 +94,10 @@ class Endpoints:
         """Answer a prompt under several cache policies, one after the other.
 
         Args:
-            prompt: the question
+            prompt: the question; or a text with gaps to fill, written as underscores, one a token
             lanes: such as ["none", "d2,current_k=16", "d2/confidence,sigma=0"]: a policy and its
                 knobs, then a decoder and its knobs
-            gen_length: masks to fill, 1 to 256
+            gen_length: masks to fill, 1 to 256; unused for a text with gaps
             block_length: masks per block, written from left to right; 0 for no blocks
             seed: used when sampling
             model: a label from /models; empty for the first

@@ -91,8 +91,8 @@ class Events:
     """The events of one run, step by step: start, then rec and totals for each step (and truth,
     where a `probes.Truth` looked at it), then end.
 
-    A start holds the text of the prompt, and where masks stand among text also given: the positions
-    of text after the first mask, each with its text.
+    A start holds the text of the prompt; where there are masks among text, also given: [position,
+    text] of each token of text after the first mask.
 
     The run's place: board, a text that runs shown side by side share (default: the run's own key);
     lane, its number there from 0; name, a short label (default: the policy); branch, {lane, step,

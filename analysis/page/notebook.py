@@ -6,6 +6,7 @@ import html
 
 from analysis.page import export
 from d2cache import Edit, Trace
+from d2cache.prompts import has_gap
 
 HEIGHT = 760  # pixels of the frame: the stage of a short answer, its clock and its tabs
 
@@ -27,9 +28,9 @@ def shown(trace: Trace) -> str:
 def cell(trace: Trace, prompt: str | None = None, model: str | None = None) -> str:
     """Python source of a cell that repeats a run, with every setting spelled out.
 
-    prompt: the text that was encoded; without it, the cell has the prompt's ids. model: what
-    `d2cache.load` takes; without it, the name in the trace, which of a folder is only its last
-    part. Raises ValueError for a batch.
+    prompt: the text that was encoded, perhaps with gaps; without it, the cell has the prompt's ids.
+    model: what `d2cache.load` takes; without it, the name in the trace, which of a folder is only
+    its last part. Raises ValueError for a batch.
     """
     if trace.batch > 1:
         raise ValueError(
@@ -37,8 +38,10 @@ def cell(trace: Trace, prompt: str | None = None, model: str | None = None) -> s
         )
     run = trace.run
     ids, gen_length = trace.asked
-    encode = "encode" if gen_length else "encode_gaps"
-    known = f"model.{encode}({prompt!r})" if prompt is not None else repr(ids.tolist())
+    if prompt is not None and has_gap(prompt):  # a gap at the end is an answer in the trace
+        known, gen_length = f"model.encode_gaps({prompt!r})", 0
+    else:
+        known = repr(ids.tolist()) if prompt is None else f"model.encode({prompt!r})"
     settings = f"dtype=torch.{run['dtype']}"  # on another device its default may be another
     settings += ", weights='fp8'" if "weights" in run else ""
     lines = ["import torch\n", "import d2cache\n"]

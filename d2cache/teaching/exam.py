@@ -41,9 +41,8 @@ def exam(
     """Decode `count` held-out problems; -> accuracy, mean steps per problem, seconds, failures.
 
     shots: solved training problems of the family shown before each question; ValueError in a family
-    of texts with gaps. block_length: of
-    semi-autoregressive decoding, None for the whole answer as one block. progress: called after
-    each step with a function that counts the answers so far.
+    of texts with gaps. block_length: of semi-autoregressive decoding, None for the whole answer as
+    one block. progress: called after each step with a function that counts the answers so far.
 
     Each answer of a batch stops at its own end of text, which changes no answer: what is written
     before the end stays. accuracy: share of the answers that are `tasks.correct`, 0 to 1.

@@ -493,6 +493,8 @@ def test_study_prints_a_table_and_refuses_what_it_does_not_know(capsys, monkeypa
         (["--device", "cpu", "--devices", "cpu"], "not allowed with argument --device"),
         (["--problems", "0"], "--problems is 0"),
         (["--shots", "99"], "--shots is 99"),
+        (["--shots", "1", "--families", "all"], "--shots is for questions; holes has texts"),
+        (["--calibration", "--json"], "--json is for exams"),
         (["--model", "nowhere/../x"], "no model folder"),
     ):
         assert study.main(bad) == 2

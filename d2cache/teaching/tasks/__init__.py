@@ -47,7 +47,9 @@ def correct(problem: Problem, text: str) -> bool:
     """Whether ``text`` answers the problem; any text is allowed and none is ever run.
 
     word and facts: what follows "The answer is"; arithmetic: the number after the last "=";
-    code: the same syntax tree; lists: the same words; stories: derivable from the grammar.
+    code: the same syntax tree; lists: the same words; stories: derivable from the grammar;
+    sudoku and sudoku4: the rules and the given cells; maze: a shortest path; countdown: steps that
+    reach the target; holes: what the family of the text asks, with the given tokens kept.
     """
     return FAMILIES[problem.family].correct(problem, text)
 

@@ -1,4 +1,4 @@
-"""Texts of the other families with gaps; what stands before and after each gap is given.
+"""Texts of the other families with gaps; the text before and after each gap is given.
 
 A gap is written as a run of underscores that touches no letter or digit, one underscore a token.
 The space before the first token of a gap belongs to the gap and stays in the text.

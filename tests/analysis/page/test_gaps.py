@@ -70,5 +70,8 @@ def test_what_is_kept_of_a_fill_names_its_gaps(model, told):
     for prompt in (TEXT, None):
         exec(notebook.cell(trace, prompt, "tiny"), made)
         assert np.array_equal(made["trace"].tokens, trace.tokens)
+    trace = d2cache.Trace.record(d2cache.fill(model, "Tom has 5 ___", "none"))
+    exec(notebook.cell(trace, "Tom has 5 ___", "tiny"), made)
+    assert np.array_equal(made["trace"].tokens, trace.tokens)
     words = describe_edit(d2cache.Edit(1, {12: 5}), model, told[0].asked)
     assert words.endswith("at position 13")
