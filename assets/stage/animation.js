@@ -8,7 +8,7 @@ import { cellData, drawnCell, isCell, outsideGrid } from "./grid.js";
 import { percent } from "./numbers.js";
 import { MAPS, tables } from "./pixels.js";
 import { chipData, hitRateSoFar } from "./run.js";
-import { promptText, tokenName, visible } from "./sentences.js";
+import { partNames, promptText, tokenName, visible } from "./sentences.js";
 
 // ---- pure: the container, after developers.google.com/speed/webp/docs/riff_container
 
@@ -278,10 +278,11 @@ function drawMap(ctx, lane, step, top, colours, ink) {
   ctx.fillRect(PAD, top + tall - 1, width, 2);
   ctx.fillStyle = ink.quiet;
   ctx.fillRect(edge, top, 1, MAP);
-  ctx.fillText("prompt", PAD, top + MAP + 11);
+  const [before, after] = partNames(run);
+  if (run.P) ctx.fillText(before, PAD, top + MAP + 11);
   ctx.textAlign = "right";
   ctx.fillText(
-    "answer · one row per step: coloured is recomputed, grey is reused",
+    `${after} · one row per step: coloured is recomputed, grey is reused`,
     WIDTH - PAD,
     top + MAP + 11,
   );

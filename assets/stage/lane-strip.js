@@ -79,7 +79,8 @@ class LaneTokens {
 
   makeBlock(k, size) {
     const end = Math.min(this.spans.length, (k + 1) * size),
-      [first, last] = [k * size, end - 1].map((g) => this.places[g] - this.run.P + 1),
+      from = this.run.gapped ? 0 : this.run.P, // as in `placeOf`
+      [first, last] = [k * size, end - 1].map((g) => this.places[g] - from + 1),
       label = `positions ${first} to ${last}`,
       spans = this.spans.slice(k * size, end);
     return h("div", "d2-tokenblock", { role: "group", "aria-label": label }, ...spans);

@@ -111,12 +111,20 @@ function writtenPosition(run) {
   return { p: written[Math.floor(written.length / 2)] ?? run.P, sure: written.length > 0 };
 }
 
+// The part of the canvas that position p is in, and is counted from, as in `placeOf`: {side, from,
+// size}. A text with gaps is one part.
+function sideOf(run, p) {
+  if (run.gapped) return { side: "text", from: 0, size: run.T };
+  return p < run.P
+    ? { side: "prompt", from: 0, size: run.P }
+    : { side: "answer", from: run.P, size: run.G };
+}
+
 /* Which position is shown: part of the canvas, number, one back, one on. */
 class PositionPicker {
   constructor(page) {
     this.page = page;
     this.guess = null; // the position shown while none is chosen, and of which run
-    this.side = "";
     this.sidesFor = "";
     this.fieldFor = null;
     this.build();
@@ -151,30 +159,31 @@ class PositionPicker {
   }
 
   selectTyped() {
-    const from = this.side === "answer" ? this.page.run.P : 0;
+    const { from } = sideOf(this.page.run, this.position());
     this.select(Math.round(Number(this.field.value) || 1) - 1 + from);
   }
 
   paint(run, p) {
-    const { field } = this;
-    this.paintSides(run, p);
+    const { field } = this,
+      { side, from, size } = sideOf(run, p);
+    this.paintSides(run, side);
     // what is being typed stays, until another position is chosen
-    if (document.activeElement !== field || this.fieldFor !== p)
-      field.value = p - (this.side === "answer" ? run.P : 0) + 1;
+    if (document.activeElement !== field || this.fieldFor !== p) field.value = p - from + 1;
     this.fieldFor = p;
-    field.max = this.side === "answer" ? run.G : run.P;
+    field.max = size;
     this.back.disabled = p === 0;
     this.next.disabled = p === run.T - 1;
   }
 
-  paintSides(run, p) {
-    const side = p < run.P ? "prompt" : "answer",
-      key = `${run.key}|${side}|${run.P > 0}`;
-    this.side = side;
+  paintSides(run, side) {
+    const several = run.P > 0 && !run.gapped,
+      key = `${run.key}|${side}|${several}`;
     if (this.sidesFor === key) return;
     this.sidesFor = key;
     const pick = (v) => this.page.select(v === "prompt" ? 0 : this.page.run.P);
-    this.sides.replaceChildren(...(run.P ? [choice("Part of the canvas", SIDES, side, pick)] : []));
+    this.sides.replaceChildren(
+      ...(several ? [choice("Part of the canvas", SIDES, side, pick)] : []),
+    );
   }
 }
 
@@ -344,4 +353,4 @@ class TokenView {
 
 const tab = { key: "token", title: "Token", mount: (host, page) => new TokenView(host, page) };
 
-export { tab };
+export { sideOf, tab };

@@ -816,6 +816,7 @@ test("text given among masks is nobody's writing", () => {
   );
   assert.ok(states[2].write === null && states[3].write);
   assert.equal(pure.placeOf(run, 3), "position 4");
+  assert.deepEqual(pure.sideOf(run, 3), { side: "text", from: 0, size: 5 });
   assert.match(pure.lifeSentence(run, 2, 0), /given from the start/);
   assert.doesNotMatch(pure.explain(run.records[0], run, 0), /answer position/);
   assert.equal(pure.promptText(run), "a _c _e");
