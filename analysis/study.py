@@ -112,7 +112,7 @@ def study(
     for line in run_exams(papers, settings):
         lines.append(line)
         say(
-            f"{line['family']}, {line['policy']}, {line['decoder']}: "
+            f"{line['family']}, {line['policy']}, {line['decoder']} sigma {line['sigma']:g}: "
             f"{100 * line['accuracy']:.1f} % of {problems}, "
             f"{line['steps']:.1f} steps each, {line['seconds']:.0f} s"
         )

@@ -69,6 +69,13 @@ class Run:
         ids = answer_ids(answer, self.finished.run["shape"])
         return "".join(self.finished.text_of(int(i)) for i in ids).strip()
 
+    @property
+    def outcome(self) -> str:
+        """What a finished run made: its answer, or the whole of a text that had gaps."""
+        trace = self.finished
+        whole = "given" in trace.run
+        return self.text(trace.text_ids if whole else trace.tokens[-1][trace.prompt_length :])
+
 
 @dataclass
 class Board:
@@ -331,9 +338,8 @@ def summary(run: Run, first: Run) -> dict:
     """What a finished lane wrote and cost (see `d2cache.trace.Totals`), and its agreement with the
     first lane (see `d2cache.trace.agreement`)."""
     trace = run.finished
-    answer = trace.tokens[-1][trace.prompt_length :]
     return {
-        "text": run.text(trace.text_ids if "given" in trace.run else answer),
+        "text": run.outcome,
         "lane": str(run.lane),
         "model": trace.run["model"],
         "device": trace.run["device"],

@@ -7,6 +7,7 @@ import random
 import re
 
 from d2cache import bundled
+from d2cache.prompts import has_gap
 from d2cache.teaching import tasks
 from d2cache.teaching.tasks import vocabulary
 
@@ -14,11 +15,22 @@ UNLIKE = (
     "This prompt is unlike anything that the bundled model knows, so its answer will mean nothing: "
     "it was trained on six kinds of small problems only. Choose one under Example."
 )
+GAPS = "Underscores are gaps: the text was taken as it is, without a question and its answer."
+POORLY = "The bundled model was trained to write answers, and fills gaps poorly."
 ENOUGH = 0.5  # more than this share of what a prompt is made of must be known
 NOTHING_NEW = 60  # prompts of a family in a row, until its draws are taken to have shown everything
 MOST_DRAWN = 600
 WORDS = re.compile(r"\d+|[^\W\d_]+(?:_\w+)*|\S")
 NUMBER, NAME, THING = "<number>", "<name>", "<thing>"  # stand for any of their kind
+
+
+def remark(prompt: str, bundled_model: bool) -> str:
+    """What to know of a prompt beside its answer: that it has gaps, or that the bundled model knows
+    nothing like it. Else ""."""
+    if has_gap(prompt):
+        poorly = bundled_model and "holes" not in bundled.FAMILIES
+        return f"{GAPS} {POORLY}" if poorly else GAPS
+    return UNLIKE if bundled_model and not is_familiar(prompt) else ""
 
 
 def is_familiar(prompt: str) -> bool:

@@ -32,7 +32,7 @@ from analysis.page.boards import Board, advance, describe_edit, loaded_board
 from analysis.page.changed import changed, in_words
 from analysis.page.controls import asked_of, values_of
 from analysis.page.events import judged, link, message, refused, renamed, waiting
-from analysis.page.familiar import UNLIKE, is_familiar
+from analysis.page.familiar import remark
 from analysis.page.host import Host
 from analysis.page.line import Place
 from analysis.page.models import Loading
@@ -214,9 +214,9 @@ class Session:
         return [judged(results(finished, self._problem(board)))]
 
     def _hint(self, model: str, prompt: str) -> str:
-        """A sentence, after a space, where the bundled model does not know such prompts; or ""."""
-        bundled = self.host.models.offered.get(model) == stored.MODEL
-        return f" {UNLIKE}" if bundled and not is_familiar(prompt) else ""
+        """What to know of a prompt, after a space; or ""."""
+        told = remark(prompt, self.host.models.offered.get(model) == stored.MODEL)
+        return f" {told}" if told else ""
 
     def look_over(self, controls: Controls) -> Iterator[Changes]:
         """What to know before Run is pressed: what has changed since the run on the stage, and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.page.boards import Board, Run, summary
-from analysis.page.familiar import UNLIKE, is_familiar
+from analysis.page.familiar import remark
 from d2cache.teaching import tasks
 
 LONGEST_ANSWER = 400  # characters of an answer in a table
@@ -23,19 +23,15 @@ def verdict(board: Board, problem: tasks.Problem | None) -> Said:
     done = [run for run in board.runs if run.trace]
     if board.stopped or not done:
         return "Stopped.", "info"
-    if problem is None and knows_nothing(done[0], board.wanted.prompt):
+    told = remark(board.wanted.prompt, is_bundled(done[0]))
+    if problem is None and told:
         compared = f" {in_words(results(done, problem))}" if len(done) > 1 else ""
-        return f"Done. {UNLIKE}{compared}", "info"
+        return f"Done. {told}{compared}", "info"
     if len(done) > 1:
         return f"Done. {in_words(results(done, problem))}", "info"
     if problem is None:
         return "Done. Scrub through the steps, or open another tab of the stage.", "info"
     return judged(done[0], problem)
-
-
-def knows_nothing(run: Run, prompt: str) -> bool:
-    """Whether a prompt is unlike all that the model was trained on, as far as that is known."""
-    return is_bundled(run) and not is_familiar(prompt)
 
 
 def is_bundled(run: Run) -> bool:
@@ -59,8 +55,7 @@ def is_right(run: Run, problem: tasks.Problem | None) -> bool | None:
     phrase their answers differently."""
     if problem is None or not is_bundled(run):
         return None
-    trace = run.finished
-    return tasks.correct(problem, run.text(trace.tokens[-1][trace.prompt_length :]))
+    return tasks.correct(problem, run.outcome)
 
 
 def results(runs: list[Run], problem: tasks.Problem | None) -> list[dict]:

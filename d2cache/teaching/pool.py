@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,15 +30,18 @@ class Pool:
     sake, so that the model never sees a padding that decoding does not have.
     """
 
-    def __init__(self, device: torch.device, folder: str):
-        self.device, self.folder = device, Path(folder)
+    def __init__(self, device: torch.device, folder: str, alive: Callable[[], bool] = lambda: True):
+        """alive: whether workers still add rows."""
+        self.device, self.folder, self.alive = device, Path(folder), alive
         self.line = torch.zeros(2, 0, dtype=torch.int16, device=device)
         self.end = 0  # where the next rows go
         self.rows: dict[int, list[int]] = defaultdict(list)  # length -> where its rows start
 
     def wait(self) -> None:
-        """Until there are rows."""
+        """Until there are rows; ValueError if nobody makes any."""
         while not self.rows:
+            if not self.alive():
+                raise ValueError("the processes that make rows have ended; their messages say why")
             time.sleep(0.2)
             self.take_in()
 

@@ -298,13 +298,15 @@ def _average_gradients(model: Model) -> None:
 def making_rows(args: Namespace, tokenizer, training: Training) -> Iterator[Pool]:
     """A pool that worker processes fill meanwhile; rows of a small trial are made here."""
     folder = tempfile.mkdtemp()
-    pool, workers = Pool(training.model.device, folder), []
+    workers: list = []
+    alive = lambda: any(worker.is_alive() for worker in workers)
+    pool = Pool(training.model.device, folder, alive)
     try:
         if args.batch_tokens < BATCH_TOKENS:
             source = Source(random.Random(args.seed))
             pool.add(chunk(tokenizer, source, training.model.config.eos_id, 8192))
         else:
-            workers = _start_workers(args, folder, training)
+            workers += _start_workers(args, folder, training)
         yield pool
     finally:
         for worker in workers:
@@ -502,12 +504,13 @@ def parse(argv=None) -> Namespace:
     parser.add_argument(
         "--steps", type=whole(0), default=0, help="stop after this many steps (0: by time)"
     )
-    parser.add_argument("--batch-tokens", type=whole(1), default=BATCH_TOKENS)
+    batch_help = f"of a step, on each GPU; below {BATCH_TOKENS}: a trial on a few rows"
+    parser.add_argument("--batch-tokens", type=whole(1), default=BATCH_TOKENS, help=batch_help)
     parser.add_argument("--save-every", type=real(0), default=60.0, help="seconds between saves")
     parser.add_argument(
         "--problems", type=whole(0), default=0, help="held-out problems per family at the end"
     )
-    cores = os.cpu_count() or 2
+    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     parser.add_argument(
         "--workers",
         type=whole(1),

@@ -711,6 +711,11 @@ def test_what_cannot_be_trained_is_said_before_the_tokenizer_is_made(
     assert not (tmp_path / "a").exists()
 
 
+def test_a_pool_that_nobody_fills_says_so(tmp_path):
+    with pytest.raises(ValueError, match="the processes that make rows have ended"):
+        Pool(torch.device("cpu"), str(tmp_path), alive=lambda: False).wait()
+
+
 def test_worker_processes_fill_the_pool_and_end_with_it(quick, tmp_path, tokenizer):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     args = train.parse(["--out", str(tmp_path), "--workers", "1"])

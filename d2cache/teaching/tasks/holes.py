@@ -6,7 +6,6 @@ The space before the first token of a gap belongs to the gap and stays in the te
 
 import random
 import re
-from collections.abc import Iterator
 
 from d2cache.prompts import GAP
 from d2cache.teaching.tasks.base import Family, Problem, is_held_out
@@ -21,7 +20,6 @@ SOURCES = {
     "stories": 5,
     "countdown": 2,
 }
-BARE_ANSWERS = ("stories", "word", "code")
 MOST_PIECES = 255
 # a word, a digit or signs: no new line, no indent, no second word of a compound name
 HIDDEN = re.compile(r" ?(?:[0-9]|[A-Za-z]+|[^\sA-Za-z0-9_]+)")
@@ -149,22 +147,11 @@ class Holes(Family, key="holes"):
                 if is_held_out(problem.prompt) == is_held_out(shown.prompt):
                     return problem
 
-    def variants(self, problem: Problem, rng: random.Random, count: int) -> Iterator[Problem]:
-        """Other gaps in the same text, or in its prompt or answer alone."""
-        prompt, answer = _cut(problem.answer)
-        parts = [prompt, answer] if problem.of in BARE_ANSWERS else [prompt]
-        for _ in range(count):
-            whole = (f"Q: {prompt}\nA:", f" {answer}")
-            head, tail = whole if rng.random() < 0.6 else ("", rng.choice(parts))
-            found = _hide(rng, head, tail, problem.of)
-            if found is not None:
-                yield found
-
     def correct(self, problem: Problem, text: str) -> bool:
         """Whether a text keeps what is given and its length, answers what it asks, and its steps
         hold.
 
-        Facts and bare texts have one right text.
+        Facts have one right text.
         """
         text, whole = text.strip(), problem.answer
         kept = [

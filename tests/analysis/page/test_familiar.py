@@ -5,7 +5,7 @@ import random
 import pytest
 
 from analysis.page import lessons, problems, stored
-from analysis.page.familiar import is_familiar
+from analysis.page.familiar import GAPS, UNLIKE, is_familiar, remark
 from analysis.page.query import Link
 from d2cache import bundled
 from d2cache.teaching import tasks
@@ -50,6 +50,14 @@ def test_other_names_and_numbers_are_familiar(prompt):
 @pytest.mark.parametrize("prompt", FOREIGN)
 def test_other_questions_are_not(prompt):
     assert not is_familiar(prompt)
+
+
+def test_a_prompt_with_gaps_is_said_to_be_a_text():
+    text = "Tom has 5 apples. He buys ___ of 4 apples."
+    assert remark(text, bundled_model=False) == GAPS
+    assert remark(text, bundled_model=True).startswith(f"{GAPS} The bundled model")
+    assert remark("for _x in y", bundled_model=False) == remark(OWN[0], bundled_model=True) == ""
+    assert remark(FOREIGN[0], bundled_model=True) == UNLIKE
 
 
 def page_prompts() -> set[str]:

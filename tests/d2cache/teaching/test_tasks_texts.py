@@ -163,17 +163,6 @@ def test_a_wrong_step_in_a_gap_is_refused(of, asked, answer, right, wrong):
         assert not tasks.correct(problem, fill([hostile] * len(right)))
 
 
-def test_other_gaps_in_the_same_text():
-    rng = random.Random(1)
-    for problem in draw("holes", 30):
-        for other in FAMILIES["holes"].variants(problem, rng, 10):
-            assert other.answer in problem.answer and other.of == problem.of
-            parts = split_gaps(other.prompt)
-            pieces = [part if isinstance(part, int) else count_pieces(part) for part in parts]
-            assert sum(pieces) == count_pieces(other.answer)
-            assert tasks.correct(other, other.answer) and not tasks.correct(other, other.prompt)
-
-
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
