@@ -384,7 +384,7 @@ def test_the_pool_gives_rows_as_they_were_added_after_it_has_grown(tmp_path):
         assert len(parts) == PARTS and sum(p.tokens.numel() for p in parts) <= 400
         for part in parts:
             assert part.tokens.shape == part.what.shape
-            assert part.tokens.shape[0] == 100 // part.tokens.shape[1]
+            assert part.tokens.shape[0] == 400 // PARTS // part.tokens.shape[1]
             both = torch.stack([part.tokens, part.what], 1).numpy().astype(np.int16)
             seen |= {one.tobytes() for one in both}
     assert seen == known
@@ -697,7 +697,7 @@ def test_a_model_of_another_shape_cannot_be_the_start(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--batch-tokens", "3071"], ["3071", "3072 or more"]),
+        (["--batch-tokens", "1535"], ["1535", "1536 or more"]),
         (["--minutes", "0"], ["--minutes is 0", "more than 0"]),
     ],
 )
