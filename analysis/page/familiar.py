@@ -15,8 +15,8 @@ UNLIKE = (
     "This prompt is unlike anything that the bundled model knows, so its answer will mean nothing: "
     "it was trained on six kinds of small problems only. Choose one under Example."
 )
-GAPS = "Underscores are gaps: the text was taken as it is, without a question and its answer."
-POORLY = "The bundled model was trained to write answers, and fills gaps poorly."
+GAPS = "Underscores are gaps to fill; the rest of the text stays."
+POORLY = "The bundled model was trained to answer, and fills gaps poorly."
 ENOUGH = 0.5  # more than this share of what a prompt is made of must be known
 NOTHING_NEW = 60  # prompts of a family in a row, until its draws are taken to have shown everything
 MOST_DRAWN = 600

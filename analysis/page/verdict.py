@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.page.boards import Board, Run, summary
-from analysis.page.familiar import remark
+from analysis.page.familiar import UNLIKE, remark
 from d2cache.teaching import tasks
 
 LONGEST_ANSWER = 400  # characters of an answer in a table
@@ -23,15 +23,19 @@ def verdict(board: Board, problem: tasks.Problem | None) -> Said:
     done = [run for run in board.runs if run.trace]
     if board.stopped or not done:
         return "Stopped.", "info"
-    told = remark(board.wanted.prompt, is_bundled(done[0]))
-    if problem is None and told:
+    if problem is None and knows_nothing(done[0], board.wanted.prompt):
         compared = f" {in_words(results(done, problem))}" if len(done) > 1 else ""
-        return f"Done. {told}{compared}", "info"
+        return f"Done. {UNLIKE}{compared}", "info"
     if len(done) > 1:
         return f"Done. {in_words(results(done, problem))}", "info"
     if problem is None:
         return "Done. Scrub through the steps, or open another tab of the stage.", "info"
     return judged(done[0], problem)
+
+
+def knows_nothing(run: Run, prompt: str) -> bool:
+    """Whether a prompt is unlike all that the model was trained on, as far as that is known."""
+    return remark(prompt, is_bundled(run)) == UNLIKE
 
 
 def is_bundled(run: Run) -> bool:

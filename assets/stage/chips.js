@@ -26,12 +26,13 @@ function makeChips(run) {
 }
 
 // Puts the chips of a run into its two lists, without those that a grid shows in their place; returns
-// those that are in a list.
+// those that are in a list. A text with gaps is one text, in the second list.
 function layChips(run, chips, prompt, answer) {
   const asked = chips.slice(0, run.P),
     rest = outsideGrid(run).map((p) => chips[p]);
-  prompt.replaceChildren(...asked);
-  answer.replaceChildren(...rest);
+  prompt.replaceChildren(...(run.gapped ? [] : asked));
+  answer.replaceChildren(...(run.gapped ? asked : []), ...rest);
+  prompt.hidden = run.gapped;
   answer.hidden = !rest.length;
   return [...asked, ...rest];
 }

@@ -8,18 +8,9 @@ import { GridView } from "./grid-view.js";
 import { orderBar } from "./maps.js";
 import { plural } from "./numbers.js";
 import { ReasonLegend } from "./reason-legend.js";
-import {
-  askedText,
-  confidenceUnit,
-  explain,
-  explainWhy,
-  madeBy,
-  noteOf,
-  partNames,
-} from "./sentences.js";
+import { askedText, confidenceUnit, explain, explainWhy, madeBy, noteOf } from "./sentences.js";
 import { fill, setText } from "./widgets.js";
 
-const PARTS = ["Prompt", "Answer"];
 const MODES = [
   ["order", "order"],
   ["confidence", "confidence"],
@@ -50,15 +41,17 @@ class StageAnswer {
     this.grid = new GridView(this.page, () => this.page.lane);
     this.answer.dataset.point = POINTS.answer;
     this.legend = h("div", "d2-legend");
+    this.fold = h("details", "d2-fold", { "data-point": POINTS.prompt });
+    this.fold.append(this.promptTitle, this.prompt);
     this.title = h("h3", "d2-title");
-    const { sentence, why, note, promptTitle, prompt, title } = this;
+    const { sentence, why, note, title } = this;
     this.el = h(
       "div",
       "d2-left",
       {},
       h("div", "d2-said", { "data-point": POINTS.sentence }, sentence, why, note),
       h("div", "d2-which", {}, this.asked, this.made),
-      h("details", "d2-fold", { "data-point": POINTS.prompt }, promptTitle, prompt),
+      this.fold,
       h("div", "d2-head", {}, title, this.makeModes()),
       this.grid.el,
       this.answer,
@@ -78,9 +71,9 @@ class StageAnswer {
     this.chips = makeChips(run);
     layChips(run, this.chips, this.prompt, this.answer);
     this.grid.restart(run);
-    const [before, after] = run.gapped ? partNames(run).map((part) => `Text ${part}`) : PARTS;
-    this.promptTitle.textContent = `${before} (${plural(run.P, "token")})`;
-    this.title.textContent = after;
+    this.promptTitle.textContent = `Prompt (${plural(run.P, "token")})`;
+    this.fold.hidden = run.gapped;
+    this.title.textContent = run.gapped ? "Text" : "Answer";
     this.asked.textContent = this.asked.title = askedText(run);
     this.made.textContent = madeBy(run.start);
     this.marked = null;
