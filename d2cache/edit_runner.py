@@ -112,10 +112,12 @@ class EditRunner:
     def given(self, step: int, given: Tensor | None, mask_id: int) -> Tensor | None:
         """`Canvas.given` (B,T) as the edits of this step leave it: text that they mask is the
         run's to write from now on."""
+        if given is None:
+            return None
         masked = [
             at for edit in self.after(step) for at, token in edit.tokens.items() if token == mask_id
         ]
-        if given is None or not masked:
+        if not masked:
             return given
         given = given.clone()
         given[:, masked] = False
