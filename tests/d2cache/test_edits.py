@@ -438,7 +438,7 @@ def test_json_that_is_not_an_edit_is_refused(plain):
         ([Edit(1, {LENGTH: 3})], f"position {LENGTH}; this canvas has positions 0 to {LENGTH - 1}"),
         ([Edit(1, refresh=[LENGTH])], f"position {LENGTH}"),
         ([Edit(1, {3: 60})], "token 60; the vocabulary has ids 0 to 59"),
-        ([Edit(1, {8: MASK})], "masks position 8 of the prompt; only the answer, from position 9"),
+        ([Edit(1, {8: MASK})], "masks position 8 of the prompt; only positions from 9 on"),
         ([Edit(1, policy={"kr": 3})], "policy 'd2' has no knob 'kr'"),
         ([Edit(1, policy={"current_k": 0})], "current_k is 0; it must be a whole number from 1"),
         ([Edit(1, decoder={"sigma": -1})], "decoder 'confidence': sigma is -1"),
