@@ -86,8 +86,13 @@ def run_with(tab, label: str, value: float) -> None:
     before = state(tab)["run"]
     tab.locator("#knobs-d2 > button, #knobs-d2 .label-wrap").first.click()
     field = tab.locator("#knobs-d2 input[type=number]").nth(["current k", "rollout p"].index(label))
-    field.fill(f"{value:g}")
-    field.press("Tab")
+    # the settings of the card may still be on their way, and would take the place of this one
+    for _ in range(20):
+        field.fill(f"{value:g}")
+        field.press("Tab")
+        tab.wait_for_timeout(700)
+        if field.input_value() == f"{value:g}":
+            break
     tab.click("#run")
     tab.wait_for_function(
         "(was) => D2Stage.stage.state().run !== was && D2Stage.stage.state().status === 'done'",
