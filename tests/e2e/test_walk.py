@@ -98,6 +98,8 @@ def run_with(tab, label: str, value: float) -> None:
         "(was) => D2Stage.stage.state().run !== was && D2Stage.stage.state().status === 'done'",
         arg=before,
     )
+    knobs = tab.evaluate("D2Stage.stage.page.run.start.knobs.policy")
+    assert knobs[label.replace(" ", "_")] == value
 
 
 @pytest.fixture(scope="module")
