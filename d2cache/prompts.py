@@ -44,6 +44,16 @@ def has_gap(text: str) -> bool:
     return GAP.search(text) is not None
 
 
+def split_gaps(text: str) -> list[str | int]:
+    """The text in parts, in order: what is given (str) and, for each gap, its tokens (int)."""
+    parts: list[str | int] = []
+    done = 0
+    for gap in GAP.finditer(text):
+        parts += [text[done : gap.start()], gap[0].count("_")]
+        done = gap.end()
+    return [part for part in (*parts, text[done:]) if part != ""]
+
+
 def with_gaps(tokenizer: Any, mask_id: int, text: str) -> Tensor:
     """A text with gaps -> ids (P,) int64 with masks in them, see `Model.encode_gaps`.
 
@@ -55,16 +65,15 @@ def with_gaps(tokenizer: Any, mask_id: int, text: str) -> Tensor:
             "each token, with a space or a sign on either side: He buys ___ of 4 apples."
         )
     _check_text(tokenizer, text)
-    ids, done = [], 0
-    for gap in GAP.finditer(text):
-        ids += _plain_ids(tokenizer, text[done : gap.start()])
-        ids += [mask_id] * gap[0].count("_")
-        done = gap.end()
-    return torch.tensor(ids + _plain_ids(tokenizer, text[done:]), dtype=torch.int64)
+    ids: list[int] = []
+    for part in split_gaps(text):
+        ids += [mask_id] * part if isinstance(part, int) else plain_ids(tokenizer, part)
+    return torch.tensor(ids, dtype=torch.int64)
 
 
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text as it is, without a chat template or special tokens."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _checked_chat(tokenizer: Any, given: Any) -> list[dict[str, str]]:

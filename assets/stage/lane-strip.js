@@ -8,7 +8,7 @@ import { cellUnder, drawRow, makePlane, mapEvents, resetStore, showMap } from ".
 import { clamp } from "./numbers.js";
 import { differenceWords, isAhead, progressWords } from "./race.js";
 import { hitRateSoFar, totalsAt, writeAt } from "./run.js";
-import { formatTotals, noteOf, STATS, visible } from "./sentences.js";
+import { formatTotals, noteOf, numberOf, STATS, visible } from "./sentences.js";
 
 const FACTS = [
   ["step", "step"],
@@ -79,8 +79,7 @@ class LaneTokens {
 
   makeBlock(k, size) {
     const end = Math.min(this.spans.length, (k + 1) * size),
-      from = this.run.gapped ? 0 : this.run.P, // as in `placeOf`
-      [first, last] = [k * size, end - 1].map((g) => this.places[g] - from + 1),
+      [first, last] = [k * size, end - 1].map((g) => numberOf(this.run, this.places[g])),
       label = `positions ${first} to ${last}`,
       spans = this.spans.slice(k * size, end);
     return h("div", "d2-tokenblock", { role: "group", "aria-label": label }, ...spans);

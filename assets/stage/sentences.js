@@ -35,13 +35,13 @@ function formatTotals(totals) {
 
 // In words a cell of a grid has a row and a column; a position counts from 1, as a step does; in the
 // data both count from 0.
-const placeOf = (run, p) =>
-  gridPlace(run.grid, p) ||
-  (run.gapped
-    ? `position ${p + 1}`
-    : p < run.P
-      ? `prompt position ${p + 1}`
-      : `answer position ${p - run.P + 1}`);
+const numberOf = (run, p) => (run.gapped ? p : p - run.P) + 1; // of an answer or a text with gaps
+function placeOf(run, p) {
+  const inGrid = gridPlace(run.grid, p);
+  if (inGrid) return inGrid;
+  if (run.gapped) return `position ${numberOf(run, p)}`;
+  return p < run.P ? `prompt position ${p + 1}` : `answer position ${numberOf(run, p)}`;
+}
 // The same where a sentence begins with it.
 const startingPlace = (run, p) => placeOf(run, p).replace(/^./, (c) => c.toUpperCase());
 const tokenName = (run, text) => (run.eos.has(text) ? "end" : visible(text));
@@ -59,7 +59,7 @@ function explain(record, run, step) {
     n = written.length;
   const name = (text) =>
     text === null ? "a token" : run.eos.has(text) ? "the end token" : quoted(text);
-  const at = (p) => gridPlace(run.grid, p) || (run.gapped ? p : p - run.P) + 1,
+  const at = (p) => gridPlace(run.grid, p) || numberOf(run, p),
     by = run.gapped ? ", by position" : ", by answer position";
   const some = (list) =>
     `${run.grid ? "" : by}: ${list
@@ -174,6 +174,9 @@ const captions = {
   },
 };
 
+// What is before the first mask of a run, and from there on, as a heading of it.
+const partNames = (run) =>
+  run.gapped ? ["before the first gap", "from the first gap on"] : ["prompt", "answer"];
 // The prompt; or a text with its gaps, an underscore for each token that is to be written.
 function promptText(run) {
   const given = new Map(run.start.given ?? []),
@@ -183,9 +186,6 @@ function promptText(run) {
     text = tokens.map((token, p) => token ?? `${space(p)}_`).join("");
   return text.replace(/\s+/g, " ").trim() || "(no prompt)";
 }
-// What is before the first mask of a run, and from there on, as a heading of it.
-const partNames = (run) =>
-  run.gapped ? ["before the first gap", "from the first gap on"] : ["prompt", "answer"];
 // The same for a line on the page, where a grid shows its cells: "Sudoku: 30 of 81 cells are given".
 function askedText(run) {
   const { grid } = run;
@@ -326,6 +326,7 @@ export {
   quoted,
   formatTotals,
   placeOf,
+  numberOf,
   startingPlace,
   tokenName,
   explain,

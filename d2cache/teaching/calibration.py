@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2cache import prompts
 from d2cache.decoders import make_decoder
 from d2cache.generate import generate
 from d2cache.model import Model
@@ -85,7 +86,7 @@ def _asked(model: Model, problem: tasks.Problem) -> tuple[Tensor, Tensor]:
 
 
 def _plain(model: Model, text: str) -> Tensor:
-    return torch.tensor(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return torch.tensor(prompts.plain_ids(model.tokenizer, text))
 
 
 def _line_up(references: list[Tensor], model: Model) -> tuple[Tensor, Tensor]:

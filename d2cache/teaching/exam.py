@@ -101,8 +101,8 @@ def _answers(
                 progress(functools.partial(_ended, at, step))
         canvas = step.after
         # of a text with gaps the whole, of a question the answer
-        first = canvas.start if canvas.given is not None else steps * 0 + canvas.prompt_length
-        ends = zip(part, canvas.tokens.cpu(), first.tolist(), steps.tolist(), strict=True)
+        first = canvas.firsts if canvas.given is None else canvas.start.tolist()
+        ends = zip(part, canvas.tokens.cpu(), first, steps.tolist(), strict=True)
         for i, ids, at, count in ends:
             yield i, model.decode(ids[at:]).strip(), count
 

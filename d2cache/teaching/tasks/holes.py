@@ -7,7 +7,7 @@ The space before the first token of a gap belongs to the gap and stays in the te
 import random
 import re
 
-from d2cache.prompts import GAP
+from d2cache.prompts import has_gap, split_gaps
 from d2cache.teaching.tasks.base import Family, Problem, is_held_out
 from d2cache.teaching.tasks.vocabulary import PIECES
 
@@ -23,15 +23,6 @@ SOURCES = {
 MOST_PIECES = 255
 # a word, a digit or signs: no new line, no indent, no second word of a compound name
 HIDDEN = re.compile(r" ?(?:[0-9]|[A-Za-z]+|[^\sA-Za-z0-9_]+)")
-
-
-def split_gaps(text: str) -> list[str | int]:
-    """The text in parts: what is given (str) and, for each gap, its number of tokens (int)."""
-    parts, end = [], 0
-    for found in GAP.finditer(text):
-        parts += [text[end : found.start()], found.group().count("_")]
-        end = found.end()
-    return [part for part in (*parts, text[end:]) if part != ""]
 
 
 def _count(text: str) -> int:
@@ -74,7 +65,7 @@ def _hide(rng: random.Random, head: str, tail: str, of: str) -> Problem | None:
     """The problem to fill gaps that are in ``tail``; None where no gaps could be drawn."""
     pieces, first = re.findall(PIECES, head + tail), _count(head)
     gaps = _choose_gaps(rng, pieces, first) if first + 2 <= len(pieces) <= MOST_PIECES else []
-    if not gaps or GAP.search(head + tail):
+    if not gaps or has_gap(head + tail):
         return None
     return Problem("holes", _with_gaps(pieces, gaps), head + tail, of)
 

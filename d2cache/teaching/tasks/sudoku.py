@@ -38,8 +38,8 @@ class Puzzles:
     """What both sizes share; n is the side of a box."""
 
     n: int
-    fewest: int  # given cells, at the least and at the most
-    most: int
+    fewest: int  # given cells of a puzzle, at the least
+    most: int  # and at the most
     hard: int  # with at most so many given cells a puzzle is hard; four in ten are drawn so
 
     def given(self, prompt: str) -> str | None:
