@@ -121,6 +121,8 @@ def produce(folder: str, tokenizer_file: str, eos_id: int, seed: str) -> None:
 
     The third line marks the first token of each row with 1.
     """
+    # the tokenizer's own threads, many in each of many workers, would starve the training
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
 
     os.nice(10)  # the training process has priority

@@ -510,11 +510,10 @@ def parse(argv=None) -> Namespace:
     parser.add_argument(
         "--problems", type=whole(0), default=0, help="held-out problems per family at the end"
     )
-    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     parser.add_argument(
         "--workers",
         type=whole(1),
-        default=max(1, cores // 2),
+        default=4,
         help="processes that make problems, of each GPU",
     )
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
