@@ -13,6 +13,7 @@ ASKS = (
     "Use {numbers} to get {target}.",
 )
 HIGHEST = 99  # of the target and of every step
+LARGEST = {3: 12, 4: 9}  # how many numbers are given -> the largest of them
 
 
 def _next_steps(numbers: tuple[int, ...]) -> list[Step]:
@@ -103,12 +104,13 @@ class Countdown(Family, key="countdown"):
     title = "countdown"
     order = 8
     answer_length = 32
-    weight = 24
+    weight = 36
 
     def make(self, rng: random.Random) -> Problem:
         prompt = None
         while prompt is None:
-            numbers = tuple(sorted(rng.randint(1, 12) for _ in range(rng.choice((3, 3, 3, 4)))))
+            count = rng.choice((3, 3, 3, 4))
+            numbers = tuple(sorted(rng.randint(1, LARGEST[count]) for _ in range(count)))
             targets = sorted(target for target in _reachable(numbers) if target >= 10)
             if targets:
                 target = rng.choice(targets)
