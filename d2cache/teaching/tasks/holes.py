@@ -20,7 +20,7 @@ SOURCES = {
     "stories": 5,
     "countdown": 2,
 }
-MOST_PIECES = 255
+MOST_PIECES = 254
 # a word, a digit or signs: no new line, no indent, no second word of a compound name
 HIDDEN = re.compile(r" ?(?:[0-9]|[A-Za-z]+|[^\sA-Za-z0-9_]+)")
 
