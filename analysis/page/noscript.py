@@ -27,9 +27,11 @@ STYLE = """
     content: "{words}";
   }}
   body::after {{
-    max-width: 60rem;
+    width: min(60rem, 100%);
+    aspect-ratio: 5 / 3;
     margin: 0 auto;
-    content: url("{src}") / "{alt}";
+    background: url("{src}") no-repeat top / contain;
+    content: "" / "{alt}";
   }}
 }}
 """
