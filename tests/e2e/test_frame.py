@@ -11,6 +11,7 @@ from test_tabs import soon
 SPACE = "https://huggingface.co/spaces/somebody/explorer"
 RESIZER = Path(__file__).parents[1] / "lint/node_modules/iframe-resizer/js/iframeResizer.js"
 SCREENS = {"phone": (360, 740), "laptop": (1280, 720)}
+ON_A_PHONE = pytest.mark.parametrize("context", [SCREENS["phone"]], ids=["phone"], indirect=True)
 OWN = "__theme=light&__sign=secret"  # what a Space adds for its frame
 
 # The page around: what it is told of an address becomes its own.
@@ -137,6 +138,7 @@ def test_a_lessons_card_is_on_the_screen_with_its_buttons(space):
     card_stays(page, inner)
 
 
+@ON_A_PHONE
 def test_the_page_around_need_not_help(stranger):
     page, inner = stranger()
     look_inside(page, inner)
@@ -148,6 +150,7 @@ def test_the_page_around_need_not_help(stranger):
     assert page.evaluate("told") == [], "no other page is told where a reader is"
 
 
+@ON_A_PHONE
 def test_the_frame_is_as_high_as_its_page(space):
     page, inner = space()
     look_inside(page, inner)
@@ -164,6 +167,7 @@ def test_the_frame_is_as_high_as_its_page(space):
     soon(fits, True, 60)
 
 
+@ON_A_PHONE
 def test_the_address_of_the_page_around_follows(space):
     page, inner = space()
     look_inside(page, inner)
@@ -172,6 +176,7 @@ def test_the_address_of_the_page_around_follows(space):
     assert page.url == f"{SPACE}?trace=d2-word&tab=cache"  # without what is the frame's
 
 
+@ON_A_PHONE
 def test_a_link_works_through_the_frame(space):
     page, inner = space("?trace=d2-word&tab=cache&at=4")
     soon(lambda: [state(inner)[k] for k in ("tab", "step")], ["cache", 3], 60)
@@ -181,6 +186,7 @@ def test_a_link_works_through_the_frame(space):
     soon(lambda: state(inner)["lesson"], {"lesson": "two-stages", "card": 2}, 60)
 
 
+@ON_A_PHONE
 def test_the_opening_plays_in_the_frame(space):
     _, inner = space("")
     soon(lambda: state(inner)["playing"] and state(inner)["step"] > 1, True, 60)
