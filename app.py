@@ -8,19 +8,15 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import gradio as gr
-import plotly
-from fastapi.responses import FileResponse
 
-from analysis.page import bundle, controls
+from analysis.page import bundle, controls, files, noscript
 from analysis.page.controls import CANVAS, Control
 from analysis.page.endpoints import Endpoints, one_line
 from analysis.page.events import message
 from analysis.page.host import Host
 from analysis.page.models import offered_models
-from analysis.page.noscript import WITHOUT_SCRIPTS
 from analysis.page.notice import changes_noticed, notice
 from analysis.page.problems import first_problem
 from analysis.page.session import Changes, Session, Sessions
@@ -28,7 +24,6 @@ from d2cache import bundled
 from d2cache.registry import describe
 
 ASSETS = bundled.ASSETS / "page"
-PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 LARGEST_FILE = "256mb"  # that is taken to be looked at
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
 OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the query the page was opened with
@@ -374,13 +369,16 @@ def main() -> int:
         return 2
     page = build(host)
     page.queue(max_size=MOST_STREAMS)
-    server, _, _ = page.launch(
+    page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
         head=bundle.head(host.texts()),
-        css=(ASSETS / "page.css").read_text(encoding="utf-8"),
+        css=(ASSETS / "page.css").read_text(encoding="utf-8") + noscript.style(),
         theme=THEME,
-        app_kwargs={"middleware": [WITHOUT_SCRIPTS]},
+        app_kwargs={
+            "middleware": [noscript.WITHOUT_SCRIPTS],
+            "routes": files.routes(gr.routes.API_PREFIX),
+        },
         prevent_thread_lock=True,
         state_session_capacity=200,
         run_history=False,
@@ -388,9 +386,6 @@ def main() -> int:
         max_threads=MOST_STREAMS,
         max_file_size=LARGEST_FILE,
     )
-    # under Gradio's prefix, or its server of pages would answer; and before Gradio's catch-all
-    server.get(f"{gr.routes.API_PREFIX}/plotly.min.js")(lambda: FileResponse(PLOTLY))
-    server.router.routes.insert(0, server.router.routes.pop())
     host.start()  # while the page is already up
     page.block_thread()
     return 0

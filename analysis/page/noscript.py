@@ -1,24 +1,53 @@
 """What a browser without JavaScript shows: a sentence and a picture.
 
-Gradio puts its `head` into the page with a script, so a <noscript> there is never read; this adds
-one to the HTML as it is sent.
+Gradio puts its `head` into the page with a script, so a <noscript> there is never read. The
+middleware adds one to the HTML as it is sent. With server-side rendering Node sends the HTML, and
+all that it takes from here are the styles: there `style` says the same.
 """
 
 from __future__ import annotations
 
+import re
+
 from starlette.middleware import Middleware
-from starlette.responses import FileResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from d2cache.bundled import ASSETS
 
 WORDS = ASSETS / "page" / "noscript.html"
-PICTURE = ASSETS / "pictures" / "light.png"
-PICTURE_PATH = "/without-scripts.png"  # as in WORDS
+# Shown by a browser that runs no scripts. Where Python serves the page, styles come by script.
+STYLE = """
+@media (scripting: none) {{
+  body::before {{
+    max-width: 60rem;
+    margin: 2rem auto;
+    padding: 0 1rem;
+    font: 1.1rem/1.6 system-ui, sans-serif;
+    white-space: pre-line;
+    content: "{words}";
+  }}
+  body::after {{
+    width: min(60rem, 100%);
+    aspect-ratio: 5 / 3;
+    margin: 0 auto;
+    background: url("{src}") no-repeat top / contain;
+    content: "" / "{alt}";
+  }}
+}}
+"""
+
+
+def style() -> str:
+    """WORDS as styles: the heading and the sentence, and the picture below."""
+    markup = WORDS.read_text(encoding="utf-8")
+    lines = [" ".join(text.split()) for text in re.split("<[^>]*>", markup) if text.strip()]
+    image = dict(re.findall(r'(src|alt)="([^"]*)"', markup))
+    new_line = r"\a "  # in a string of a style
+    return STYLE.format(words=new_line.join(lines), **image)
 
 
 class WithoutScripts:
-    """ASGI middleware: the page at / begins with WORDS, and their picture is served beside it."""
+    """ASGI middleware: the page at / begins with WORDS."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -26,9 +55,7 @@ class WithoutScripts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path") if scope.get("method") == "GET" else None
-        if path == PICTURE_PATH and PICTURE.exists():
-            await FileResponse(PICTURE)(scope, receive, send)
-        elif path == "/":
+        if path == "/":
             await self.app(scope, receive, _Page(self.words, send))
         else:
             await self.app(scope, receive, send)

@@ -5,6 +5,7 @@
 import { CLOCKS, RUN_WORDS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { frame } from "./frame.js";
 import { mount } from "./mount.js";
+import { ownWords } from "./own-words.js";
 import { MAPS } from "./pixels.js";
 
 // The view that a query asks for; null when it asks for none.
@@ -20,6 +21,11 @@ function viewOf(query) {
 // page's own are left alone.
 const asksForRuns = (query) =>
   [...new URLSearchParams(query).keys()].some((word) => Object.hasOwn(RUN_WORDS, word));
+
+// Whether what the page opens with plays by itself: nothing else is asked for, save to teach with it.
+// A Space's frame and the sites that pass a link on add words of their own.
+const playsAtOnce = (query) =>
+  !asksForRuns(query) && (viewOf(query) === null || Boolean(viewOf(query).teach));
 
 // The runs' query with the view on screen; what has its default value is left out. A card of a
 // lesson says both by itself.
@@ -46,8 +52,6 @@ function addressOf(query, state) {
     .replace(/%3D/g, "=");
 }
 
-const ownWords = (search) =>
-  [...new URLSearchParams(search)].filter(([name]) => name.startsWith("__")); // Gradio's
 const PAUSE = 300; // ms; browsers bound how often an address may change
 
 class LinkedStage {
@@ -59,8 +63,7 @@ class LinkedStage {
     this.wanted = viewOf(location.search); // where a link points, until the steps are there
     this.board = asksForRuns(location.search) ? "" : null; // of the link; null: any will do
     this.timer = 0;
-    // what the page opens with plays by itself, unless the address asks for something
-    this.plays = location.search === "" || Boolean(this.wanted?.teach);
+    this.plays = playsAtOnce(location.search);
     this.opening = null; // what the page opens with, kept back
     const send = (text) => this.send(text);
     this.stage = mount(host, { ...options, send, view: this.wanted || {} });
@@ -141,7 +144,7 @@ class LinkedStage {
     const own = new URLSearchParams(this.own).toString(),
       text = this.query === "" && !state.lesson ? "" : addressOf(this.query ?? "", state),
       search = [text, own].filter(Boolean).join("&");
-    frame.report(search, location.hash);
+    frame.report(text, location.hash);
     if (`?${search}` !== location.search)
       history.replaceState(history.state, "", search ? `?${search}` : location.pathname);
   }
@@ -157,4 +160,4 @@ function open(host, options) {
   };
 }
 
-export { open, viewOf, asksForRuns, addressOf };
+export { open, viewOf, asksForRuns, playsAtOnce, addressOf };

@@ -3,6 +3,7 @@ import { animation } from "./animation.js";
 import { EXPORTS, QUESTIONS } from "./contract.js";
 import { h } from "./dom.js";
 import { decodePlane } from "./numbers.js";
+import { forOthers } from "./own-words.js";
 import { download, fileName, picture } from "./snapshot.js";
 
 // ---- pure
@@ -185,7 +186,7 @@ class ExportMenu {
   }
 
   link() {
-    return this.copied(location.href, "The link");
+    return this.copied(forOthers(location.href), "The link");
   }
 
   async png() {

@@ -2,26 +2,21 @@
  * window is no screen there. This module tells the rest which part of the page can be seen, keeps
  * sticky elements in sight, scrolls the page around, and reports the address to it.
  *
- * The page around is asked through parentIFrame, which iframe-resizer's script makes; Gradio loads
- * it in a frame. Without it the frame scrolls by itself and the window is the screen. */
+ * The page around scrolls for parentIFrame, which iframe-resizer's script makes; Gradio loads it.
+ * What it says of itself is left to Gradio: one function at a time can listen to that. */
 import { clamp } from "./numbers.js";
+import { watchSight } from "./sight.js";
 
 const HOST = "https://huggingface.co"; // takes the address of a Space
-const LOOK = 250, // ms between two looks for parentIFrame, which is loaded by and by
-  LOOKS = 240;
 
 // ---- pure
 
-// What the page around says (iframe-resizer's page info) -> how much of the frame is out of sight
-// above and below, in px.
-function outOfSight(info, height) {
-  const top = info.scrollTop - info.offsetTop,
-    seen = info.clientHeight;
-  return {
-    above: clamp(top, 0, Math.max(0, height - 1)),
-    below: clamp(height - top - seen, 0, Math.max(0, height - 1)),
-  };
-}
+// How much of a window is out of sight above and below, in px. seen: {top, bottom} of what is on
+// the screen.
+const outOfSight = (seen, height) => ({
+  above: clamp(seen.top, 0, Math.max(0, height - 1)),
+  below: clamp(height - seen.bottom, 0, Math.max(0, height - 1)),
+});
 
 // How far an element at `top` that sticks at `offset` below the edge of the screen is moved down;
 // it stays within its parent. All in px from the top of the page.
@@ -35,29 +30,20 @@ const isFramed = () => globalThis.parent !== globalThis;
 class Frame {
   constructor() {
     this.above = this.below = 0;
-    this.info = null;
+    this.following = false;
     this.sticky = new Map(); // element -> how far it is moved down
-    this.looks = 0;
     this.listeners = new Set();
   }
 
-  // Asks the page around, once it can be asked.
+  // Learns what can be seen from now on.
   follow() {
-    if (this.info || !isFramed() || this.following) return;
+    if (this.following || !isFramed()) return;
     this.following = true;
-    this.look();
+    watchSight((seen) => this.take(seen));
   }
 
-  look() {
-    if (globalThis.parentIFrame) {
-      globalThis.parentIFrame.getPageInfo((info) => this.take(info));
-      addEventListener("resize", () => this.info && this.take(this.info));
-    } else if (this.looks++ < LOOKS) setTimeout(() => this.look(), LOOK);
-  }
-
-  take(info) {
-    this.info = info;
-    Object.assign(this, outOfSight(info, innerHeight));
+  take(seen) {
+    Object.assign(this, outOfSight(seen, innerHeight));
     const { style } = document.documentElement;
     style.setProperty("--d2-above", `${Math.round(this.above)}px`);
     style.setProperty("--d2-below", `${Math.round(this.below)}px`);
@@ -102,17 +88,17 @@ class Frame {
   // As el.scrollIntoView({ block: "nearest" }), with this much room above and below it; the
   // beginning of what is too high to be seen as a whole.
   bringIntoView(el, { above = 0, below = 0, behavior = "auto" } = {}) {
-    if (!this.info) {
+    const { top, bottom } = this.seen;
+    if (!isFramed() || !globalThis.parentIFrame) {
       Object.assign(el.style, {
         scrollMarginTop: `${above}px`,
         scrollMarginBottom: `${below}px`,
       });
-      const fits = el.offsetHeight <= innerHeight - above - below;
+      const fits = el.offsetHeight <= bottom - top - above - below;
       el.scrollIntoView({ block: fits ? "nearest" : "start", inline: "nearest", behavior });
       return;
     }
     const box = el.getBoundingClientRect(),
-      { top, bottom } = this.seen,
       high = box.top - above < top,
       low = box.bottom + below > bottom;
     if (high) globalThis.parentIFrame.scrollToOffset(0, Math.max(0, box.top - above));

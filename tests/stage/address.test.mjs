@@ -56,3 +56,16 @@ test("looking is told from asking for a run", () => {
   for (const q of ["lane=d2", "trace=x&tab=cache", "seed=1", "branch=a~3"])
     assert.equal(pure.asksForRuns(q), true);
 });
+
+test("the opening plays unless the address asks for something; what others add to it does not", () => {
+  for (const q of ["", "?__theme=light", "?utm_source=mail&__sign=abc", "?teach=1"])
+    assert.equal(pure.playsAtOnce(q), true, q);
+  for (const q of ["?lane=d2", "?tab=cache&__theme=light", "?trace=x&teach=1", "?lesson=masks"])
+    assert.equal(pure.playsAtOnce(q), false, q);
+});
+
+test("an address for others is without the words of the frame", () => {
+  const href = "https://a-b.hf.space/?__theme=dark&lane=d2,k=8&__sign=secret&at=3#x";
+  assert.equal(pure.forOthers(href), "https://a-b.hf.space/?lane=d2%2Ck%3D8&at=3#x");
+  assert.equal(pure.forOthers("https://a.b/?lane=d2,k=8"), "https://a.b/?lane=d2,k=8");
+});

@@ -257,9 +257,9 @@ test("a page that is kept opens where its reader is; what follows the run has no
 });
 
 test("of a frame in a page, what is out of sight above and below, and how far the clock moves", () => {
-  const info = { scrollTop: 500, offsetTop: 60, clientHeight: 700 };
-  assert.deepEqual(plain(pure.outOfSight(info, 2000)), { above: 440, below: 860 });
-  assert.deepEqual(plain(pure.outOfSight({ ...info, scrollTop: 0 }, 300)), { above: 0, below: 0 });
+  const seen = { top: 440, bottom: 1140 };
+  assert.deepEqual(plain(pure.outOfSight(seen, 2000)), { above: 440, below: 860 });
+  assert.deepEqual(plain(pure.outOfSight({ top: 0, bottom: 300 }, 300)), { above: 0, below: 0 });
   const place = { top: 200, height: 50, end: 900 };
   assert.equal(pure.shiftOf(place, 100, 0), 0, "in sight where it is");
   assert.equal(pure.shiftOf(place, 440, 10), 250);
