@@ -15,11 +15,12 @@ import plotly
 from fastapi.responses import FileResponse
 
 from analysis.page import bundle, controls
+from analysis.page.bounds import MB
 from analysis.page.controls import CANVAS, Control
 from analysis.page.endpoints import Endpoints, one_line
 from analysis.page.events import message
+from analysis.page.gate import gate
 from analysis.page.host import Host
-from analysis.page.models import offered_models
 from analysis.page.noscript import WITHOUT_SCRIPTS
 from analysis.page.notice import changes_noticed, notice
 from analysis.page.problems import first_problem
@@ -29,7 +30,6 @@ from d2cache.registry import describe
 
 ASSETS = bundled.ASSETS / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-LARGEST_FILE = "256mb"  # that is taken to be looked at
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
 OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the query the page was opened with
 
@@ -366,11 +366,11 @@ def build(host: Host) -> gr.Blocks:
 
 
 def main() -> int:
-    """Serve the page; exit code 2 when D2CACHE_MODELS names what cannot be a model."""
+    """Serve the page; exit code 2 where an environment variable has what cannot be."""
     try:
-        host = Host(offered_models(os.environ.get("D2CACHE_MODELS")))
+        host = Host.configured(os.environ)
     except ValueError as error:
-        print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     page = build(host)
     page.queue(max_size=MOST_STREAMS)
@@ -380,13 +380,13 @@ def main() -> int:
         head=bundle.head(host.texts()),
         css=(ASSETS / "page.css").read_text(encoding="utf-8"),
         theme=THEME,
-        app_kwargs={"middleware": [WITHOUT_SCRIPTS]},
+        app_kwargs={"middleware": [gate(host.bounds), WITHOUT_SCRIPTS]},
         prevent_thread_lock=True,
         state_session_capacity=200,
         run_history=False,
         footer_links=[],
         max_threads=MOST_STREAMS,
-        max_file_size=LARGEST_FILE,
+        max_file_size=host.bounds.upload_mb * MB,
     )
     # under Gradio's prefix, or its server of pages would answer; and before Gradio's catch-all
     server.get(f"{gr.routes.API_PREFIX}/plotly.min.js")(lambda: FileResponse(PLOTLY))
