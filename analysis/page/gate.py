@@ -7,6 +7,8 @@ sense of with the status 500.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -29,6 +31,7 @@ UPLOAD = "/upload"  # end of the path that takes files
 LARGEST_REQUEST = MB  # bytes of any other
 FORM = MB // 16  # bytes of an upload that are not the file's
 HOUR = 3600.0  # seconds after which Gradio deletes what was uploaded
+LINGER, LINGER_BYTES = 2.0, 16 * MB  # seconds and bytes that are let pass after a refusal
 MOST_REPORTED = 4096  # bytes of a fault that are looked at
 
 TOO_LARGE = "This file is larger than {} MB: load a trace that this page saved."
@@ -37,7 +40,14 @@ NO_FILES = "Files are not taken here: load a trace on the page."
 TOO_MUCH = "Too much has been uploaded from your address in the last hour: try again later."
 FULL = "Too much has been uploaded here in the last hour: try again later."
 TOO_OFTEN = "Your address sends more than {} requests a minute: wait a minute, then go on."
-SENSELESS = "This request makes no sense here; /gradio_api/info says what can be asked."
+NO_ANSWER = "This request cannot be answered; /gradio_api/info says what can be asked."
+# What Gradio streams where it cannot answer, and the same with a sentence. Within a JSON string the
+# quotes would have a backslash, so that nobody's text is changed.
+SILENT = {
+    b'"output":{"error":null': b'"output":{"error":' + json.dumps(NO_ANSWER).encode(),
+    b'event: error\ndata: {"error": null': b'event: error\ndata: {"error": '
+    + json.dumps(NO_ANSWER).encode(),
+}
 
 
 class Gate:
@@ -56,7 +66,7 @@ class Gate:
         if refused is None:
             await self.guarded(scope, receive, send)
         else:
-            await refused(scope, receive, send)
+            await _refuse(refused, receive, send)
 
     def refused(self, scope: Scope) -> Response | None:
         """The answer to a request that goes no further; None to any other."""
@@ -101,8 +111,10 @@ class Gate:
             if body.refused is None:
                 LOG.warning("%s %s: %r", scope["method"], scope["path"], fault)
         if not answer.began:
-            said = body.refused or _said(scope, answer.told() or SENSELESS, 400)
-            await said(scope, receive, send)
+            if body.refused:
+                await _refuse(body.refused, receive, send)
+            else:
+                await _said(scope, answer.told() or NO_ANSWER, 400)(scope, receive, send)
 
 
 class _Body:
@@ -142,13 +154,17 @@ class _Answer:
 
     def __init__(self, send: Send, request: _Body):
         self.send, self.request = send, request
-        self.began = False
+        self.began = self.streams = False
         self.body = b""  # of an answer that is not sent on
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = message["status"] != 500 and self.request.refused is None
+            kind = Headers(raw=message["headers"]).get("content-type", "")
+            self.streams = kind.startswith("text/event-stream")
         if self.began:
+            if message["type"] == "http.response.body" and self.streams:
+                message = {**message, "body": _spoken(message.get("body", b""))}
             await self.send(message)
         elif len(self.body) < MOST_REPORTED:
             self.body += message.get("body", b"")
@@ -160,6 +176,31 @@ class _Answer:
         except (ValueError, LookupError, TypeError):
             return ""
         return line if isinstance(line, str) and "\n" not in line else ""
+
+
+async def _refuse(refused: Response, receive: Receive, send: Send) -> None:
+    """Sends a refusal and closes the connection, a little later: who is still sending would lose
+    the answer otherwise."""
+    headers = [*refused.raw_headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": refused.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": refused.body, "more_body": True})
+    left = LINGER_BYTES
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(LINGER):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body"):
+                    break
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _spoken(body: bytes) -> bytes:
+    """A part of an answer, with a sentence where Gradio says nothing about a fault."""
+    if len(body) < MOST_REPORTED:
+        for silent, said in SILENT.items():
+            body = body.replace(silent, said)
+    return body
 
 
 def _uploads(scope: Scope) -> bool:

@@ -47,8 +47,7 @@ class Line:
             if old is None:
                 if self.most and len(self.places) >= self.most:
                     raise ValueError(
-                        f"{len(self.places)} visitors are waiting here, and no more can: "
-                        "try again in a minute."
+                        f"The line is full, with {self.most} before you: try again in a minute."
                     )
                 self.places.append(place)
             else:

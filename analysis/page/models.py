@@ -90,7 +90,8 @@ class Models:
         """Starts to load a model in the background, unless it is loaded or loading."""
         if not isinstance(label, str) or label not in self.offered:
             raise ValueError(
-                f"The model is {label!r}; this page offers {', '.join(self.offered)}: choose one."
+                f"The model is {label!r:.80}; this page offers {', '.join(self.offered)}: "
+                "choose one."
             )
         with self.news:
             if label in self.loaded or label in self.busy:

@@ -88,8 +88,11 @@ class Session:
 
     # -------------------------------------------------------------------------- problems
 
+    @explained
     def draw(self, family: str) -> Iterator[Changes]:
         """A held-out problem of a family: its prompt, and an answer length that fits."""
+        if family not in list(tasks.FAMILIES):
+            raise ValueError(f"there is no example {family!r:.80}: choose one under Example")
         problem = tasks.draw(family, random.Random(secrets.randbits(64)), held_out=True)
         self.problems[problem.prompt] = problem
         while len(self.problems) > KEPT_PROBLEMS:
@@ -232,7 +235,8 @@ class Session:
 
     def _hint(self, model: str, prompt: str) -> str:
         """What to know of a prompt, after a space; or ""."""
-        told = remark(prompt, self.host.models.offered.get(model) == stored.MODEL)
+        bundled = isinstance(model, str) and self.host.models.offered.get(model) == stored.MODEL
+        told = remark(prompt, bundled)
         return f" {told}" if told else ""
 
     def look_over(self, controls: Controls) -> Iterator[Changes]:
@@ -241,7 +245,7 @@ class Session:
         board = self.board
         asked = board.asked or self.stored if board else None
         names = changed(asked, controls) if asked else []
-        prompt = controls["prompt"] or ""
+        prompt = controls["prompt"] if isinstance(controls["prompt"], str) else ""
         fault = (
             "" if not prompt.strip() else too_long(prompt) or self._hint(controls["model"], prompt)
         )
@@ -389,6 +393,7 @@ class Session:
 
     # -------------------------------------------------------------------------- choices
 
+    @explained
     def choose_policy(self, policy: str, block_length: int) -> Iterator[Changes]:
         """A cache that is made for blocks gets blocks; another one loses them again, unless the
         visitor has changed their length."""
@@ -411,9 +416,9 @@ class Session:
 
     def await_model(self, model: str) -> Iterator[Changes]:
         """What the loading of a model is doing, and how it ended."""
-        if not model:
-            return
         models = self.host.models
+        if not isinstance(model, str) or model not in models.offered:
+            return  # Run was not pressed in vain
         for text in models.watch(model):
             yield {"said": (text, "info")}
         if model in models.loaded:
@@ -423,7 +428,8 @@ class Session:
 
     def choose_preset(self, key: str | None) -> Iterator[Changes]:
         """The story of a guided comparison."""
-        yield {"story": self.host.presets[key]["story"] if key in self.host.presets else ""}
+        found = [one["story"] for one in self.host.presets.values() if one["key"] == key]
+        yield {"story": "".join(found)}
 
 
 class Sessions:
