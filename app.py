@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import gradio as gr
 
 from analysis.page import bundle, controls, files, noscript
+from analysis.page.bounds import MB
 from analysis.page.controls import CANVAS, Control
 from analysis.page.endpoints import Endpoints, one_line
 from analysis.page.events import message
+from analysis.page.gate import gate
 from analysis.page.host import Host
-from analysis.page.models import offered_models
 from analysis.page.notice import changes_noticed, notice
 from analysis.page.problems import first_problem
 from analysis.page.session import Changes, Session, Sessions
@@ -24,7 +25,6 @@ from d2cache import bundled
 from d2cache.registry import describe
 
 ASSETS = bundled.ASSETS / "page"
-LARGEST_FILE = "256mb"  # that is taken to be looked at
 MOST_COMPARED = 4  # policies that can be chosen to run side by side
 OPEN = "(opened, ...rest) => [location.search, ...rest]"  # the query the page was opened with
 
@@ -361,11 +361,11 @@ def build(host: Host) -> gr.Blocks:
 
 
 def main() -> int:
-    """Serve the page; exit code 2 when D2CACHE_MODELS names what cannot be a model."""
+    """Serve the page; exit code 2 where an environment variable has what cannot be."""
     try:
-        host = Host(offered_models(os.environ.get("D2CACHE_MODELS")))
+        host = Host.configured(os.environ)
     except ValueError as error:
-        print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     page = build(host)
     page.queue(max_size=MOST_STREAMS)
@@ -376,7 +376,7 @@ def main() -> int:
         css=(ASSETS / "page.css").read_text(encoding="utf-8") + noscript.style(),
         theme=THEME,
         app_kwargs={
-            "middleware": [noscript.WITHOUT_SCRIPTS],
+            "middleware": [gate(host.bounds), noscript.WITHOUT_SCRIPTS],
             "routes": files.routes(gr.routes.API_PREFIX),
         },
         prevent_thread_lock=True,
@@ -384,7 +384,7 @@ def main() -> int:
         run_history=False,
         footer_links=[],
         max_threads=MOST_STREAMS,
-        max_file_size=LARGEST_FILE,
+        max_file_size=host.bounds.upload_mb * MB,
     )
     host.start()  # while the page is already up
     page.block_thread()

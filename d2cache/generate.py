@@ -96,7 +96,7 @@ def generate(
         given=given_ranges(canvas),
     )
     if eager is not None and plain.switch(eager) is None:
-        raise ValueError(f"eager is {eager!r}; it must be True, False or None")
+        raise ValueError(f"eager is {eager!r:.80}; it must be True, False or None")
     eager = os.environ.get("D2CACHE_EAGER") == "1" if eager is None else bool(eager)
     return _loop(model, canvas, policy, decoder, run, eager)
 
@@ -240,6 +240,6 @@ def _row_seeds(seed: int | Sequence[int], batch: int) -> tuple[int, ...]:
     checked = tuple(s for s in seeds if s is not None and 0 <= s < 2**63)
     if len(seeds) != batch or len(checked) != batch:
         raise ValueError(
-            f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1, or one per row"
+            f"seed is {seed!r:.80}; it must be a whole number from 0 to 2**63 - 1, or one per row"
         )
     return checked

@@ -51,14 +51,14 @@ class ModelConfig:
             value = self._made_plain(field, plain.whole)
             if value is None or not 1 <= value <= most:
                 raise ValueError(
-                    f"{field} is {getattr(self, field)!r}; it must be a whole number from 1 to "
+                    f"{field} is {getattr(self, field)!r:.80}; it must be a whole number from 1 to "
                     f"{most}"
                 )
         for field in ("rope_theta", "norm_eps"):
             value = self._made_plain(field, plain.number)
             if value is None or not 0 < value < math.inf:
                 raise ValueError(
-                    f"{field} is {getattr(self, field)!r}; it must be a number above 0"
+                    f"{field} is {getattr(self, field)!r:.80}; it must be a number above 0"
                 )
         if self.width % self.heads or self.head_width % 2:
             raise ValueError(
@@ -70,7 +70,7 @@ class ModelConfig:
             value = self._made_plain(field, plain.whole)
             if value is None or not 0 <= value < self.vocab:
                 raise ValueError(
-                    f"{field} is {getattr(self, field)!r}; the vocabulary has ids 0 to "
+                    f"{field} is {getattr(self, field)!r:.80}; the vocabulary has ids 0 to "
                     f"{self.vocab - 1}"
                 )
         if self.mask_id == self.eos_id:
@@ -79,7 +79,7 @@ class ModelConfig:
                 "two tokens"
             )
         if self._made_plain("shift", plain.whole) not in (0, 1):
-            raise ValueError(f"shift is {self.shift!r}; it must be 0 or 1")
+            raise ValueError(f"shift is {self.shift!r:.80}; it must be 0 or 1")
         if not isinstance(self.name, str) or len(self.name) > 200:
             raise ValueError(f"name is {str(self.name)[:20]!r}; it must be a short text")
         if type(self.qkv_bias) is not bool:

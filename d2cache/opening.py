@@ -40,7 +40,7 @@ def open_canvas(
     whole = length - prompt_length
     block_length = whole if block_length is None else _length("block_length", block_length)
     if (stops := plain.switch(stop_at_eos)) is None:
-        raise ValueError(f"stop_at_eos is {stop_at_eos!r}; it must be True or False")
+        raise ValueError(f"stop_at_eos is {stop_at_eos!r:.80}; it must be True or False")
     return Canvas(
         tokens.to(model.device),
         start.to(model.device),
@@ -73,8 +73,8 @@ def _appended(prompts: list[Tensor], gen_length: int | None, config: ModelConfig
     value = plain.whole(gen_length)
     if value is None or value < 0 or not (value or any(gaps)):
         raise ValueError(
-            f"gen_length is {gen_length!r}; it must be a whole number of at least 1, or 0 where "
-            f"the prompts hold masks to fill, id {config.mask_id}"
+            f"gen_length is {gen_length!r:.80}; it must be a whole number of at least 1, or 0 "
+            f"where the prompts hold masks to fill, id {config.mask_id}"
         )
     if not (value or all(gaps)):
         raise ValueError(
@@ -113,7 +113,7 @@ def _given(tokens: Tensor, start: Tensor, config: ModelConfig) -> tuple[Tensor |
 def _length(name: str, given: object) -> int:
     value = plain.whole(given)
     if value is None or value < 1:
-        raise ValueError(f"{name} is {given!r}; it must be a whole number of at least 1")
+        raise ValueError(f"{name} is {given!r:.80}; it must be a whole number of at least 1")
     return value
 
 

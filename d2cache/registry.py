@@ -39,7 +39,7 @@ class Knob:
         if self.kind is bool:
             if (on := plain.switch(value)) is not None:
                 return on
-            raise ValueError(f"{owner}: {self.name} is {value!r}; it must be True or False")
+            raise ValueError(f"{owner}: {self.name} is {value!r:.80}; it must be True or False")
         given = plain.number(value)
         # `not (low <= given <= high)` also refuses NaN
         if (
@@ -49,7 +49,7 @@ class Knob:
         ):
             expected = "a whole number" if self.kind is int else "a number"
             raise ValueError(
-                f"{owner}: {self.name} is {value!r}; it must be {expected} "
+                f"{owner}: {self.name} is {value!r:.80}; it must be {expected} "
                 f"from {self.low} to {self.high}"
             )
         return self.kind(given)
@@ -144,13 +144,13 @@ def make(registry: dict[str, type], kind: str, name: Any, settings: dict[str, An
     """
     if not isinstance(name, str) or name not in registry:
         allowed = ", ".join(sorted(registry))
-        raise ValueError(f"unknown {kind} {name!r}; choose one of {allowed}")
+        raise ValueError(f"unknown {kind} {name!r:.80}; choose one of {allowed}")
     cls = registry[name]
     known = [each.name for each in knobs(cls)]
     for given in settings:
         if given not in known:
             allowed = ", ".join(known) or "none"
-            raise ValueError(f"{kind} {name!r} has no knob {given!r}; its knobs: {allowed}")
+            raise ValueError(f"{kind} {name!r} has no knob {given!r:.80}; its knobs: {allowed}")
     return cls(**settings)
 
 

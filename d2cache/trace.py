@@ -310,16 +310,18 @@ class Trace:
             path = Path(path)
         except TypeError as error:
             raise ValueError(f"the trace is {path!r}; give the path of a file") from error
+        name = path.name[:80]  # as a stranger called it
         try:
             return _read(path, largest)
         except FileNotFoundError as error:
-            raise ValueError(f"there is no trace file {path.name}") from error
+            raise ValueError(f"there is no trace file {name}") from error
         except (safetensors.SafetensorError, RecursionError, OSError) as error:
-            reason = (str(error) or "it is nested too deeply").splitlines()[0]
-            raise ValueError(f"{path.name} is not a trace file: {reason}") from error
+            said = getattr(error, "strerror", "") or str(error)  # without the path
+            reason = (said or "it is nested too deeply").splitlines()[0]
+            raise ValueError(f"{name} is not a trace file: {reason}") from error
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path.name} is not a valid trace: {reason}") from error
+            raise ValueError(f"{name} is not a valid trace: {reason}") from error
 
 
 def _read(path: Path, largest: int | None) -> Trace:

@@ -214,7 +214,7 @@ def _model_title(label: str, name: str) -> str:
 def _knob_names(kind: str, owner: str) -> dict[str, str]:
     """Knob of a policy or decoder -> name of its control."""
     base = BASES[kind]
-    if owner not in base.registry:
+    if not isinstance(owner, str) or owner not in base.registry:
         return {}  # the lane itself says which there are
     shared = {one.name for one in shared_knobs(base)}
     return {
@@ -232,10 +232,12 @@ def asked_of(values: Mapping[str, Any], compared: bool = False) -> Asked:
     def settings(kind: str, owner: str) -> dict:
         return {knob: values[name] for knob, name in _knob_names(kind, owner).items()}
 
-    decoder = values["decoder"]
+    decoder, several = values["decoder"], values["lanes"] if compared else [values["policy"]]
+    if not isinstance(several, (list, tuple)):
+        several = ()  # the request itself says that it needs lanes
     lanes = tuple(
         Lane(name, settings("policy", name), decoder, settings("decoder", decoder))
-        for name in (values["lanes"] if compared else [values["policy"]])
+        for name in several
     )
     canvas = {name: values[name] for name in CANVAS}
     return Asked(lanes=lanes, full=not values["to_the_end"], **canvas)

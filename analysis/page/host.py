@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from analysis.page import familiar, lessons, stored
@@ -18,20 +19,37 @@ from analysis.page.boards import (
     stored_board,
     summary,
 )
+from analysis.page.bounds import AtOnce, Bounds, Rate
 from analysis.page.line import Line
-from analysis.page.models import Models
+from analysis.page.models import Models, offered_models
 from analysis.page.query import Asked, Link
 from analysis.page.questions import Questions
+
+KEPT_FILES = 200  # with traces to be downloaded; a download takes a copy of its own
+MANY_PROGRAMS = "as many programs as this page allows are waiting for a run; ask again in a minute"
 
 
 class Host:
     """One page on one machine. offered: label of a model -> what `d2cache.load` takes."""
 
-    def __init__(self, offered: dict[str, str]):
-        self.models, self.boards, self.line = Models(offered), Boards(), Line()
-        self.questions = Questions(self.boards, self.models)
+    def __init__(self, offered: dict[str, str], bounds: Bounds | None = None):
+        self.bounds = bounds or Bounds.read(os.environ)
+        self.models, self.boards = Models(offered), Boards()
+        self.line = Line(most=self.bounds.waiting)
+        self.questions = Questions(self.boards, self.models, self.bounds.questions)
+        self.programs = AtOnce(self.bounds.programs, MANY_PROGRAMS)
+        self.pace = Rate(self.bounds.runs)
         self.presets = {one["key"]: one for one in lessons.presets()}
         self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
+
+    @staticmethod
+    def configured(environment: Mapping[str, str]) -> Host:
+        """The host that environment variables describe; ValueError names one that is wrong."""
+        try:
+            offered = offered_models(environment.get("D2CACHE_MODELS"))
+        except ValueError as error:
+            raise ValueError(f"D2CACHE_MODELS: {error}") from error
+        return Host(offered, Bounds.read(environment))
 
     def start(self) -> None:
         """Loads the first model, and makes what prompts are measured by, while the page is up."""
@@ -45,6 +63,7 @@ class Host:
 
     def open_board(self, asked: Asked) -> Board:
         """A board whose lanes are ready for their first step; ValueError says what is wrong."""
+        self.bounds.check(asked, len(asked.lanes))
         model = self.models.get(asked.model)
         board = Board(secrets.token_hex(8), asked)
         for lane in asked.lanes:
@@ -53,10 +72,11 @@ class Host:
 
     def results(self, asked: Asked) -> list[dict]:
         """Runs all lanes to the end, one dict of results for each; ValueError if a lane fails."""
-        board = self.open_board(asked)
-        with self.line.turn(board.key):
-            for _ in advance(board):
-                pass
+        with self.programs:
+            board = self.open_board(asked)
+            with self.line.turn(board.key):
+                for _ in advance(board):
+                    pass
         failed = [run.error for run in board.runs if run.error]
         if failed:
             raise ValueError(failed[0])
@@ -100,4 +120,11 @@ class Host:
         path = Path(self.files.name) / f"d2cache-{policy}-{run.key[:6]}.safetensors"
         if not path.exists():
             run.finished.save(path)
+            self._tidy()
         return str(path)
+
+    def _tidy(self) -> None:
+        """Keeps the newest files only."""
+        files = sorted(Path(self.files.name).iterdir(), key=lambda file: file.stat().st_mtime)
+        for old in files[:-KEPT_FILES]:
+            old.unlink(missing_ok=True)

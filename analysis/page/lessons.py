@@ -128,11 +128,13 @@ def _named_texts(path: Path) -> dict[str, str]:
         text = " ".join(words for _, words in lines if words).strip()
         if not text:
             raise ValueError(
-                f"{path.name} line {line}: {names!r} has no text; write it on the lines below"
+                f"{path.name} line {line}: {names!r:.80} has no text; write it on the lines below"
             )
         for name in (n.strip() for n in names.split(",")):
             if not name or name.lower() in out:
-                raise ValueError(f"{path.name} line {line}: {name!r} is defined twice, or empty")
+                raise ValueError(
+                    f"{path.name} line {line}: {name!r:.80} is defined twice, or empty"
+                )
             out[name.lower()] = text
     return out
 
@@ -233,12 +235,12 @@ class _Reader:
                 return self.query(text)
             if name in ("step", "lane"):
                 if not re.fullmatch(r"[1-9]\d{0,3}", text):
-                    raise ValueError(f"@{name} is {text!r}; it must be a whole number from 1")
+                    raise ValueError(f"@{name} is {text!r:.80}; it must be a whole number from 1")
                 return int(text)
             elif name != "point" or not re.fullmatch(r"#[\w-]+", text):
                 allowed = {"tab": TABS, "clock": CLOCKS, "point": (*POINTS, "#id")}[name]
                 if text not in allowed:
-                    raise ValueError(f"@{name} is {text!r}; allowed are {', '.join(allowed)}")
+                    raise ValueError(f"@{name} is {text!r:.80}; allowed are {', '.join(allowed)}")
         except ValueError as error:
             self.fail(line, str(error))
         return text
@@ -326,7 +328,8 @@ class _Reader:
                     shown = text[at : at + 24]
                     self.fail(
                         line,
-                        f"{shown!r} is not closed; write \\ before a sign that is meant literally",
+                        f"{shown!r:.40} is not closed; "
+                        "write \\ before a sign that is meant literally",
                     )
                 if text[at] == "\\" and at + 1 < len(text) and text[at + 1] in "*`[]\\":
                     at += 1
@@ -387,23 +390,24 @@ def _compare(text: str) -> list:
     found = _COMPARISON.fullmatch(text)
     if not found:
         raise ValueError(
-            f"{text.strip()!r} is not a comparison; write NAME, one of = != < <= > >=, and a value"
+            f"{text.strip()!r:.80} is not a comparison; write NAME, one of = != < <= > >=, "
+            "and a value"
         )
     name, operator, value, share = found.groups()
     kind, _, knob = name.partition(".")
     if knob:
         known = sorted({k.name for e in _entries(kind) for k in e["knobs"]})
         if knob not in known:
-            raise ValueError(f"{name!r} is not a knob; {kind} has {', '.join(known) or 'none'}")
+            raise ValueError(f"{name!r:.80} is not a knob; {kind} has {', '.join(known) or 'none'}")
     elif name not in NUMBERS and name not in WORDS:
         raise ValueError(
-            f"{name!r} is unknown; known are {', '.join([*NUMBERS, *WORDS])}, "
+            f"{name!r:.80} is unknown; known are {', '.join([*NUMBERS, *WORDS])}, "
             "policy.KNOB and decoder.KNOB"
         )
     if name in WORDS:
         if value not in WORDS[name] or operator not in ("=", "!="):
             raise ValueError(
-                f"{text.strip()!r}: {name} takes = or != and one of {', '.join(WORDS[name])}"
+                f"{text.strip()!r:.80}: {name} takes = or != and one of {', '.join(WORDS[name])}"
             )
         return [name, operator, value]
     if knob and value in ("true", "false"):
@@ -412,7 +416,7 @@ def _compare(text: str) -> list:
         return [name, operator, float(value) / (100 if share else 1)]
     except ValueError:
         raise ValueError(
-            f"{text.strip()!r}: {value!r} is not a number; give one such as 8 or 80%"
+            f"{text.strip()!r:.80}: {value!r:.80} is not a number; give one such as 8 or 80%"
         ) from None
 
 

@@ -29,21 +29,26 @@ class Line:
     """Visitors take turns of one run, in the order in which they asked. A visitor has one place;
     a place that is given up and taken again soon is where it was."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = 0):
+        self.clock, self.most = clock, most  # places; 0: as many as there are visitors
         self.places: list[Place] = []
         self.took: deque[float] = deque(maxlen=RECENT)  # seconds of the last turns
         # reentrant: an abandoned stream may be closed by the garbage collector at any moment
         self.changed = threading.Condition(threading.RLock())
 
     def join(self, visitor: str, share: Callable[[], float] = lambda: 0.0) -> Place:
-        """A place at the end, or instead of the one where this visitor waits."""
+        """A place at the end, or instead of the one where this visitor waits; ValueError where
+        the line is as long as it may be."""
         place = Place(visitor, share)
         with self.changed:
             self._forget()
             waiting = (p for p in self.places if p.visitor == visitor and p.since is None)
             old = next(waiting, None)
             if old is None:
+                if self.most and len(self.places) >= self.most:
+                    raise ValueError(
+                        f"The line is full, with {self.most} before you: try again in a minute."
+                    )
                 self.places.append(place)
             else:
                 self.places[self.places.index(old)] = place

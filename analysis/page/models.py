@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import d2cache
+from analysis.page.bounds import is_local
 from d2cache import models
 
 LOG = logging.getLogger("d2cache.models")
@@ -67,8 +68,7 @@ class Models:
         A folder's path is given away only where the page serves its own machine.
         """
         name = self.offered.get(label, label)
-        local = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1") in ("127.0.0.1", "localhost")
-        return str(Path(name).resolve()) if local and name != label else label
+        return str(Path(name).resolve()) if is_local(os.environ) and name != label else label
 
     def get(self, label: str) -> d2cache.Model:
         """A loaded model; waits for the first one.
@@ -90,7 +90,8 @@ class Models:
         """Starts to load a model in the background, unless it is loaded or loading."""
         if not isinstance(label, str) or label not in self.offered:
             raise ValueError(
-                f"The model is {label!r}; this page offers {', '.join(self.offered)}: choose one."
+                f"The model is {label!r:.80}; this page offers {', '.join(self.offered)}: "
+                "choose one."
             )
         with self.news:
             if label in self.loaded or label in self.busy:

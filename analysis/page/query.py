@@ -117,7 +117,7 @@ def _named(base: type[Registered], text: str) -> tuple[str, dict]:
     for pair in given:
         knob, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"{base.kind} {name!r}: {pair[:40]!r} is not KNOB=VALUE")
+            raise ValueError(f"{base.kind} {name!r:.40}: {pair[:40]!r} is not KNOB=VALUE")
         settings[knob] = number(value, known[knob].kind) if knob in known else value
     return name, settings
 
@@ -181,10 +181,10 @@ class Asked:
             ("seed", "seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
-            good = isinstance(value, (int, float)) and math.isfinite(value) and value % 1 == 0
-            if not good or not low <= value <= high:
+            number = isinstance(value, (int, float))
+            if not number or not low <= value <= high or value % 1 != 0:
                 raise ValueError(
-                    f"The {words} is {value!r}; it must be a whole number from {low} to {high}."
+                    f"The {words} is {value!r:.80}; it must be a whole number from {low} to {high}."
                 )
             object.__setattr__(self, name, int(value))
         for name in SWITCHES:

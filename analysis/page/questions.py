@@ -15,6 +15,7 @@ import d2cache
 from analysis import probes, report
 from analysis.page import export, notebook
 from analysis.page.boards import Board, Boards, Run
+from analysis.page.bounds import AtOnce
 from analysis.page.events import map_payload
 from analysis.page.memory import give_back
 from analysis.page.models import ENGINE, Models
@@ -24,6 +25,7 @@ from d2cache.trace import Trace
 LONGEST = 2000  # characters of a question
 SIGMAS = (0.0, 3.0, 10.0, 40.0)  # of the decode orders that are compared
 QUESTIONS = ("attention", "life", "figures", "sigmas", "export", "token")  # each a method below
+MANY = "many visitors are asking at once: ask again in a moment"
 EXPORTS = ("html", "notebook", "trace")  # what can be exported
 
 
@@ -31,8 +33,9 @@ class Questions:
     """Answers questions about the runs that are kept. `answer` never raises: it returns {"error":
     one line} for a question that it cannot answer."""
 
-    def __init__(self, boards: Boards, models: Models):
+    def __init__(self, boards: Boards, models: Models, most: int = 0):
         self.boards, self.models = boards, models
+        self.at_once = AtOnce(most, MANY)
         self.known = {name: getattr(self, name) for name in QUESTIONS}
 
     def answer(self, question: str) -> dict:
@@ -43,7 +46,8 @@ class Questions:
             name, given = json.loads(question)
             if not isinstance(name, str) or name not in self.known or not isinstance(given, dict):
                 raise ValueError(f"there is no such question; ask for {', '.join(self.known)}")
-            return self.known[name](**given)
+            with self.at_once:
+                return self.known[name](**given)
         except (ValueError, TypeError, IndexError, RuntimeError, RecursionError) as error:
             return {"error": (str(error) or type(error).__name__).splitlines()[0]}
         finally:

@@ -43,6 +43,7 @@ from d2cache.teaching import tasks
 from d2cache.trace_format import LARGEST
 
 USUAL_BLOCK = 16  # masks; proposed with a policy that is made for blocks
+KEPT_SESSIONS = 2000
 KEPT_PROBLEMS = 1000  # of one visitor, whose answers can be judged
 
 Controls = dict[str, Any]
@@ -87,8 +88,11 @@ class Session:
 
     # -------------------------------------------------------------------------- problems
 
+    @explained
     def draw(self, family: str) -> Iterator[Changes]:
         """A held-out problem of a family: its prompt, and an answer length that fits."""
+        if family not in list(tasks.FAMILIES):
+            raise ValueError(f"there is no example {family!r:.80}: choose one under Example")
         problem = tasks.draw(family, random.Random(secrets.randbits(64)), held_out=True)
         self.problems[problem.prompt] = problem
         while len(self.problems) > KEPT_PROBLEMS:
@@ -122,6 +126,7 @@ class Session:
                 "Lanes share the prompt and the settings under Canvas, and these have changed: "
                 "press Run to start again."
             )
+        self._may_start(asked, len(board.runs) + 1, new=1)
         board.start(asked.lanes[0], self.host.models.get(asked.model))
         yield from self._show(board)
 
@@ -162,8 +167,19 @@ class Session:
         if asked.model == self.host.models.first:
             for text in self.host.models.watch(asked.model):
                 yield {"said": (text, "info")}
+        self._may_start(asked, len(asked.lanes), new=len(asked.lanes))
         board = self.host.boards.put(self.key, self.host.open_board(asked))
         yield from self._show(board, most, also={"download": None, "awaited": ""})
+
+    def _may_start(self, asked: Asked, lanes: int, new: int) -> None:
+        """ValueError where a board of so many lanes, so many of them new, is more than a visitor
+        may have."""
+        self.host.bounds.check(asked, lanes)
+        if not self.host.pace.add(self.key, new):
+            raise ValueError(
+                f"This page starts {self.host.pace.most} lanes a minute for one visitor, and you "
+                "have had them: wait a minute, then press Run."
+            )
 
     def _show(
         self, board: Board, most: int | None = None, text: str = "", also: Changes | None = None
@@ -171,7 +187,11 @@ class Session:
         """The board's next steps, at most `most` for each lane, from where it is."""
         text = text or ("Running." if most is None else "Stepping.")
         text += self._hint(board.wanted.model, board.wanted.prompt)
-        place = self.place = self.host.line.join(self.key, board.share)
+        try:
+            place = self.place = self.host.line.join(self.key, board.share)
+        except ValueError:
+            board.paused = True  # it is kept no longer than one that nobody runs
+            raise
         told, shown = board.opening(), {"changed": ("",)} | (also or {})
         try:
             for words in self.host.line.wait(place):
@@ -215,7 +235,8 @@ class Session:
 
     def _hint(self, model: str, prompt: str) -> str:
         """What to know of a prompt, after a space; or ""."""
-        told = remark(prompt, self.host.models.offered.get(model) == stored.MODEL)
+        bundled = isinstance(model, str) and self.host.models.offered.get(model) == stored.MODEL
+        told = remark(prompt, bundled)
         return f" {told}" if told else ""
 
     def look_over(self, controls: Controls) -> Iterator[Changes]:
@@ -224,7 +245,7 @@ class Session:
         board = self.board
         asked = board.asked or self.stored if board else None
         names = changed(asked, controls) if asked else []
-        prompt = controls["prompt"] or ""
+        prompt = controls["prompt"] if isinstance(controls["prompt"], str) else ""
         fault = (
             "" if not prompt.strip() else too_long(prompt) or self._hint(controls["model"], prompt)
         )
@@ -361,6 +382,7 @@ class Session:
         if self.board is None:
             board, change = self._own_opening()
             yield change
+        self._may_start(board.wanted, len(board.runs) + 1, new=1)
         board.start(lane, model, {"lane": at, "step": edit.step, "says": text})
         text = f"Lane {len(board.runs)} continues from step {edit.step + 1}: see Compare."
         yield from self._show(board, text=text)
@@ -371,6 +393,7 @@ class Session:
 
     # -------------------------------------------------------------------------- choices
 
+    @explained
     def choose_policy(self, policy: str, block_length: int) -> Iterator[Changes]:
         """A cache that is made for blocks gets blocks; another one loses them again, unless the
         visitor has changed their length."""
@@ -393,9 +416,9 @@ class Session:
 
     def await_model(self, model: str) -> Iterator[Changes]:
         """What the loading of a model is doing, and how it ended."""
-        if not model:
-            return
         models = self.host.models
+        if not isinstance(model, str) or model not in models.offered:
+            return  # Run was not pressed in vain
         for text in models.watch(model):
             yield {"said": (text, "info")}
         if model in models.loaded:
@@ -405,7 +428,8 @@ class Session:
 
     def choose_preset(self, key: str | None) -> Iterator[Changes]:
         """The story of a guided comparison."""
-        yield {"story": self.host.presets[key]["story"] if key in self.host.presets else ""}
+        found = [one["story"] for one in self.host.presets.values() if one["key"] == key]
+        yield {"story": "".join(found)}
 
 
 class Sessions:
@@ -413,13 +437,16 @@ class Sessions:
 
     def __init__(self, host: Host):
         self.host, self.lock = host, threading.Lock()
-        self.sessions: dict[str, Session] = {}
+        self.sessions: OrderedDict[str, Session] = OrderedDict()
 
     def of(self, key: str) -> Session:
         """A visitor's session, made on first use; `leave` ends it."""
         with self.lock:
             if key not in self.sessions:
                 self.sessions[key] = Session(self.host, key)
+            self.sessions.move_to_end(key)
+            while len(self.sessions) > KEPT_SESSIONS:  # of programs that never leave
+                self.sessions.popitem(last=False)
             return self.sessions[key]
 
     def leave(self, key: str) -> None:

@@ -39,8 +39,8 @@ def listed() -> dict[str, dict]:
 
 def load(name: str) -> Trace:
     """A stored run by its name; ValueError names those that there are."""
-    if name not in listed():
-        raise ValueError(f"there is no stored run {name!r}; choose of {', '.join(listed())}")
+    if not isinstance(name, str) or name not in listed():
+        raise ValueError(f"there is no stored run {name!r:.80}; choose of {', '.join(listed())}")
     return Trace.load(ASSETS / "traces" / f"{name}.safetensors")
 
 
