@@ -128,7 +128,8 @@ def row(count: int, met: list[Visit]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-HEAD = """| visitors | first step, s | longest | all done, s | steps/s each | together | waited | refused |
+HEAD = """\
+| visitors | first step, s | longest | all, s | steps/s each | together | waited | refused |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
@@ -137,9 +138,10 @@ def main(argv=None) -> int:
         prog="python -m analysis.tools.visitors", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("--address", help="of a page that is served already")
-    parser.add_argument("--counts", default="1,10,40", help="visitors at once (default: %(default)s)")
-    parser.add_argument("--lane", default="d2", help="what each runs (default: %(default)s)")
-    parser.add_argument("--gen-length", type=int, default=64, help="masks (default: %(default)s)")
+    usual = "(default: %(default)s)"
+    parser.add_argument("--counts", default="1,10,40", help=f"visitors at once {usual}")
+    parser.add_argument("--lane", default="d2", help=f"what each runs {usual}")
+    parser.add_argument("--gen-length", type=int, default=64, help=f"masks {usual}")
     args = parser.parse_args(argv)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

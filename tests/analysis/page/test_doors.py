@@ -18,7 +18,7 @@ from analysis.tools import browser
 
 SECRET = "Sort 91 17 53 38."  # the prompt of a visitor whom nobody else may see
 API = "/gradio_api"
-GROWTH = 60  # MB that some hundred inputs may leave behind, after as many before them
+GROWTH = 60  # MB that inputs may leave behind when they come a second time
 GUESSES = 40
 
 
@@ -170,7 +170,7 @@ def test_hostile_requests_get_a_sentence_and_leave_no_memory_behind(server):
     visitor = Visitor(address)
     knock(visitor, Hostile(SEED + 20), 80)
     before = memory(address)
-    knock(visitor, Hostile(SEED + 21), 80)
+    knock(visitor, Hostile(SEED + 20), 80)  # the same: nothing is met for the first time
     assert memory(address) - before < GROWTH
     assert "Done" in json.dumps(Visitor(address).run("Sort 3 1 2.")[-2:])
 
