@@ -35,7 +35,7 @@ class Host:
     def __init__(self, offered: dict[str, str], bounds: Bounds | None = None):
         self.bounds = bounds or Bounds.read(os.environ)
         self.models, self.boards = Models(offered), Boards()
-        self.line = Line(most=self.bounds.waiting)
+        self.line = Line(most=self.bounds.waiting, together=self.bounds.together)
         self.questions = Questions(self.boards, self.models, self.bounds.questions)
         self.programs = AtOnce(self.bounds.programs, MANY_PROGRAMS)
         self.pace = Rate(self.bounds.runs)
@@ -74,13 +74,22 @@ class Host:
         """Runs all lanes to the end, one dict of results for each; ValueError if a lane fails."""
         with self.programs:
             board = self.open_board(asked)
-            with self.line.turn(board.key):
-                for _ in advance(board):
-                    pass
+            self._run(board)
         failed = [run.error for run in board.runs if run.error]
         if failed:
             raise ValueError(failed[0])
         return [summary(run, board.runs[0]) for run in board.runs]
+
+    def _run(self, board: Board) -> None:
+        """All of a board's steps, in its turns, without a word."""
+        place = self.line.join(board.key, board.share)
+        try:
+            for _ in self.line.wait(place):
+                pass
+            for _ in self.line.in_turns(place, advance(board)):
+                pass
+        finally:
+            self.line.leave(place)
 
     def stored_board(self, name: str) -> Board:
         """The board of a run that comes with the page; ValueError for an unknown name."""

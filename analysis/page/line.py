@@ -1,18 +1,22 @@
-"""The waiting line: whose run the engine makes, who comes next, and how long that may take."""
+"""The line: the runs that share the engine by turns, who comes next, and how long that may take."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from statistics import mean
+from typing import TypeVar
 
-RECENT = 20  # turns whose time an estimate is made of
+RECENT = 20  # turns, and runs, whose time an estimate is made of
 KEPT = 10.0  # seconds for which a place given up can be taken again, as by a second press of Run
 LOOK = 1.0  # seconds between two looks at the estimate
+TOGETHER = 64  # runs that take turns
+
+Portion = TypeVar("Portion")
 
 
 @dataclass(eq=False)
@@ -21,18 +25,30 @@ class Place:
 
     visitor: str
     share: Callable[[], float]
-    since: float | None = None  # when its turn began; None while it waits
+    begun: float | None = None  # when its first turn began; None before
+    since: float | None = None  # when its present turn began; None while others have theirs
     left: float | None = None  # when it was given up
 
 
 class Line:
-    """Visitors take turns of one run, in the order in which they asked. A visitor has one place;
-    a place that is given up and taken again soon is where it was."""
+    """Runs take turns, in the order in which they were asked for; a turn is as long as it takes to
+    make one message for the stage. Of those that have begun there are at most `together`, since
+    each of them keeps its cache; the others wait. A visitor has one place; a place that is given up
+    and taken again soon is where it was."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = 0):
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        most: int = 0,
+        together: int = TOGETHER,
+    ):
         self.clock, self.most = clock, most  # places; 0: as many as there are visitors
-        self.places: list[Place] = []
-        self.took: deque[float] = deque(maxlen=RECENT)  # seconds of the last turns
+        self.together = together
+        self.places: list[Place] = []  # in the order of their next turns
+        self.turns: deque[float] = deque(maxlen=RECENT)  # seconds of the last turns
+        self.took: deque[float] = deque(
+            maxlen=RECENT
+        )  # and of the last runs
         # reentrant: an abandoned stream may be closed by the garbage collector at any moment
         self.changed = threading.Condition(threading.RLock())
 
@@ -42,7 +58,7 @@ class Line:
         place = Place(visitor, share)
         with self.changed:
             self._forget()
-            waiting = (p for p in self.places if p.visitor == visitor and p.since is None)
+            waiting = (p for p in self.places if p.visitor == visitor and p.begun is None)
             old = next(waiting, None)
             if old is None:
                 if self.most and len(self.places) >= self.most:
@@ -56,15 +72,16 @@ class Line:
         return place
 
     def leave(self, place: Place) -> None:
-        """The place's turn is over, or it is not wanted any more."""
+        """The place's run has ended, or it is not wanted any more."""
         with self.changed:
             if place not in self.places or place.left is not None:
                 return
-            if place.since is None:
+            if place.begun is None:
                 place.left = self.clock()
             else:
+                self._end_turn(place)
                 self.places.remove(place)
-                self.took.append(self.clock() - place.since)
+                self.took.append(self.clock() - place.begun)
             self._pass_on()
 
     def give_up(self, visitor: str, for_good: bool = False) -> None:
@@ -72,7 +89,7 @@ class Line:
         with self.changed:
             for place in [p for p in self.places if p.visitor == visitor and p.since is None]:
                 self.leave(place)
-                if for_good:
+                if for_good and place in self.places:
                     self.places.remove(place)
 
     def wait(self, place: Place) -> Iterator[str]:
@@ -90,47 +107,75 @@ class Line:
             yield words
             told = words
 
-    @contextlib.contextmanager
-    def turn(self, visitor: str) -> Iterator[None]:
-        """Waits for a turn, without a word."""
-        place = self.join(visitor)
-        try:
-            for _ in self.wait(place):
-                pass
-            yield
-        finally:
-            self.leave(place)
+    def in_turns(self, place: Place, portions: Iterable[Portion]) -> Iterator[Portion]:
+        """The portions of a run, made in the place's turns; between two of them others have theirs.
+
+        A place that is given up meanwhile has no more turns: its run has been told to end.
+        """
+        for portion in portions:
+            with self.changed:
+                if place.since is not None and self._others():
+                    self._end_turn(place)
+                    self.places.remove(place)
+                    self.places.append(place)
+                    self._pass_on()
+            yield portion
+            with self.changed:
+                self.changed.wait_for(lambda: place.since is not None or place not in self.places)
+
+    def _others(self) -> bool:
+        """Whether somebody could have the next turn."""
+        return next(self._awake(), None) is not None
+
+    def _end_turn(self, place: Place) -> None:
+        if place.since is not None:
+            self.turns.append(self.clock() - place.since)
+            place.since = None
+
+    def _awake(self) -> Iterator[Place]:
+        """Places that can have a turn, without the one that has it."""
+        room = self.together - sum(p.begun is not None for p in self.places)
+        for place in self.places:
+            if place.left is None and place.since is None and (place.begun is not None or room > 0):
+                yield place
 
     def ahead(self, place: Place) -> tuple[int, float | None]:
         """How many runs come before this place's, and about how many seconds they take; None while
         nothing is known to tell it from."""
         now = [p for p in self.places if p.since is not None]
-        before = self.places[: self.places.index(place)]
-        waiting = [p for p in before if p.since is None and p.left is None]
-        left, whole = self._left(now[0]) if now else (0.0, self._usual())
-        if left is None or (waiting and whole is None):
-            return len(now) + len(waiting), None
-        return len(now) + len(waiting), left + len(waiting) * (whole or 0.0)
+        before = [p for p in self.places[: self.places.index(place)] if p.left is None]
+        if place in self._awake():
+            before = [p for p in before if p.since is None]
+            count = len(now) + len(before)
+            return count, count * mean(self.turns) if self.turns else None
+        begun = [p for p in self.places if p.begun is not None]
+        waiting = [p for p in before if p.begun is None]
+        left, usual = self._left(begun)
+        count = len(begun) + len(waiting)
+        if left is None or (waiting and usual is None):
+            return count, None
+        return count, left + len(waiting) * (usual or 0.0) / self.together
 
-    def _left(self, running: Place) -> tuple[float | None, float | None]:
-        """Seconds that a run still takes, and that a run takes in all."""
-        spent, share = self.clock() - (running.since or 0.0), running.share()
-        usual = self._usual()
-        if share > 0:
-            whole = spent / share
-            return whole - spent, usual or whole
-        return (None if usual is None else max(usual - spent, 0.0)), usual
-
-    def _usual(self) -> float | None:
-        return sum(self.took) / len(self.took) if self.took else None
+    def _left(self, begun: list[Place]) -> tuple[float | None, float | None]:
+        """Seconds until the first of these runs ends, and that a run takes in all."""
+        usual = mean(self.took) if self.took else None
+        ends, wholes = [], []
+        for place in begun:
+            spent, share = self.clock() - (place.begun or 0.0), place.share()
+            if share > 0:
+                wholes.append(spent / share)
+                ends.append(spent / share - spent)
+            elif usual is not None:
+                ends.append(max(usual - spent, 0.0))
+        return min(ends, default=None), usual or min(wholes, default=None)
 
     def _pass_on(self) -> None:
         """The turn to the first who waits, where nobody has it."""
         if all(p.since is None for p in self.places):
-            awake = (p for p in self.places if p.left is None)
-            first = next(awake, None)
+            first = next(self._awake(), None)
             if first is not None:
                 first.since = self.clock()
+                first.begun = first.since if first.begun is None else first.begun
         self.changed.notify_all()
 
     def _forget(self) -> None:

@@ -199,7 +199,7 @@ class Session:
                 told, shown = [waiting("")], {}  # what is said when the turn comes
             if place.since is not None:
                 yield {"board": message(told), "said": (text, "info")} | shown
-                for events in advance(board, most):
+                for events in self.host.line.in_turns(place, advance(board, most)):
                     yield {"board": message(events)}
             elif self.board is board:
                 yield {"board": message(told)}

@@ -1,6 +1,7 @@
-"""The waiting line: one run at a time, in the order of asking, and everybody knows their place."""
+"""The line: runs take turns in the order of asking, and everybody knows their place."""
 
 import threading
+import time
 
 import pytest
 
@@ -16,7 +17,13 @@ class Clock:
 
 @pytest.fixture
 def line():
-    return Line(Clock())
+    """Where one run is made at a time."""
+    return Line(Clock(), together=1)
+
+
+def turn_of(line) -> str | None:
+    """Whose turn it is."""
+    return next((p.visitor for p in line.places if p.since is not None), None)
 
 
 def told(line, place) -> str | None:
@@ -83,18 +90,82 @@ def test_who_leaves_for_good_is_forgotten_and_a_running_one_is_not_cut_short(lin
     assert line.places == [running]
 
 
-def test_forty_at_once_are_all_served_one_at_a_time():
+def test_runs_that_share_take_turns_and_one_alone_is_not_interrupted():
+    line = Line(Clock())
+    a, b = line.join("a"), line.join("b")
+    mine, its = line.in_turns(a, range(3)), line.in_turns(b, range(3))
+    seen = []
+    for run in (mine, its, mine, its):
+        seen.append((next(run), turn_of(line)))
+    assert seen == [(0, "b"), (0, "a"), (1, "b"), (1, "a")]
+    line.leave(b)
+    assert next(mine) == 2 and turn_of(line) == "a", "nobody else is there"
+
+
+def test_who_comes_has_a_turn_before_the_others_have_two():
+    line = Line(Clock())
+    runs = {name: line.in_turns(line.join(name), range(9)) for name in "abc"}
+    order = []
+    for _ in range(7):
+        order.append(turn_of(line))
+        next(runs[order[-1]])
+        if len(order) == 2:
+            runs["new"] = line.in_turns(line.join("new"), range(9))
+    assert order == ["a", "b", "c", "a", "b", "new", "c"]
+
+
+def test_no_more_runs_share_than_may_and_the_next_begins_when_one_ends():
+    line = Line(Clock(), together=2)
+    a, b, c = (line.join(name) for name in "abc")
+    turns = {p.visitor: line.in_turns(p, range(9)) for p in (a, b)}
+    for _ in range(4):
+        next(turns[turn_of(line)])
+    assert c.begun is None
+    line.leave(a)
+    assert turn_of(line) == "c"
+
+
+def test_a_wait_for_a_turn_is_as_many_turns_as_come_before():
+    line = Line(Clock())
+    run = line.in_turns(line.join("a"), range(9))
+    second, third = line.join("b"), line.join("c")
+    assert told(line, third) == "Waiting: 2 runs are ahead of yours."
+    line.clock.now = 2.0
+    next(run)  # a turn of 2 s
+    assert turn_of(line) == "b" and told(line, second) is None
+    assert told(line, third) == "Waiting: 1 run is ahead of yours, about 2 s."
+
+
+def test_a_run_that_rests_and_is_given_up_has_no_more_turns_and_is_not_stuck():
+    line, made = Line(Clock()), []
+    a, b = line.join("a"), line.join("b")
+    run = line.in_turns(a, iter(range(3)))
+    next(run)
+    line.give_up("a")
+    made += run  # to its end, without a turn
+    assert made == [1, 2] and line.places == [b] and turn_of(line) == "b"
+
+
+def test_forty_at_once_are_all_served_and_only_one_is_at_work():
     line, busy, seen = Line(), threading.Lock(), []
 
-    def visit(i):
-        with line.turn(f"v{i}"):
+    def work(i):
+        for _ in range(3):
             assert busy.acquire(blocking=False)
-            seen.append(i)
+            time.sleep(0.001)
             busy.release()
+            yield i
+
+    def visit(i):
+        place = line.join(f"v{i}")
+        list(line.wait(place))
+        seen.extend(line.in_turns(place, work(i)))
+        line.leave(place)
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in range(40)]
     for one in threads:
         one.start()
     for one in threads:
         one.join(30)
-    assert sorted(seen) == list(range(40)) and line.places == []
+    assert sorted(seen) == sorted([*range(40)] * 3) and line.places == []
+    assert len(set(seen[:40])) > 20, "they take turns"
