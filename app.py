@@ -14,7 +14,7 @@ import gradio as gr
 import plotly
 from fastapi.responses import FileResponse
 
-from analysis.page import bundle, controls
+from analysis.page import bundle, controls, zero
 from analysis.page.controls import CANVAS, Control
 from analysis.page.endpoints import Endpoints, one_line
 from analysis.page.events import message
@@ -367,8 +367,8 @@ def build(host: Host) -> gr.Blocks:
 
 def main() -> int:
     """Serve the page; exit code 2 when D2CACHE_MODELS names what cannot be a model."""
-    try:
-        host = Host(offered_models(os.environ.get("D2CACHE_MODELS")))
+    try:  # in this order: borrow comes before all that could touch CUDA
+        host = Host(borrow=zero.borrow(), offered=offered_models(os.environ.get("D2CACHE_MODELS")))
     except ValueError as error:
         print(f"D2CACHE_MODELS: {error}", file=sys.stderr)
         return 2

@@ -22,14 +22,19 @@ from analysis.page.line import Line
 from analysis.page.models import Models
 from analysis.page.query import Asked, Link
 from analysis.page.questions import Questions
+from analysis.page.remote import Far, FarBoard
+from analysis.page.zero import Borrow
 
 
 class Host:
-    """One page on one machine. offered: label of a model -> what `d2cache.load` takes."""
+    """One page on one machine. offered: label of a model -> what `d2cache.load` takes. borrow:
+    where the GPU is another process's, see `analysis.page.zero`."""
 
-    def __init__(self, offered: dict[str, str]):
-        self.models, self.boards, self.line = Models(offered), Boards(), Line()
-        self.questions = Questions(self.boards, self.models)
+    def __init__(self, offered: dict[str, str], borrow: Borrow | None = None):
+        self.far = None if borrow is None else Far(offered, borrow)
+        self.models, self.boards = Models(offered, borrow is not None), Boards()
+        self.line = Line()
+        self.questions = Questions(self.boards, self.models, self.far)
         self.presets = {one["key"]: one for one in lessons.presets()}
         self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
 
@@ -46,7 +51,11 @@ class Host:
     def open_board(self, asked: Asked) -> Board:
         """A board whose lanes are ready for their first step; ValueError says what is wrong."""
         model = self.models.get(asked.model)
-        board = Board(secrets.token_hex(8), asked)
+        key = secrets.token_hex(8)
+        if self.far is not None and self.models.far(asked.model):
+            board: Board = FarBoard(key, asked, far=self.far)
+        else:
+            board = Board(key, asked)
         for lane in asked.lanes:
             board.start(lane, model)
         return board
@@ -54,13 +63,18 @@ class Host:
     def results(self, asked: Asked) -> list[dict]:
         """Runs all lanes to the end, one dict of results for each; ValueError if a lane fails."""
         board = self.open_board(asked)
-        with self.line.turn(board.key):
+        with self.line_of(board).turn(board.key):
             for _ in advance(board):
                 pass
         failed = [run.error for run in board.runs if run.error]
         if failed:
             raise ValueError(failed[0])
         return [summary(run, board.runs[0]) for run in board.runs]
+
+    def line_of(self, board: Board) -> Line:
+        """Where a board waits for its turn. One that is made elsewhere waits there, and here for
+        nobody."""
+        return Line() if isinstance(board, FarBoard) else self.line
 
     def stored_board(self, name: str) -> Board:
         """The board of a run that comes with the page; ValueError for an unknown name."""
