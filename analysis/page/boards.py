@@ -36,6 +36,10 @@ MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
 KEPT_BOARDS = 64  # visitors whose last runs are kept
 
 
+class Lost(ValueError):
+    """What is computed elsewhere came to nothing, for a reason that a visitor is told."""
+
+
 @dataclass
 class Run:
     """The run of one lane: the suspended loop, what it recorded, what the stage has received."""
@@ -312,7 +316,7 @@ def guarded(board: Board, run: Run) -> list[dict]:
     try:
         return board.step(run) or board.finish(run)
     except Exception as error:
-        LOG.exception("run %s failed", run.key)
+        LOG.error("run %s failed: %s", run.key, error, exc_info=not isinstance(error, Lost))
         return board.finish(run, (str(error).strip() or type(error).__name__).splitlines()[0])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import d2cache
 from analysis.page.analyses import packed
-from analysis.page.boards import Board, Run
+from analysis.page.boards import Board, Lost, Run
 from analysis.page.models import ENGINE
 from analysis.page.query import Lane
 from analysis.page.worker import (
@@ -44,18 +44,18 @@ class Far:
         self.carried_out = borrow(duration=self.pace.seconds)(Worker(offered).carry_out)
 
     def call(self, order: Order) -> Generator[Message, None, None]:
-        """What comes of an order; ValueError says why no more comes. When it is closed, the other
+        """What comes of an order; Lost says why no more comes. When it is closed, the other
         process ends the work after the step that it is making."""
         with contextlib.closing(self.carried_out(order)) as messages:
             while True:
                 try:
                     message = next(messages, None)
                 except Exception as error:  # of whatever library is in between
-                    raise ValueError(in_words(error)) from error
+                    raise Lost(in_words(error)) from error
                 if message is None:
                     return
                 if isinstance(message, Refused):
-                    raise ValueError(message.says)
+                    raise Lost(message.says)
                 if isinstance(message, Ready):
                     self.pace.loaded(order.model, message.seconds)
                 yield message
@@ -67,7 +67,7 @@ class Far:
             for message in messages:
                 if isinstance(message, Found):
                     return message.value
-        raise ValueError("the GPU gave no answer; ask again")
+        raise Lost("the GPU gave no answer; ask again")
 
 
 class Call:
@@ -79,9 +79,10 @@ class Call:
         self.policies = {k: n.policy for k, n in zip(order.keys, order.asked.lanes, strict=True)}
         self.arrived: dict[str, deque[Sent]] = defaultdict(deque)
         self.fault = ""
+        self.closing = threading.Lock()
 
     def of(self, key: str) -> Iterator[Sent]:
-        """What arrives of the run of this key, up to its end; ValueError where it fails to."""
+        """What arrives of the run of this key, up to its end; Lost where it fails to."""
         while True:
             while not self.arrived[key]:
                 self._receive()
@@ -92,14 +93,18 @@ class Call:
 
     def close(self) -> None:
         """Ends the call, in a thread: the other process may be in the middle of a step."""
-        threading.Thread(target=self.messages.close, name="end of a call", daemon=True).start()
+        threading.Thread(target=self._close, name="end of a call", daemon=True).start()
+
+    def _close(self) -> None:
+        with self.closing:
+            self.messages.close()
 
     def _receive(self) -> None:
         if self.fault:  # another lane's turn found it
-            raise ValueError(self.fault)
+            raise Lost(self.fault)
         try:
             message = next(self.messages, None)
-        except ValueError as error:
+        except Lost as error:
             self.fault = str(error)
             raise
         if message is None:

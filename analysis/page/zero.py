@@ -101,7 +101,7 @@ def in_words(error: Exception) -> str:
 
 def _until(text: str) -> str:
     """When there is quota again, as far as `spaces` says so."""
-    found = re.search(r"Try again in (\d[\d:]*|\d+ days?, [\d:]+)", text)
+    found = re.search(r"Try again in (\d+ days?, [\d:]+|[\d:]+)", text)
     return f", and there is more in {found[1]}" if found else ""
 
 
