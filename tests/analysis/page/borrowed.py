@@ -1,34 +1,37 @@
 """A page that borrows its GPU through the real package `spaces`: python -m borrowed
 
-A process of its own, since `spaces` looks at the environment when it is imported and forks what
-imports it. Prints what happened as one line of JSON; `test_zero.py` says what should. Without CUDA
-`spaces` is told that there is no torch, which it is made for, so that its workers compute on the
-CPU; everything else of it is what runs on a Space.
+A process of its own, since `spaces` looks at the environment when it is imported, changes torch,
+and forks what imports it. Prints what happened as one line of JSON; `test_zero.py` says what
+should. There need be no CUDA: this process never has any, and its workers, which are not given a
+GPU here, compute on the CPU. Everything else of `spaces` is what runs on a Space.
 """
 
 import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import torch
 from scheduler import Scheduler
 
 SCHEDULER = Scheduler("GPU-of-a-test")
 os.environ |= {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": SCHEDULER.address}
-sys.modules["torch"] = None  # type: ignore[assignment]
+# what `spaces` looks at, and a torch without CUDA lacks
+torch.version.cuda, torch._C._cuda_init, torch.cuda._is_in_bad_fork = "13.0", None, bool
 import spaces  # noqa: E402
+from spaces.zero import torch as gpu  # noqa: E402
 
-del sys.modules["torch"]
+gpu.init = gpu.move = lambda *_, **__: None  # how a worker gets its GPU, and what is to be there
 
 import app  # noqa: E402
 from analysis import probes  # noqa: E402
 from analysis.page import zero  # noqa: E402
 from analysis.page.boards import advance  # noqa: E402
 from analysis.page.host import Host  # noqa: E402
+from analysis.page.models import offered_models  # noqa: E402
 from analysis.page.query import Asked, Lane  # noqa: E402
 from d2cache.bundled import ASSETS  # noqa: E402
 
@@ -198,7 +201,8 @@ def main() -> None:
         here = host.open_board(asked("tiny"))
         told(here)
         out = {
-            "real": spaces.GPU is zero.borrow(),
+            "real": spaces.GPU is zero.borrow() and torch.cuda.is_available(),  # as it seems
+            "offered": list(offered_models(None)),
             "streamed": streamed(host, here),
             "paused": paused(host, here),
             "added": added(host),
