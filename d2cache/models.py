@@ -96,9 +96,7 @@ def load(
     name, devices = check_name(name), pick_devices(device)
     dtype = dtype or default_dtype(devices[0])
     folder = find(name, progress)
-    config = replace(read_config(folder), name=label(name))
-    tokenizer = read_tokenizer(folder, config)
-    config = replace(config, eos_id=_end_id(config, tokenizer))
+    config, tokenizer = described(folder, label(name))
     model, homes = spread_over(config, devices)
     narrowed = to_fp8(model) if weights == "fp8" else ()
     with in_one_sentence(f"{config.name} does not fit", "free some, or choose a smaller model"):
@@ -107,6 +105,14 @@ def load(
         model.requires_grad_(False).eval().lay_out()
     model.tokenizer, model.frequency = tokenizer, read_frequency(folder, config)
     return model
+
+
+def described(folder: Path, name: str) -> tuple[ModelConfig, Any]:
+    """The shape of the model in a folder, under a name, and its tokenizer or None; ValueError for
+    what cannot be loaded. No weights are read."""
+    config = replace(read_config(folder), name=name)
+    tokenizer = read_tokenizer(folder, config)
+    return replace(config, eos_id=_end_id(config, tokenizer)), tokenizer
 
 
 def pick_device(device: str = "auto") -> torch.device:

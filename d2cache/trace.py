@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +17,10 @@ import safetensors
 import torch
 from safetensors.numpy import load_file
 from safetensors.numpy import save as as_safetensors
+from torch import Tensor
 
 from d2cache import output_file
-from d2cache.canvas import CANDIDATES, Canvas, Run, Step
+from d2cache.canvas import CANDIDATES, Run, Step
 from d2cache.companion import TRACE_HTML, companion
 from d2cache.model import ModelConfig
 from d2cache.progress import watched
@@ -447,16 +448,22 @@ class Recorder:
 
     Small (B,T) tensors stay on their device until `trace()` copies them to the host. The logits
     (B,Q,V) are reduced at once to the five likeliest candidates, and not kept.
+
+    A run that is made in another process is recorded in both: `parcel` there, `receive` here.
     """
 
     def __init__(self) -> None:
         self.run: Run | None = None
-        self.first: Canvas | None = None  # the canvas before the first step
+        self.first: Tensor | None = None  # (B,T) int64, the tokens before the first step
+        self.start: list[int] = []  # each row's first position that is not padding
+        self.environment: dict[str, Any] = {}
         self.columns: dict[str, list[Any]] = {}
 
     def add(self, step: Step) -> None:
         if self.run is None:
-            self.run, self.first = step.run, step.before
+            self.run, self.first = step.run, step.before.tokens
+            self.start = step.before.start.tolist()
+            self.environment = _environment(step.run)
         live = step.before.live[:, None, None]
         likeliest, probability = step.likeliest
         kept = {
@@ -475,30 +482,78 @@ class Recorder:
             "likeliest": likeliest,
             "probability": probability,
         }
+        self._keep(kept)
+
+    def _keep(self, kept: dict[str, Any]) -> None:
         for name, value in kept.items():
             self.columns.setdefault(name, []).append(value)
+
+    def parcel(self) -> dict[str, Any]:
+        """The last step, for `receive` in another process: numpy arrays and plain values, no
+        tensors; of the first step also what it needs to know of the run."""
+        if self.run is None or self.first is None:
+            raise ValueError("nothing was recorded: the run made no step")
+        parcel: dict[str, Any] = {
+            "step": {
+                name: kept[-1].cpu().numpy() if isinstance(kept[-1], Tensor) else kept[-1]
+                for name, kept in self.columns.items()
+            }
+        }
+        if len(self.columns["tokens"]) == 1:
+            parcel["run"] = replace(self.run, tokenizer=None)
+            parcel["first"] = self.first.cpu().numpy()
+            parcel["start"], parcel["environment"] = self.start, self.environment
+        return parcel
+
+    def receive(self, parcel: dict[str, Any], tokenizer: object = None) -> None:
+        """Adds the step of a `parcel`, in the order in which they were made. tokenizer: of the
+        run's model; it gives the trace its texts."""
+        if "run" in parcel:
+            self.run = replace(parcel["run"], tokenizer=tokenizer)
+            self.first = torch.from_numpy(parcel["first"])
+            self.start, self.environment = parcel["start"], parcel["environment"]
+        self._keep(
+            {
+                name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                for name, value in parcel["step"].items()
+            }
+        )
 
     def trace(self) -> Trace:
         """The run so far; raises ValueError before the first step."""
         if self.run is None or self.first is None:
             raise ValueError("nothing was recorded: the run made no step")
         arrays = self._arrays(self.run.prompt_length, self.first)
-        start = self.first.start.tolist()
-        if len(start) == 1:
+        if len(self.start) == 1:
             for name, whole in arrays.items():
                 if ARRAYS[name][1][0] == "G":
                     arrays[name] = whole[0]
                 elif name not in ("seconds", *GUESSES):
                     arrays[name] = whole[:, 0]
-        return Trace(**arrays, header=_header(self.run, start, arrays))
+        return Trace(**arrays, header=self._header(self.run, arrays))
 
-    def _arrays(self, p: int, first: Canvas) -> dict[str, Any]:
+    def _header(self, run: Run, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        texts, tokenizer = {}, cast(Any, run.tokenizer)
+        if tokenizer is not None:
+            ids = functools.reduce(
+                np.union1d, (arrays[name] for name in ("tokens", "candidates", "guess"))
+            )
+            texts = {str(i): tokenizer.decode([int(i)])[:LONGEST_TEXT] for i in ids}
+        return {
+            "schema": SCHEMA,
+            "run": run.settings(),
+            "start": self.start,
+            "environment": self.environment,
+            "texts": texts,
+        }
+
+    def _arrays(self, p: int, first: Tensor) -> dict[str, Any]:
         """Every array of the trace, with its batch axis. p: length of the prompt."""
         columns = self.columns
         arrays = {name: self._stacked(name) for name in ("recomputed", "why", "work")}
         if columns["parts"][0] is not None:
             arrays["parts"] = self._stacked("parts")
-        arrays["tokens"] = torch.stack([first.tokens, *columns["tokens"]]).cpu().numpy()
+        arrays["tokens"] = torch.stack([first, *columns["tokens"]]).cpu().numpy()
         arrays["predicted"] = self._stacked("predicted").astype(np.int32)
         arrays["seconds"] = np.array(columns["seconds"])
         for name in ("confidence", "density"):
@@ -572,24 +627,12 @@ def density_of(step: Step) -> torch.Tensor:
     return step.before.density(sigma, step.plan.as_shipped)
 
 
-def _header(run: Run, start: list[int], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    texts, tokenizer = {}, cast(Any, run.tokenizer)
-    if tokenizer is not None:
-        ids = functools.reduce(
-            np.union1d, (arrays[name] for name in ("tokens", "candidates", "guess"))
-        )
-        texts = {str(i): tokenizer.decode([int(i)])[:LONGEST_TEXT] for i in ids}
-    environment = {
+def _environment(run: Run) -> dict[str, Any]:
+    """What a run is made by, for a trace's header."""
+    return {
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": torch.cuda.get_device_name() if run.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
-    }
-    return {
-        "schema": SCHEMA,
-        "run": run.settings(),
-        "start": start,
-        "environment": environment,
-        "texts": texts,
     }

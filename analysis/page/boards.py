@@ -16,7 +16,15 @@ import numpy as np
 import d2cache
 from analysis import probes
 from analysis.page import stored
-from analysis.page.events import LiveEvents, decoder_of, ending, link, trace_events
+from analysis.page.events import (
+    LiveEvents,
+    decoder_of,
+    ended,
+    ending,
+    link,
+    paused,
+    trace_events,
+)
 from analysis.page.memory import give_back
 from analysis.page.models import ENGINE
 from analysis.page.query import MOST_LANES, Asked, Lane, name_lanes
@@ -26,6 +34,10 @@ from d2cache.trace import Recorder, agreement, answer_ids
 LOG = logging.getLogger("d2cache.live")
 MESSAGE_SECONDS = 1 / 30  # steps made within this time travel together
 KEPT_BOARDS = 64  # visitors whose last runs are kept
+
+
+class Lost(ValueError):
+    """What is computed elsewhere came to nothing, for a reason that a visitor is told."""
 
 
 @dataclass
@@ -44,7 +56,8 @@ class Run:
     branch: dict | None = None  # where a what-if leaves which lane
     trace: d2cache.Trace | None = None
     error: str = ""
-    written: int = 0  # answer positions so far
+    blank: int | None = None  # answer positions to write; None before the first step
+    written: int = 0  # of these, so far
 
     def snapshot(self) -> d2cache.Trace | None:
         """The run so far, None before its first step."""
@@ -146,6 +159,7 @@ class Board:
         if run.events is None:
             run.events = LiveEvents(run.key, step, truth=run.truth is not None, **self.place(run))
             events.append(run.events.start())
+            run.blank = run.events.blank
         events += run.events.step(step)
         run.written = run.events.written
         if run.truth is not None:
@@ -156,14 +170,14 @@ class Board:
     def share(self) -> float:
         """How much of what runs here has been made, 0 to 1: of masks that are written."""
         running = [run for run in self.runs if run.steps is not None]
-        blank = [run.events.blank if run.events else self.wanted.gen_length for run in running]
-        return sum(run.written for run in running) / sum(blank) if running else 1.0
+        blank = sum(self.wanted.gen_length if r.blank is None else r.blank for r in running)
+        return sum(run.written for run in running) / blank if running else 1.0
 
     def opening(self) -> list[dict]:
         """What the stage is told before lanes run: the link, and what those that have run before
         are called now, since another lane may change it."""
         events = [link(self.key, self.query())]
-        called = {run.key: run.name for run in self.runs if run.events or run.trace}
+        called = {run.key: run.name for run in self.runs if run.blank or run.trace}
         return [*events, {"k": "names", "names": called}] if called else events
 
     def place(self, run: Run) -> dict:
@@ -179,8 +193,9 @@ class Board:
         """The end of a lane: by itself, by a stop or by a fault; what was made is kept."""
         events = []
         run.error, run.trace = error, run.snapshot()
-        if run.trace and run.events:
-            events.append(run.events.end(*(("failed", error) if error else ending(run.trace))))
+        if run.trace and run.blank is not None:
+            how = ("failed", error) if error else ending(run.trace)
+            events.append(ended(run.key, *how))
         run.steps = run.events = run.truth = None  # frees the cache
         run.recorder = Recorder()
         return events
@@ -279,7 +294,7 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
                 break
             left = [run for run in board.runs if run.steps is not None]
             for run in left if board.wanted.turns or most else left[:1]:
-                waiting += _guarded(board, run)
+                waiting += guarded(board, run)
                 if time.perf_counter() - sent >= MESSAGE_SECONDS and not board.forgotten:
                     yield waiting
                     sent, waiting = time.perf_counter(), []
@@ -289,19 +304,19 @@ def advance(board: Board, most: int | None = None) -> Iterator[list[dict]]:
                 continue
             if board.stopped:
                 waiting += board.finish(run)
-            elif run.events:
-                waiting.append(run.events.pause())
+            elif run.blank is not None:
+                waiting.append(paused(run.key))
         give_back()
         if waiting and not board.forgotten:  # else its place on the stage is taken
             yield waiting
 
 
-def _guarded(board: Board, run: Run) -> list[dict]:
+def guarded(board: Board, run: Run) -> list[dict]:
     """The lane's next events, its end included; a fault ends this lane alone."""
     try:
         return board.step(run) or board.finish(run)
     except Exception as error:
-        LOG.exception("run %s failed", run.key)
+        LOG.error("run %s failed: %s", run.key, error, exc_info=not isinstance(error, Lost))
         return board.finish(run, (str(error).strip() or type(error).__name__).splitlines()[0])
 
 

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 
-from analysis.page import bundle, lessons, planes, query, questions
+from analysis.page import analyses, bundle, lessons, planes, query, questions
 from d2cache import Part, Why, command, edits
 
 FILE = bundle.STAGE / "contract.js"
@@ -57,7 +57,7 @@ def values() -> dict[str, dict | list | tuple | int | str]:
         # questions of the stage to the server
         "QUESTIONS": _itself(questions.QUESTIONS),
         "EXPORTS": _itself(questions.EXPORTS),
-        "SIGMAS": [int(s) if s == int(s) else s for s in questions.SIGMAS],
+        "SIGMAS": [int(s) if s == int(s) else s for s in analyses.SIGMAS],
         # what lessons may name
         "LESSON_NAMES": [*lessons.NUMBERS, *lessons.WORDS],
         "OPERATORS": lessons.OPERATORS,

@@ -50,6 +50,16 @@ def refused(words: str) -> dict:
     return {"k": "refused", "says": words}
 
 
+def paused(run: str) -> dict:
+    """The event of a run that makes no steps for now."""
+    return {"k": "pause", "run": run}
+
+
+def ended(run: str, status: str, note: str = "") -> dict:
+    """The end of a run. status: done, stopped or failed; note: what is to know about it."""
+    return {"k": "end", "run": run, "status": status, "note": note}
+
+
 def judged(rows: list[dict]) -> dict:
     """The event with what the lanes of a finished board came to, see `verdict.results`."""
     return {"k": "results", "rows": rows}
@@ -277,9 +287,6 @@ class Events:
             "recall": look.recall,
         }
 
-    def end(self, status: str, note: str = "") -> dict:
-        return {"k": "end", "run": self.key, "status": status, "note": note}
-
 
 def policy_title(policy: str) -> str:
     """What a cache policy is called where there is room for words; its key if it is not known."""
@@ -314,7 +321,7 @@ def trace_events(
     for s in range(len(trace.seconds)):
         out += events.step(step_of(trace, s, has_rollout))
         out += [events.truth(looked[s])] if s in looked else []
-    return [*out, events.end(*ending(trace))]
+    return [*out, ended(key, *ending(trace))]
 
 
 def step_of(trace: Trace, s: int, has_rollout: bool) -> StepDone:
@@ -404,12 +411,6 @@ class LiveEvents:
 
     def truth(self, look: Look) -> dict:
         return self.events.truth(look)
-
-    def end(self, status: str, note: str) -> dict:
-        return self.events.end(status, note)
-
-    def pause(self) -> dict:
-        return {"k": "pause", "run": self.events.key}
 
 
 def map_payload(rollout: np.ndarray, prompt_length: int) -> dict:

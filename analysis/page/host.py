@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from analysis.page import familiar, lessons, stored
+from analysis.page import familiar, lessons, stored, zero
 from analysis.page.boards import (
     Board,
     Boards,
@@ -24,19 +24,28 @@ from analysis.page.line import Line
 from analysis.page.models import Models, offered_models
 from analysis.page.query import Asked, Link
 from analysis.page.questions import Questions
+from analysis.page.remote import Far, FarBoard
+from analysis.page.zero import Borrow
 
 KEPT_FILES = 200  # with traces to be downloaded; a download takes a copy of its own
 MANY_PROGRAMS = "as many programs as this page allows are waiting for a run; ask again in a minute"
 
 
 class Host:
-    """One page on one machine. offered: label of a model -> what `d2cache.load` takes."""
+    """One page on one machine. offered: label of a model -> what `d2cache.load` takes. borrow:
+    where the GPU is another process's, see `analysis.page.zero`."""
 
-    def __init__(self, offered: dict[str, str], bounds: Bounds | None = None):
+    def __init__(
+        self,
+        offered: dict[str, str],
+        bounds: Bounds | None = None,
+        borrow: Borrow | None = None,
+    ):
         self.bounds = bounds or Bounds.read(os.environ)
-        self.models, self.boards = Models(offered), Boards()
+        self.far = None if borrow is None else Far(offered, borrow)
+        self.models, self.boards = Models(offered, borrow is not None), Boards()
         self.line = Line(most=self.bounds.waiting, together=self.bounds.together)
-        self.questions = Questions(self.boards, self.models, self.bounds.questions)
+        self.questions = Questions(self.boards, self.models, self.far, self.bounds.questions)
         self.programs = AtOnce(self.bounds.programs, MANY_PROGRAMS)
         self.pace = Rate(self.bounds.runs)
         self.presets = {one["key"]: one for one in lessons.presets()}
@@ -45,11 +54,12 @@ class Host:
     @staticmethod
     def configured(environment: Mapping[str, str]) -> Host:
         """The host that environment variables describe; ValueError names one that is wrong."""
+        borrow = zero.borrow(environment)  # before all that could touch CUDA
         try:
             offered = offered_models(environment.get("D2CACHE_MODELS"))
         except ValueError as error:
             raise ValueError(f"D2CACHE_MODELS: {error}") from error
-        return Host(offered, Bounds.read(environment))
+        return Host(offered, Bounds.read(environment), borrow)
 
     def start(self) -> None:
         """Loads the first model, and makes what prompts are measured by, while the page is up."""
@@ -65,7 +75,11 @@ class Host:
         """A board whose lanes are ready for their first step; ValueError says what is wrong."""
         self.bounds.check(asked, len(asked.lanes))
         model = self.models.get(asked.model)
-        board = Board(secrets.token_hex(8), asked)
+        key = secrets.token_hex(8)
+        if self.far is not None and self.models.far(asked.model):
+            board: Board = FarBoard(key, asked, far=self.far)
+        else:
+            board = Board(key, asked)
         for lane in asked.lanes:
             board.start(lane, model)
         return board
@@ -80,16 +94,22 @@ class Host:
             raise ValueError(failed[0])
         return [summary(run, board.runs[0]) for run in board.runs]
 
+    def line_of(self, board: Board) -> Line:
+        """Where a board waits for its turn. One that is made elsewhere waits there, and here for
+        nobody."""
+        return Line() if isinstance(board, FarBoard) else self.line
+
     def _run(self, board: Board) -> None:
         """All of a board's steps, in its turns, without a word."""
-        place = self.line.join(board.key, board.share)
+        line = self.line_of(board)
+        place = line.join(board.key, board.share)
         try:
-            for _ in self.line.wait(place):
+            for _ in line.wait(place):
                 pass
-            for _ in self.line.in_turns(place, advance(board)):
+            for _ in line.in_turns(place, advance(board)):
                 pass
         finally:
-            self.line.leave(place)
+            line.leave(place)
 
     def stored_board(self, name: str) -> Board:
         """The board of a run that comes with the page; ValueError for an unknown name."""

@@ -46,9 +46,7 @@ class Line:
         self.together = together
         self.places: list[Place] = []  # in the order of their next turns
         self.turns: deque[float] = deque(maxlen=RECENT)  # seconds of the last turns
-        self.took: deque[float] = deque(
-            maxlen=RECENT
-        )  # and of the last runs
+        self.took: deque[float] = deque(maxlen=RECENT)  # and of the last runs
         # reentrant: an abandoned stream may be closed by the garbage collector at any moment
         self.changed = threading.Condition(threading.RLock())
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import d2cache
 from analysis.page.bounds import is_local
+from analysis.page.outline import outline
 from d2cache import models
+from d2cache.weights import Progress
 
 LOG = logging.getLogger("d2cache.models")
 
@@ -25,6 +27,11 @@ class Engine:
     """
 
     def __init__(self) -> None:
+        self._begin()
+        if hasattr(os, "register_at_fork"):  # no thread follows a process into its fork
+            os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     def __call__(self, work: Callable, *args) -> Any:
@@ -48,10 +55,14 @@ class Models:
 
     The first is loaded when the page starts, each other one in the background when it is first
     wanted, so that no run waits for another visitor's model.
+
+    borrowed: the GPU is another process's, call by call. The bundled model is then on this
+    machine's CPU, and of the others only an `Outline` is here.
     """
 
-    def __init__(self, offered: dict[str, str]):
+    def __init__(self, offered: dict[str, str], borrowed: bool = False):
         self.offered = offered  # label -> what d2cache.load takes
+        self.borrowed = borrowed
         self.loaded: dict[str, d2cache.Model] = {}
         self.state: dict[str, str] = {}  # label -> a sentence, while it loads and when it failed
         self.busy: set[str] = set()
@@ -61,6 +72,10 @@ class Models:
     @property
     def first(self) -> str:
         return next(iter(self.offered))
+
+    def far(self, label: str) -> bool:
+        """Whether the model of this label computes in another process."""
+        return self.borrowed and self.offered.get(label, "tiny") != "tiny"
 
     def source(self, label: str) -> str:
         """What `d2cache.load` takes for this label, in code that a visitor takes along.
@@ -127,10 +142,10 @@ class Models:
 
         try:
             with self.one_load:
-                model = d2cache.load(self.offered[label], progress=progress)
-                for policy in ("none", "d2"):  # the first steps of a process are slow
-                    steps = d2cache.generate(model, model.encode("Hello"), policy, gen_length=64)
-                    ENGINE(next, steps)
+                if self.far(label):
+                    model: d2cache.Model = outline(self.offered[label], label, progress)
+                else:
+                    model = self._load_here(self.offered[label], progress)
             self.loaded[label], said = model, f"{label} is loaded."
         except Exception as error:  # of whatever library: the page goes on with other models
             known = isinstance(error, ValueError)
@@ -139,6 +154,13 @@ class Models:
             reason = reason.replace(str(Path(self.offered[label])), label)  # no paths for visitors
             said = f"The model {label} cannot be loaded: {reason}"
         self._say(label, said, done=True)
+
+    def _load_here(self, name: str, progress: Progress) -> d2cache.Model:
+        device = "cpu" if self.borrowed else "auto"
+        model = d2cache.load(name, device, progress=progress)
+        for policy in ("none", "d2"):  # the first steps of a process are slow
+            ENGINE(next, d2cache.generate(model, model.encode("Hello"), policy, gen_length=64))
+        return model
 
     def _say(self, label: str, said: str, done: bool = False) -> None:
         with self.news:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import base64
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +12,18 @@ import numpy as np
 import d2cache
 from analysis import probes, report
 from analysis.page import export, notebook
+from analysis.page.analyses import ANALYSES, packed
 from analysis.page.boards import Board, Boards, Run
 from analysis.page.bounds import AtOnce
 from analysis.page.events import map_payload
 from analysis.page.memory import give_back
-from analysis.page.models import ENGINE, Models
-from analysis.page.query import CLOCKS, TABS, Lane
+from analysis.page.models import Models
+from analysis.page.outline import Outline
+from analysis.page.query import CLOCKS, TABS
+from analysis.page.remote import Far
 from d2cache.trace import Trace
 
 LONGEST = 2000  # characters of a question
-SIGMAS = (0.0, 3.0, 10.0, 40.0)  # of the decode orders that are compared
 QUESTIONS = ("attention", "life", "figures", "sigmas", "export", "token")  # each a method below
 MANY = "many visitors are asking at once: ask again in a moment"
 EXPORTS = ("html", "notebook", "trace")  # what can be exported
@@ -33,8 +33,8 @@ class Questions:
     """Answers questions about the runs that are kept. `answer` never raises: it returns {"error":
     one line} for a question that it cannot answer."""
 
-    def __init__(self, boards: Boards, models: Models, most: int = 0):
-        self.boards, self.models = boards, models
+    def __init__(self, boards: Boards, models: Models, far: Far | None = None, most: int = 0):
+        self.boards, self.models, self.far = boards, models, far
         self.at_once = AtOnce(most, MANY)
         self.known = {name: getattr(self, name) for name in QUESTIONS}
 
@@ -57,10 +57,10 @@ class Questions:
         """The rollout, or one layer's head-averaged map, of an exact pass before a step."""
         one, trace, model = self._run(run)
         if layer == "rollout":
-            weights = ENGINE(probes.rollout_map, model, trace, _whole("step", step))
+            weights = self._analyse("rollout", model, trace, _whole("step", step))
         else:
             places = _whole("step", step), _whole("layer", layer)
-            weights = ENGINE(probes.attention_map, model, trace, *places)
+            weights = self._analyse("attention", model, trace, *places)
         return map_payload(weights, trace.prompt_length) | {
             "columns": _plain(probes.column_sums(weights)),
             "layers": model.config.layers,
@@ -69,40 +69,20 @@ class Questions:
     def life(self, run: str, position: int) -> dict:
         """How one position's exact keys and values move over the steps, in two dimensions."""
         one, trace, model = self._run(run)
-        return _plain(ENGINE(probes.life, model, trace, _whole("position", position)))
+        return _plain(self._analyse("life", model, trace, _whole("position", position)))
 
     def figures(self, run: str) -> dict:
         """The figures of one run, as plotly's JSON and as CSV."""
         one, trace, model = self._run(run)
-        rollouts = ENGINE(probes.rollout_columns, model, trace)
+        rollouts = self._analyse("columns", model, trace)
         return {"figures": report.run_figures(trace, rollouts)}
 
     def sigmas(self, run: str) -> dict:
         """Decode order under several widths of the certainty prior, each from a run of its own."""
         one, trace, model = self._run(run)
-        run_of = trace.run
-        if "sigma" not in run_of["decoder_knobs"]:
-            raise ValueError(f"the decoder {run_of['decoder']} has no certainty prior")
-        traces, (ids, gen_length) = {}, trace.asked
-        for sigma in SIGMAS:
-            lane = Lane(
-                run_of["policy"],
-                run_of["policy_knobs"],
-                run_of["decoder"],
-                run_of["decoder_knobs"] | {"sigma": sigma},
-            )
-            steps = d2cache.generate(
-                model,
-                ids,
-                lane.make_policy(),
-                lane.make_decoder(),
-                gen_length=gen_length,
-                block_length=run_of["block_length"],
-                seed=run_of["seeds"][0],
-                stop_at_eos=run_of["stop_at_eos"],
-            )
-            traces[sigma] = Trace.record(_in_turn(steps), progress=False)
-        return {"figures": [report.sigma_figure(traces)]}
+        if "sigma" not in trace.run["decoder_knobs"]:
+            raise ValueError(f"the decoder {trace.run['decoder']} has no certainty prior")
+        return {"figures": [report.sigma_figure(self._analyse("orders", model, trace))]}
 
     def export(self, what: str, run: str, view: dict | None = None) -> dict:
         """A file to keep: the page, the trace, or a notebook cell that repeats the run. view: where
@@ -118,11 +98,8 @@ class Questions:
             source = self.models.source(trace.run["model"])
             return {"name": f"{name}.py", "text": notebook.cell(trace, prompt, source)}
         if what == "trace":
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "trace"
-                trace.save(path)
-                raw = path.read_bytes()
-            return {"name": f"{name}.safetensors", "b64": base64.b64encode(raw).decode()}
+            raw = base64.b64encode(packed(trace)).decode()
+            return {"name": f"{name}.safetensors", "b64": raw}
         raise ValueError(f"{str(what)[:20]!r} cannot be exported; ask for html, notebook or trace")
 
     def token(self, run: str, text: str = "", mask: bool = False) -> dict:
@@ -145,6 +122,12 @@ class Questions:
         if model is None:
             raise ValueError(f"it needs the model {trace.run['model']}, which is not loaded here")
         return run, trace, model
+
+    def _analyse(self, name: str, model: d2cache.Model, trace: Trace, *given) -> Any:
+        """An analysis, here or where the model computes."""
+        if self.far is not None and isinstance(model, Outline):
+            return self.far.analyse(name, model.config.name, trace, *given)
+        return ANALYSES[name](model, trace, *given)
 
     @staticmethod
     def _trace(run: Run) -> Trace:
@@ -178,15 +161,6 @@ def _view(given: dict) -> dict:
         if name not in VIEW or not isinstance(value, (int, str)) or not VIEW[name](value):
             raise ValueError(f"the view has {name[:20]} = {str(value)[:20]!r}; leave it out")
     return given
-
-
-def _in_turn(steps):
-    """Steps of a run that frees the engine for others between them."""
-    while True:
-        step = ENGINE(next, steps, None)
-        if step is None:
-            return
-        yield step
 
 
 def _whole(name: str, value) -> int:

@@ -38,7 +38,9 @@ from analysis.page.line import Place
 from analysis.page.models import Loading
 from analysis.page.problems import first_problem, known
 from analysis.page.query import Asked, Link, too_long
+from analysis.page.remote import FarBoard
 from analysis.page.verdict import results, verdict
+from analysis.page.zero import ASKING, CLOCK
 from d2cache.teaching import tasks
 from d2cache.trace_format import LARGEST
 
@@ -80,6 +82,7 @@ class Session:
         self.place: Place | None = None  # in the line, of the last run that was wanted
         self.problems = OrderedDict({p.prompt: p for p in [first_problem()]})
         self.stored: Asked | None = None  # what would make the stored run on the stage
+        self.told_clock = False  # whether it was said what pause does to a run made elsewhere
         self.proposed = False  # whether the block length is one that the page has set
 
     @property
@@ -186,21 +189,26 @@ class Session:
     ) -> Iterator[Changes]:
         """The board's next steps, at most `most` for each lane, from where it is."""
         text = text or ("Running." if most is None else "Stepping.")
-        text += self._hint(board.wanted.model, board.wanted.prompt)
+        hint = self._hint(board.wanted.model, board.wanted.prompt) + self._far_hint(board)
+        said = {"said": (text + hint, "info")}
+        asks = isinstance(board, FarBoard) and board.asks
+        line = self.host.line_of(board)
         try:
-            place = self.place = self.host.line.join(self.key, board.share)
+            place = self.place = line.join(self.key, board.share)
         except ValueError:
             board.paused = True  # it is kept no longer than one that nobody runs
             raise
         told, shown = board.opening(), {"changed": ("",)} | (also or {})
         try:
-            for words in self.host.line.wait(place):
+            for words in line.wait(place):
                 yield {"board": message([*told, waiting(words)]), "said": (words, "info")} | shown
                 told, shown = [waiting("")], {}  # what is said when the turn comes
             if place.since is not None:
-                yield {"board": message(told), "said": (text, "info")} | shown
-                for events in self.host.line.in_turns(place, advance(board, most)):
-                    yield {"board": message(events)}
+                first = {"said": (ASKING + hint, "info")} if asks else said
+                yield {"board": message(told)} | first | shown
+                for events in line.in_turns(place, advance(board, most)):
+                    yield {"board": message(events)} | (said if asks else {})
+                    asks = False
             elif self.board is board:
                 yield {"board": message(told)}
         except GeneratorExit:  # the tab was closed, or the request cancelled
@@ -208,7 +216,7 @@ class Session:
                 self.host.boards.drop(self.key)
             raise
         finally:
-            self.host.line.leave(place)
+            line.leave(place)
         if self.board is board and self.place is place:  # else another of the visitor's runs tells
             yield self._rest(board)
 
@@ -238,6 +246,13 @@ class Session:
         bundled = isinstance(model, str) and self.host.models.offered.get(model) == stored.MODEL
         told = remark(prompt, bundled)
         return f" {told}" if told else ""
+
+    def _far_hint(self, board: Board) -> str:
+        """What to know of a run that is made on a borrowed GPU, once, after a space; or ""."""
+        if self.told_clock or not isinstance(board, FarBoard):
+            return ""
+        self.told_clock = True
+        return f" {CLOCK}"
 
     def look_over(self, controls: Controls) -> Iterator[Changes]:
         """What to know before Run is pressed: what has changed since the run on the stage, and

@@ -19,6 +19,7 @@ from analysis.page.events import (
     LARGEST_MAP,
     LEAST_SHARE,
     LiveEvents,
+    ended,
     ending,
     map_payload,
     message,
@@ -45,7 +46,7 @@ def run_both_ways(model, ids, policy, decoder="confidence", **settings):
             out.append(events.start())
         out += events.step(step)
     trace = recorder.trace()
-    return [*out, events.end(*ending(trace))], trace
+    return [*out, ended("key", *ending(trace))], trace
 
 
 @pytest.fixture(scope="module")
