@@ -18,7 +18,7 @@ from analysis.tools import browser
 
 SECRET = "Sort 91 17 53 38."  # the prompt of a visitor whom nobody else may see
 API = "/gradio_api"
-GROWTH = 60  # MB that inputs may leave behind when they come a second time
+GROWTH = 30  # MB that inputs may leave behind when they come a second time
 GUESSES = 40
 
 
@@ -168,9 +168,10 @@ def knock(visitor: Visitor, hostile: Hostile, count: int) -> None:
 def test_hostile_requests_get_a_sentence_and_leave_no_memory_behind(server):
     address, _ = server
     visitor = Visitor(address)
-    knock(visitor, Hostile(SEED + 20), 80)
+    for _ in range(2):  # once what is loaded late is there, and everything was met before
+        knock(visitor, Hostile(SEED + 20), 80)
     before = memory(address)
-    knock(visitor, Hostile(SEED + 20), 80)  # the same: nothing is met for the first time
+    knock(visitor, Hostile(SEED + 20), 80)
     assert memory(address) - before < GROWTH
     assert "Done" in json.dumps(Visitor(address).run("Sort 3 1 2.")[-2:])
 
