@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 
 import pytest
 
@@ -324,7 +325,34 @@ def test_a_stored_run_sets_the_controls_that_would_make_it_again(session):
     assert list(session.open_stored(None)) == []
 
 
-def test_who_waits_is_told_their_place_and_served_in_turn(host):
+@pytest.fixture
+def one_at_a_time(host, monkeypatch):
+    monkeypatch.setattr(host.line, "together", 1)
+
+
+def test_runs_that_share_the_engine_are_what_they_are_alone(host):
+    sessions, ended = Sessions(host), {}
+    alone = list(sessions.of("alone").run(usual(gen_length=24)))
+
+    def visit(name):
+        ended[name] = list(sessions.of(name).run(usual(gen_length=24)))
+
+    threads = [threading.Thread(target=visit, args=(name,)) for name in "abc"]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(60)
+    assert set(ended) == set("abc") and host.line.places == []
+
+    def written(changes) -> list:
+        return [e["w"] for e in events(changes) if e["k"] == "rec"]
+
+    assert all(written(changes) == written(alone) for changes in ended.values())
+    for name in ("alone", *"abc"):
+        sessions.leave(name)
+
+
+def test_who_waits_is_told_their_place_and_served_in_turn(host, one_at_a_time):
     sessions = Sessions(host)
     one, two = sessions.of("one"), sessions.of("two")
     first = one.run(usual(gen_length=64))
@@ -342,7 +370,7 @@ def test_who_waits_is_told_their_place_and_served_in_turn(host):
         sessions.leave(name)
 
 
-def test_stop_and_leaving_while_waiting_give_the_place_up(host):
+def test_stop_and_leaving_while_waiting_give_the_place_up(host, one_at_a_time):
     sessions = Sessions(host)
     one, two, three = (sessions.of(name) for name in ("one", "two", "three"))
     first = one.run(usual(gen_length=64))
@@ -360,7 +388,7 @@ def test_stop_and_leaving_while_waiting_give_the_place_up(host):
         sessions.leave(name)
 
 
-def test_pause_while_waiting_can_be_resumed(host):
+def test_pause_while_waiting_can_be_resumed(host, one_at_a_time):
     sessions = Sessions(host)
     one, two = sessions.of("one"), sessions.of("two")
     first = one.run(usual(gen_length=64))
