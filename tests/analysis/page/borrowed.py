@@ -195,7 +195,7 @@ def served(host) -> dict:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(ASSETS / "tiny", Path(folder) / "far")
-        host = Host({"tiny": "tiny", "far": str(copy)}, zero.borrow())
+        host = Host({"tiny": "tiny", "far": str(copy)}, borrow=zero.borrow())
         host.models.start("far")
         list(host.models.watch("far"))
         here = host.open_board(asked("tiny"))

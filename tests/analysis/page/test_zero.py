@@ -106,7 +106,7 @@ def host(tmp_path_factory):
     """Borrows from itself: as `spaces.GPU` does where there is no ZeroGPU."""
     copy = tmp_path_factory.mktemp("models") / "far"
     shutil.copytree(ASSETS / "tiny", copy)
-    host = Host({"tiny": "tiny", "far": str(copy)}, lambda duration: lambda task: task)
+    host = Host({"tiny": "tiny", "far": str(copy)}, borrow=lambda duration: lambda task: task)
     host.models.start("far")
     list(host.models.watch("far"))
     return host
