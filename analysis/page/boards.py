@@ -177,7 +177,7 @@ class Board:
         """What the stage is told before lanes run: the link, and what those that have run before
         are called now, since another lane may change it."""
         events = [link(self.key, self.query())]
-        called = {run.key: run.name for run in self.runs if run.blank or run.trace}
+        called = {run.key: run.name for run in self.runs if run.blank is not None or run.trace}
         return [*events, {"k": "names", "names": called}] if called else events
 
     def place(self, run: Run) -> dict:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from analysis.page.line import TOGETHER
 from analysis.page.query import LONGEST_ANSWER, MOST_LANES, Asked
 from d2cache.trace_format import LARGEST
 
@@ -38,7 +39,7 @@ class Bounds:
     answer: int = bound(LONGEST_ANSWER, "masks of an answer", LONGEST_ANSWER, LONGEST_ANSWER)
     truth: int = bound(512, "masks that exact passes follow, over all lanes of a board")
     runs: int = bound(60, "lanes that a visitor starts in a minute")
-    together: int = bound(64, "runs that share the engine by turns, each with its cache", 64, 400)
+    together: int = bound(TOGETHER, "runs that take turns, each with its cache", TOGETHER, 400)
     waiting: int = bound(200, "visitors that wait for their turn")
     programs: int = bound(20, "runs of /run and /compare at once, for everybody")
     questions: int = bound(64, "maps, figures and exports that are made at once, for everybody")

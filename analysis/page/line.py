@@ -112,7 +112,7 @@ class Line:
         """
         for portion in portions:
             with self.changed:
-                if place.since is not None and self._others():
+                if place.since is not None and self._next():
                     self._end_turn(place)
                     self.places.remove(place)
                     self.places.append(place)
@@ -121,9 +121,9 @@ class Line:
             with self.changed:
                 self.changed.wait_for(lambda: place.since is not None or place not in self.places)
 
-    def _others(self) -> bool:
-        """Whether somebody could have the next turn."""
-        return next(self._awake(), None) is not None
+    def _next(self) -> Place | None:
+        """Whose turn comes next; None where nobody waits for one."""
+        return next(self._awake(), None)
 
     def _end_turn(self, place: Place) -> None:
         if place.since is not None:
@@ -170,7 +170,7 @@ class Line:
     def _pass_on(self) -> None:
         """The turn to the first who waits, where nobody has it."""
         if all(p.since is None for p in self.places):
-            first = next(self._awake(), None)
+            first = self._next()
             if first is not None:
                 first.since = self.clock()
                 first.begun = first.since if first.begun is None else first.begun

@@ -443,8 +443,8 @@ class Session:
 
     def choose_preset(self, key: str | None) -> Iterator[Changes]:
         """The story of a guided comparison."""
-        found = [one["story"] for one in self.host.presets.values() if one["key"] == key]
-        yield {"story": "".join(found)}
+        found = self.host.presets.get(key) if isinstance(key, str) else None
+        yield {"story": found["story"] if found else ""}
 
 
 class Sessions:

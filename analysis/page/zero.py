@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
+from analysis.page.analyses import SIGMAS
 from analysis.page.worker import Analysis, Lanes, Order
 
 # `spaces.GPU`: called with duration, a function of the order that says how many seconds it takes;
@@ -76,7 +77,7 @@ class Pace:
 
 def repeats(order: Analysis) -> int:
     """How often an analysis goes through the run."""
-    return {"orders": 4, "rollout": 1, "attention": 1, "columns": 1, "life": 1}[order.name]
+    return len(SIGMAS) if order.name == "orders" else 1
 
 
 def in_words(error: Exception) -> str:
