@@ -50,6 +50,7 @@ class Host:
         self.pace = Rate(self.bounds.runs)
         self.presets = {one["key"]: one for one in lessons.presets()}
         self.files = tempfile.TemporaryDirectory(prefix="d2cache-traces-")  # gone with the process
+        self.saving = threading.Lock()  # of these files: visitors' runs end at the same time
 
     @staticmethod
     def configured(environment: Mapping[str, str]) -> Host:
@@ -147,9 +148,10 @@ class Host:
         """The path of a file with the trace of a finished run."""
         policy = "".join(c for c in run.finished.run["policy"] if c.isalnum())[:20]
         path = Path(self.files.name) / f"d2cache-{policy}-{run.key[:6]}.safetensors"
-        if not path.exists():
-            run.finished.save(path)
-            self._tidy()
+        with self.saving:
+            if not path.exists():
+                run.finished.save(path)
+                self._tidy()
         return str(path)
 
     def _tidy(self) -> None:

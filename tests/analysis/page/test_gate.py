@@ -2,8 +2,11 @@
 places in the line; and each bound that is met is told in one sentence."""
 
 import asyncio
+import dataclasses
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from test_session import said, usual
@@ -209,3 +212,14 @@ def test_files_to_download_do_not_pile_up(monkeypatch):
     saved = [list(session.run(usual()))[-1]["download"] for _ in range(4)]
     there = [re.sub(r".*/", "", one) for one in saved if (ROOT / one).exists()]
     assert len(there) == 2 and saved[-1].endswith(there[-1])
+
+
+def test_runs_that_end_at_the_same_time_are_all_saved(monkeypatch):
+    monkeypatch.setattr("analysis.page.host.KEPT_FILES", 2)
+    host = Host({"tiny": "tiny"})
+    list(Session(host, "visitor").run(usual()))
+    run = host.boards.of("visitor").runs[0]
+    runs = [dataclasses.replace(run, key=f"{i:06}") for i in range(200)]
+    with ThreadPoolExecutor(8) as at_once:
+        saved = list(at_once.map(host.save, runs))
+    assert len(set(saved)) == 200 and len(list(Path(host.files.name).iterdir())) == 2
