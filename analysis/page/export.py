@@ -11,20 +11,25 @@ from collections.abc import Sequence
 
 from analysis.page import bundle, stored
 from analysis.page.events import message, trace_events
-from analysis.page.lessons import glossary, lessons, queries
+from analysis.page.lessons import glossary, lessons, presets, queries
 from analysis.page.query import MOST_LANES, Asked, Link, name_lanes, name_runs
+from analysis.probes import Look
 from d2cache import Trace
 
 # The look of what surrounds the stage.
 STYLE = bundle.STAGE.parent / "page" / "export.css"
+INTRODUCTION = STYLE.with_name("intro.md")
 FOOTER = (
     "{what}, in one file: it plays without a network, but attention maps, figures, key "
     "paths, what-ifs and new runs need the live page, the d2Cache explorer."
 )
 LONGEST_TITLE = 120  # characters
 START = f"{bundle.GLOBAL}.play();"  # see assets/stage/player.js
-START_LESSONS = f"{bundle.GLOBAL}.playLessons();"  # see assets/stage/lesson-file.js
-RUNS_TAG = "d2-runs"  # id of the tag with the runs of the lessons
+START_MANY = f"{bundle.GLOBAL}.playMany();"  # see assets/stage/collection.js
+RUNS_TAG = "d2-runs"  # id of the tag with many runs
+TITLE = "How caching works in a diffusion language model"
+FIRST = "Without a cache, and with d2Cache"  # title of the two runs that a page opens with
+OTHER = "<option hidden>Those of the lesson</option>"
 
 
 # ------------------------------------------------------------------------------ one file
@@ -38,7 +43,9 @@ def page(events: Sequence, title: str, view: dict | None = None) -> str:
     view: what is shown first, any of {"at": step, "tab": key, "see": lane, "clock": name, "pos":
     the chosen position}, numbers from 0.
     """
-    return _document(title, [("run", title, "", _lines(events))], view)
+    texts = {"glossary": glossary(), "view": view or {}}
+    runs = f'<script type="application/x-ndjson" data-runs>{bundle.inert(_lines(events))}</script>'
+    return _file(title, "A recorded run", "", texts, runs, START)
 
 
 def _lines(events: Sequence) -> str:
@@ -58,24 +65,6 @@ def _lines(events: Sequence) -> str:
             told.append({"k": "end", "run": key, "status": "stopped", "note": note})
         lines.append(message(told))
     return "\n".join(lines)
-
-
-def _document(title: str, stories: list[tuple], view=None) -> str:
-    """stories: (name, title, text, one message per line); several are offered as buttons."""
-    many = len(stories) > 1
-    picks = "".join(
-        f'<button type="button" aria-pressed="false">{html.escape(one[1])}</button>'
-        for one in stories
-    )
-    pick = f'<div class="file-pick" role="group" aria-label="Runs">{picks}</div>' if many else ""
-    said = '<p class="file-words" role="status"></p>' if many else ""
-    data = "\n".join(
-        f'<script type="application/x-ndjson" data-story="{html.escape(name)}" '
-        f'data-words="{html.escape(words)}">{bundle.inert(lines)}</script>'
-        for name, _, words, lines in stories
-    )
-    texts = {"glossary": glossary(), "view": view or {}}
-    return _file(title, "A recorded run", pick + said, texts, data, START)
 
 
 def _file(title: str, what: str, above: str, texts: dict, data: str, start: str) -> str:
@@ -122,25 +111,56 @@ def lanes(traces: Sequence[Trace]) -> list[list[dict]]:
 
 
 def bundled_page() -> str:
-    """One HTML file with every stored run and a choice of them: a page that needs no server."""
-    stories = [
-        (name, one["title"], one["words"], _lines(trace_events(stored.load(name), name)))
-        for name, one in stored.listed().items()
+    """One HTML file with every stored run, the guided comparisons and the lessons: a page that
+    needs no server."""
+    several = {one["key"]: (one["title"], one["story"], one["query"]) for one in presets()}
+    single = {
+        name: (one["title"], one["words"], f"trace={name}") for name, one in stored.listed().items()
+    }
+    options = [
+        _option("", FIRST, _introduction(), stored.OPENING),
+        _group("Side by side", several),
+        _group("One run", single),
+        OTHER,
     ]
-    return _document("How caching works in a diffusion language model", stories)
+    choice = (
+        '<label class="file-pick">Recorded runs '
+        f'<select>{"".join(options)}</select></label><p class="file-words" role="status"></p>'
+    )
+    wanted = [query for _, _, query in (*several.values(), *single.values())]
+    return _collection(TITLE, "Recorded runs and lessons", choice, [*queries(), *wanted])
+
+
+def _introduction() -> str:
+    """What the live page says below its title, as plain text."""
+    text = INTRODUCTION.read_text(encoding="utf-8")
+    return " ".join(text.partition("\n")[2].replace("**", "").split())
 
 
 def lessons_page() -> str:
     """One HTML file with the lessons and their runs: a page that needs no server."""
-    wanted = [stored.OPENING, *queries()]
-    title = "How caching works in a diffusion language model: six short lessons"
-    packed = gzip.compress(json.dumps(_runs_of(wanted), separators=(",", ":")).encode(), mtime=0)
-    data = (
-        f'<script type="application/octet-stream" id="{RUNS_TAG}">'
-        f"{base64.b64encode(packed).decode()}</script>"
-    )
+    title = f"{TITLE}: six short lessons"
+    return _collection(title, "Lessons and their recorded runs", "", queries())
+
+
+def _group(label: str, choices: dict[str, tuple[str, str, str]]) -> str:
+    options = "".join(_option(name, *one) for name, one in choices.items())
+    return f'<optgroup label="{label}">{options}</optgroup>'
+
+
+def _option(name: str, title: str, words: str, query: str) -> str:
+    """A choice of runs. name: in the address; words: shown with them."""
+    data = f'data-words="{html.escape(words)}" data-query="{html.escape(query)}"'
+    return f'<option value="{html.escape(name)}" {data}>{html.escape(title)}</option>'
+
+
+def _collection(title: str, what: str, above: str, wanted: Sequence[str]) -> str:
+    """A page of many runs, which opens as the live page does, and of the lessons."""
+    runs = json.dumps(_runs_of([stored.OPENING, *wanted]), separators=(",", ":"))
+    packed = base64.b64encode(gzip.compress(runs.encode(), mtime=0)).decode()
+    data = f'<script type="application/octet-stream" id="{RUNS_TAG}">{packed}</script>'
     texts = {"glossary": glossary(), "lessons": lessons()}
-    return _file(title, "Lessons and their recorded runs", "", texts, data, START_LESSONS)
+    return _file(title, what, above, texts, data, START_MANY)
 
 
 def _runs_of(wanted: Sequence[str]) -> dict:
@@ -149,17 +169,27 @@ def _runs_of(wanted: Sequence[str]) -> dict:
     told: dict[str, list[dict]] = {}
     runs: dict[str, list[list[str]]] = {}
     for query in wanted:
-        asked = Asked(**Link.parse(query).settings)
-        found = stored.lanes(asked)
-        if found is None:
-            raise ValueError("no stored runs; run python -m analysis.tools.stored_runs lanes")
         runs[query] = []
-        for label, (name, trace, looks) in zip(name_lanes(asked.lanes), found, strict=True):
-            key = name + (" truth" if looks else "")
+        for key, name, trace, looks in _stored(Link.parse(query)):
             if key not in told:
                 told[key] = trace_events(trace, key, looks=looks)
-            runs[query].append([key, label])
+            runs[query].append([key, name])
     return {"lanes": told, "runs": runs}
+
+
+def _stored(link: Link) -> list[tuple[str, str, Trace, Sequence[Look]]]:
+    """Key, name, trace and looks of each lane of a link, all of which are stored."""
+    if link.trace is not None:
+        trace = stored.load(link.trace)
+        return [(link.trace, trace.run["policy"], trace, [])]
+    asked = Asked(**link.settings)
+    found = stored.lanes(asked)
+    if found is None:
+        raise ValueError("no stored runs; run python -m analysis.tools.stored_runs lanes")
+    return [
+        (key + (" truth" if looks else ""), name, trace, looks)
+        for name, (key, trace, looks) in zip(name_lanes(asked.lanes), found, strict=True)
+    ]
 
 
 def shortened(text: str, most: int = LONGEST_TITLE) -> str:

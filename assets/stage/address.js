@@ -52,6 +52,17 @@ function addressOf(query, state) {
     .replace(/%3D/g, "=");
 }
 
+// Goes where a view points. Numbers are counted from 1.
+function goTo(stage, { tab, see, clock, map, pos, at, teach }) {
+  if (see) stage.setLane(Number(see) - 1);
+  if (clock) stage.setClock(clock);
+  if (map) stage.setMap(map);
+  if (tab) stage.show(tab);
+  if (pos) stage.select(Number(pos) - 1);
+  if (at) stage.goto(Number(at) - 1);
+  if (teach) stage.setTeach(teach === "1");
+}
+
 const PAUSE = 300; // ms; browsers bound how often an address may change
 
 class LinkedStage {
@@ -117,17 +128,12 @@ class LinkedStage {
   look() {
     const state = this.stage.state();
     if (!this.wanted || !state.run || (this.board !== null && state.board !== this.board)) return;
-    const { tab, see, clock, map, pos, at, teach } = this.wanted;
+    const { see, at } = this.wanted;
     if (see && Number(see) > state.lanes) return; // its lane has not started
     if (at && state.status === "running" && state.steps < Number(at)) return;
+    const view = this.wanted;
     this.wanted = null;
-    if (see) this.stage.setLane(Number(see) - 1);
-    if (clock) this.stage.setClock(clock);
-    if (map) this.stage.setMap(map);
-    if (tab) this.stage.show(tab);
-    if (pos) this.stage.select(Number(pos) - 1);
-    if (at) this.stage.goto(Number(at) - 1);
-    if (teach) this.stage.setTeach(teach === "1");
+    goTo(this.stage, view);
   }
 
   writeSoon() {
@@ -160,4 +166,4 @@ function open(host, options) {
   };
 }
 
-export { open, viewOf, asksForRuns, playsAtOnce, addressOf };
+export { open, viewOf, asksForRuns, playsAtOnce, addressOf, goTo };

@@ -1,8 +1,8 @@
-/* The page's one global, D2Stage: `open` for a stage that the address follows, `play` for a file
- * that plays its own runs, `mount` for a stage alone. */
+/* The page's one global, D2Stage: `open` for a stage that the address follows, `play` and
+ * `playMany` for a file that plays its own runs, `mount` for a stage alone. */
 import { open } from "./address.js";
+import { playMany } from "./collection.js";
 import { pageData } from "./dom.js";
-import { playLessons } from "./lesson-file.js";
 import { mount } from "./mount.js";
 import { play } from "./player.js";
 import { skipLink } from "./skip.js";
@@ -21,9 +21,9 @@ const D2Stage = {
     D2Stage.stage = play(pageData());
     return D2Stage.stage;
   },
-  async playLessons() {
+  async playMany() {
     const [host, runs] = ["stage", "d2-runs"].map((id) => document.getElementById(id));
-    D2Stage.stage = await playLessons(host, runs.textContent, pageData());
+    D2Stage.stage = await playMany(host, runs.textContent, pageData());
     return D2Stage.stage;
   },
   mount,

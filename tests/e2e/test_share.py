@@ -20,7 +20,8 @@ from test_tabs import (
     text_at,
 )
 
-from analysis.page import export, stored
+from analysis.page import export, lessons, stored
+from analysis.page.query import Link
 from analysis.tools.browser import open_tab
 
 
@@ -86,13 +87,50 @@ def test_a_page_from_the_disk_opens_where_its_reader_was(from_disk):
 @pytest.mark.parametrize("from_disk", [("all", 1200, "dark")], indirect=True)
 def test_the_static_page_shows_each_stored_run_and_its_address_says_which(from_disk):
     for name, one in stored.listed().items():
-        from_disk.get_by_role("button", name=one["title"], exact=True).click()
-        from_disk.wait_for_function("name => D2Stage.stage.state().run === name", arg=name)
+        shown(from_disk, name, f"trace={name}")
         assert state(from_disk)["steps"] == len(stored.load(name).seconds)
         assert from_disk.locator(".file-words").inner_text() == one["words"]
-        assert from_disk.url.endswith(f"#{name}")
     from_disk.reload()
-    from_disk.wait_for_function("name => D2Stage.stage?.state().run === name", arg=name)
+    from_disk.wait_for_function(ON_VIEW, arg=f"trace={name}")
+
+
+@pytest.mark.parametrize("from_disk", [("all", 360, "light")], indirect=True)
+def test_the_static_page_has_comparisons_at_their_place_and_lessons(from_disk):
+    for one in lessons.presets():
+        shown(from_disk, one["key"], one["query"])
+        view = Link.parse(one["query"]).view
+        if "at" in view:
+            from_disk.wait_for_function(
+                "at => D2Stage.stage.state().step === at - 1", arg=int(view["at"])
+            )
+        assert state(from_disk)["tab"] == view["tab"]
+        assert state(from_disk)["lane"] == int(view.get("see", 1)) - 1
+    from_disk.get_by_role("button", name="Start with lesson 1").click()
+    from_disk.wait_for_function("() => location.hash.startsWith('#lesson=why')")
+    chosen = from_disk.locator(".file-pick select").evaluate("s => s.selectedOptions[0].text")
+    assert chosen == "Those of the lesson" and from_disk.locator(".d2-coach").is_visible()
+    assert from_disk.locator(".file-words").inner_text() == ""
+    assert from_disk.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+ON_VIEW = "query => D2Stage.stage?.page.board.link === query"
+
+
+def shown(page, name: str, query: str):
+    """Chooses recorded runs in a file."""
+    page.select_option(".file-pick select", name)
+    page.wait_for_function(ON_VIEW, arg=query)
+    page.wait_for_function("name => location.hash === `#${name}`", arg=name)
+
+
+def test_the_static_page_opens_as_the_live_page_does(chrome, pages):
+    """A newcomer sees two runs that play by themselves, and nothing else."""
+    with open_tab(chrome, (pages / "all.html").as_uri(), first_visit=True) as page:
+        page.wait_for_function("D2Stage.stage?.state().playing && D2Stage.stage.state().step > 0")
+        now = state(page)
+        assert (now["lanes"], now["tab"], now["inside"]) == (2, "watch", False)
+        assert page.evaluate("location.hash") == ""
+        assert "d2Cache" in page.locator(".file-words").inner_text()
 
 
 def saved(page, what: str, path):

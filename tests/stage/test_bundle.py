@@ -38,7 +38,7 @@ def in_a_bare_world(script: str, then: str):
 def test_the_bundle_defines_one_global_and_needs_no_page_to_be_loaded():
     names, parts = in_a_bare_world(bundle.scripts(), "Object.keys(D2Stage).sort()")
     assert names == ["D2Stage"]
-    assert parts == ["mount", "open", "play", "playLessons", "stage"]
+    assert parts == ["mount", "open", "play", "playMany", "stage"]
 
 
 def test_every_module_comes_after_what_it_imports():

@@ -69,9 +69,15 @@ class Parsed(html.parser.HTMLParser):
 
 
 def told(page: Parsed) -> list[list[dict]]:
-    """The events that each story of a page holds, message by message."""
-    stories = [(a, text) for a, text in page.all("script") if "data-story" in a]
-    return [[json.loads(line)["events"] for line in text.splitlines()] for _, text in stories]
+    """The events that a page of one board holds, message by message."""
+    (lines,) = (text for attrs, text in page.all("script") if "data-runs" in attrs)
+    return [json.loads(line)["events"] for line in lines.splitlines()]
+
+
+def held(page: Parsed) -> dict:
+    """The runs that a page of many holds."""
+    (packed,) = (text for attrs, text in page.all("script") if attrs.get("id") == "d2-runs")
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -81,7 +87,7 @@ def test_a_page_of_128_steps_and_256_positions_is_under_a_megabyte(long_runs, co
     lanes = export.lanes(long_runs[:count])
     text = export.page(lanes, "long")
     assert len(text.encode()) < 1e6
-    assert told(Parsed(text)) == [lanes]  # nothing was left out for it
+    assert told(Parsed(text)) == lanes  # nothing was left out for it
 
 
 def test_a_page_needs_nothing_from_elsewhere_and_says_so_to_the_browser(long_runs):
@@ -111,7 +117,7 @@ def test_texts_that_would_end_the_script_stay_text(long_runs, monkeypatch):
     monkeypatch.setattr(export, "glossary", lambda: {"key": HOSTILE})
     text = export.page(events, HOSTILE)
     page = Parsed(text)
-    assert told(page)[0][0][0]["prompt"][0] == HOSTILE
+    assert told(page)[0][0]["prompt"][0] == HOSTILE
     clean = Parsed(export.page(export.lanes(long_runs[:1]), "plain"))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in clean.tags]
     assert page.all("title")[0][1] == HOSTILE
@@ -126,13 +132,13 @@ def test_messages_and_events_however_mixed_make_the_same_page(long_runs):
     flat += [event for events in lanes for event in events if event not in flat]
     flat.append({"k": "link", "query": "lane=d2"})
     for given in (messages, flat):
-        assert told(Parsed(export.page(given, "x"))) == [lanes]
+        assert told(Parsed(export.page(given, "x"))) == lanes
 
 
 def test_a_file_says_nothing_of_a_live_page_and_waits_for_no_further_step(long_runs):
     events = trace_events(long_runs[0], "key", stored=True)
     half = [*events[:21], {"k": "pause", "run": "key"}]
-    [[shown]] = told(Parsed(export.page(half, "half")))
+    [shown] = told(Parsed(export.page(half, "half")))
     assert not shown[0]["stored"] and events[0]["stored"]
     assert shown[1:-1] == events[1:21]
     assert shown[-1]["k"] == "end" and shown[-1]["status"] == "stopped"
@@ -279,7 +285,7 @@ def test_the_command_writes_one_page_of_all_traces(model, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert command.main([*files, "-o", str(out)]) == 0
     page = Parsed(out.read_text())
-    assert [events[0]["k"] for events in told(page)[0]] == ["start", "start"]
+    assert [events[0]["k"] for events in told(page)] == ["start", "start"]
     assert "A <b>" in page.all("title")[0][1]
     assert "kB" in capsys.readouterr().out
 
@@ -326,18 +332,35 @@ def test_a_stored_run_is_small_and_of_the_bundled_model_as_it_is(model, story):
     assert answer_is_right(story, model, trace) == story.right
 
 
-def test_the_static_page_holds_every_stored_run_and_is_small(tmp_path):
+def check_runs(found: dict, queries):
+    """What a file holds is what each query asks for."""
+    for query in queries:
+        asked = Asked(**Link.parse(query).settings)
+        for lane, (key, _) in zip(asked.lanes, found["runs"][query], strict=True):
+            start, *rest, end = found["lanes"][key]
+            assert start["policy"] == lane.policy and not start["stored"] and end["k"] == "end"
+            assert asked.truth == any(event["k"] == "truth" for event in rest)
+
+
+def test_the_static_page_holds_runs_comparisons_and_lessons_and_is_small(tmp_path):
     out = tmp_path / "index.html"
     assert command.main(["--bundled", "-o", str(out)]) == 0
-    assert out.stat().st_size < 3e6
+    assert out.stat().st_size < 1.2e6
     page = Parsed(out.read_text())
-    stories = [attrs for attrs, _ in page.all("script") if "data-story" in attrs]
-    assert [one["data-story"] for one in stories] == [story.name for story in STORIES]
-    assert [text for attrs, text in page.all("button")] == [story.title for story in STORIES]
-    for story, events in zip(STORIES, told(page), strict=True):
-        start = events[0][0]
-        assert start["policy"] == story.policy and start["decoder"] == story.decoder
-        assert not start["stored"]  # no words about a live page
+    found, guided = held(page), lessons.presets()
+    check_runs(found, [stored.OPENING, *lessons.queries(), *(one["query"] for one in guided)])
+    for story in STORIES:
+        [[key, name]] = found["runs"][f"trace={story.name}"]
+        start = found["lanes"][key][0]
+        assert (start["policy"], start["decoder"]) == (story.policy, story.decoder)
+        assert name == story.policy and not start["stored"]  # no words about a live page
+    offered = [attrs for attrs, _ in page.all("option") if "hidden" not in attrs]
+    names = ["", *(one["key"] for one in guided), *(story.name for story in STORIES)]
+    assert [one["value"] for one in offered] == names
+    assert {one["data-query"] for one in offered} | {*lessons.queries()} == {*found["runs"]}
+    assert all(len(one["data-words"]) > 40 for one in offered)
+    texts = next(t for a, t in page.all("script") if a.get("id") == bundle.DATA_TAG)
+    assert json.loads(texts)["lessons"] == lessons.lessons()
 
 
 def test_the_page_of_lessons_is_small_and_holds_what_every_card_runs(tmp_path):
@@ -345,15 +368,9 @@ def test_the_page_of_lessons_is_small_and_holds_what_every_card_runs(tmp_path):
     assert command.main(["--lessons", "-o", str(out)]) == 0
     assert out.stat().st_size < 1e6
     page = Parsed(out.read_text())
-    (packed,) = (text for attrs, text in page.all("script") if attrs.get("id") == "d2-runs")
-    held = json.loads(gzip.decompress(base64.b64decode(packed)))
-    assert set(held["runs"]) == {stored.OPENING, *lessons.queries()}
-    for query, lanes in held["runs"].items():
-        asked = Asked(**Link.parse(query).settings)
-        for lane, (key, _) in zip(asked.lanes, lanes, strict=True):
-            start, *rest, end = held["lanes"][key]
-            assert start["policy"] == lane.policy and not start["stored"] and end["k"] == "end"
-            assert asked.truth == any(event["k"] == "truth" for event in rest)
+    assert set(held(page)["runs"]) == {stored.OPENING, *lessons.queries()}
+    check_runs(held(page), held(page)["runs"])
+    assert not page.all("option")
     assert command.main(["--lessons", "--bundled", "-o", str(out)]) == 2
 
 
