@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from analysis.page.bounds import MB, Bounds, Rate, is_local
+from analysis.page.bounds import MB, Bounds, Rate
 
 LOG = logging.getLogger("d2cache.gate")
 API = "/gradio_api"
@@ -27,6 +28,7 @@ API = "/gradio_api"
 # way to other Spaces, and history of runs.
 SHUT = ("monitoring", "process_recording", "vibe-", "undo-vibe", "proxy=", "run-history", "runs")
 UNUSED = "There is nothing here: this page does not offer it."
+SPACE = "SPACE_ID"  # a variable that every Space has; none is reached but through the hub's proxy
 UPLOAD = "/upload"  # end of the path that takes files
 LARGEST_REQUEST = MB  # bytes of any other
 FORM = MB // 16  # bytes of an upload that are not the file's
@@ -53,8 +55,8 @@ SILENT = {
 class Gate:
     """ASGI middleware around the whole page."""
 
-    def __init__(self, app: ASGIApp, bounds: Bounds, behind_proxy: bool):
-        self.app, self.bounds, self.behind_proxy = app, bounds, behind_proxy
+    def __init__(self, app: ASGIApp, bounds: Bounds, on_space: bool):
+        self.app, self.bounds, self.on_space = app, bounds, on_space
         self.requests = Rate(bounds.requests)
         self.hourly = Rate(bounds.hourly_mb * MB, HOUR)
         self.all_hourly = Rate(bounds.all_hourly_mb * MB, HOUR)
@@ -94,10 +96,13 @@ class Gate:
         return _said(scope, words, 413)
 
     def address(self, scope: Scope) -> str:
-        """Who asks. Behind a proxy, as a Space is, the first address that was passed on."""
-        passed_on = Headers(scope=scope).get("x-forwarded-for", "") if self.behind_proxy else ""
+        """Who asks: the other end of the connection, or whom a proxy on this machine names as such
+        (uvicorn sees to that). On a Space it is the last public address that was passed on: the
+        hub's proxies have written it, and a visitor may have written those before it."""
         host = scope["client"][0] if scope.get("client") else ""
-        return (passed_on.partition(",")[0].strip() or host)[:64]
+        passed_on = Headers(scope=scope).getlist("x-forwarded-for") if self.on_space else []
+        named = [one.strip() for one in ",".join(passed_on).split(",")]
+        return _counted(next(filter(_is_public, reversed(named)), host))
 
     async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hands a request on; what goes wrong with it becomes one sentence."""
@@ -203,6 +208,25 @@ def _spoken(body: bytes) -> bytes:
     return body
 
 
+def _is_public(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
+def _counted(host: str) -> str:
+    """What is counted as one visitor: an address, or 64 bits of a longer one, which belong to
+    whoever has one of them."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host[:64]
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
+
+
 def _uploads(scope: Scope) -> bool:
     return scope["path"].rstrip("/").endswith(UPLOAD)
 
@@ -215,4 +239,4 @@ def _said(scope: Scope, words: str, status: int) -> Response:
 
 
 def gate(bounds: Bounds) -> Middleware:
-    return Middleware(Gate, bounds=bounds, behind_proxy=not is_local(os.environ))
+    return Middleware(Gate, bounds=bounds, on_space=SPACE in os.environ)

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import uvicorn
 from test_session import said, usual
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from analysis.page import gate
 from analysis.page.bounds import NONE, AtOnce, Bounds, Rate, table
@@ -20,6 +22,7 @@ from analysis.page.session import Session
 from analysis.tools.browser import ROOT
 
 LOCAL = Bounds.read({})
+PEER = "10.0.0.1"  # in a network, as a Space's proxy is
 
 
 def test_each_bound_has_a_variable_and_a_line_in_the_table_of_security_md():
@@ -46,9 +49,11 @@ def test_a_setting_that_cannot_be_names_its_variable(text):
 class Server:
     """A gate before a page that reads all it is sent, and answers as it is told."""
 
-    def __init__(self, status=200, body=b"{}", kind=b"application/json", proxy=False, **bounds):
+    def __init__(self, status=200, body=b"{}", kind=b"application/json", space=False, **bounds):
         self.answer, self.read, self.fault = (status, body, kind), 0, None
-        self.gate = gate.Gate(self.page, Bounds(**vars(LOCAL) | bounds), proxy)
+        gated = gate.Gate(self.page, Bounds(**vars(LOCAL) | bounds), space)
+        known = uvicorn.Config(gated)  # as Gradio makes it
+        self.gate = ProxyHeadersMiddleware(gated, known.forwarded_allow_ips)
 
     async def page(self, scope, receive, send):
         more = True
@@ -63,7 +68,9 @@ class Server:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def ask(self, path="/gradio_api/queue/join", chunks=(b"{}",), method="POST", **headers):
+    def ask(
+        self, path="/gradio_api/queue/join", chunks=(b"{}",), method="POST", peer=PEER, **headers
+    ):
         """-> status and body of the answer."""
         parts, sent = list(chunks), []
 
@@ -78,7 +85,7 @@ class Server:
 
         named = [(k.replace("_", "-").encode(), str(v).encode()) for k, v in headers.items()]
         scope = {"type": "http", "method": method, "path": path, "headers": named}
-        scope["client"] = ("10.0.0.1", 1)
+        scope["client"] = (peer, 1)
         asyncio.run(self.gate(scope, receive, send))
         return sent[0]["status"], b"".join(one.get("body", b"") for one in sent).decode()
 
@@ -109,25 +116,57 @@ def both(words: str) -> dict:
 
 
 def test_what_all_upload_in_an_hour_is_bounded_and_so_is_what_one_does():
-    server = Server(hourly_mb=3, all_hourly_mb=5, proxy=True)
-    told = [server.ask("/gradio_api/upload", many(2), x_forwarded_for=who) for who in "aabcc"]
+    server = Server(hourly_mb=3, all_hourly_mb=5)
+    told = [server.ask("/gradio_api/upload", many(2), peer=who) for who in "aabcc"]
     assert [status for status, _ in told] == [200, 429, 200, 429, 429]
     assert told[1][1] == gate.TOO_MUCH and told[3][1] == gate.FULL
 
 
 def test_requests_of_an_address_are_counted_and_reading_the_page_is_not():
-    server = Server(requests=3, proxy=True)
-    for _ in range(3):
-        assert server.ask(x_forwarded_for="1.2.3.4, 10.0.0.9")[0] == 200
-    status, told = server.ask(x_forwarded_for="1.2.3.4")
+    server = Server(requests=3)
+    assert statuses(server, ["8.8.8.8"] * 3) == [200] * 3
+    status, told = server.ask(peer="8.8.8.8")
     assert status == 429 and "more than 3 requests a minute" in json.loads(told)["detail"]
-    assert server.ask(x_forwarded_for="1.2.3.5")[0] == 200
-    assert server.ask("/", method="GET", x_forwarded_for="1.2.3.4")[0] == 200
+    assert server.ask(peer="8.8.8.9")[0] == 200
+    assert server.ask("/", method="GET", peer="8.8.8.8")[0] == 200
 
 
-def test_without_a_proxy_nobody_can_choose_an_address():
-    server = Server(requests=2)
-    assert [server.ask(x_forwarded_for=str(i))[0] for i in range(4)] == [200, 200, 429, 429]
+def statuses(server: Server, peers, passed_on=None) -> list[int]:
+    """passed_on: what proxies say, one for each peer."""
+    said = [{"x_forwarded_for": one} for one in passed_on] if passed_on else [{}] * len(peers)
+    return [server.ask(peer=peer, **one)[0] for peer, one in zip(peers, said, strict=True)]
+
+
+INVENTED = [f"9.9.9.{i}" for i in range(3)]
+
+
+def test_who_comes_directly_cannot_choose_an_address():
+    for peer in ("8.8.8.8", PEER):
+        assert statuses(Server(requests=2), [peer] * 3, INVENTED) == [200, 200, 429]
+
+
+def test_a_proxy_on_the_same_machine_is_believed_and_what_stands_before_its_word_is_not():
+    """nginx adds its visitor's address at the end, and Gradio's Node passes it on as it is."""
+    for proxy in ("127.0.0.1", "::1"):
+        told = [f"{one}, 8.8.8.8" for one in INVENTED] + ["8.8.8.8, 8.8.4.4"]
+        assert statuses(Server(requests=2), [proxy] * 4, told) == [200, 200, 429, 200]
+
+
+def test_on_a_space_the_last_public_address_is_the_visitors(monkeypatch):
+    told = [f"{one}, 8.8.8.8, 10.1.2.{i}" for i, one in enumerate(INVENTED)]
+    told += ["8.8.8.8, 8.8.4.4, 10.1.2.3"]
+    for proxy in ("127.0.0.1", PEER):  # with Node in front, or without
+        assert statuses(Server(requests=2, space=True), [proxy] * 4, told) == [200, 200, 429, 200]
+    assert statuses(Server(requests=1, space=True), [PEER] * 2, ["x", ","]) == [200, 429]
+    assert not gate.gate(LOCAL).kwargs["on_space"]
+    monkeypatch.setenv("SPACE_ID", "someone/d2cache")
+    assert gate.gate(LOCAL).kwargs["on_space"]
+
+
+def test_whoever_has_a_long_address_has_many_of_them_and_counts_as_one():
+    nearby = ["2600:1f00:1:2::1", "2600:1f00:1:2:a::9", "2600:1f00:1:3::1"]
+    assert statuses(Server(requests=1), nearby) == [200, 429, 200]
+    assert statuses(Server(requests=1), ["8.8.8.8", "::ffff:8.8.8.8"]) == [200, 429]
 
 
 def test_a_fault_is_one_sentence_and_a_sentence_of_the_page_stays():
