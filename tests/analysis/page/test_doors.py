@@ -6,12 +6,13 @@ import os
 import re
 import secrets
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import pytest
 from hostile import READ_ME, Hostile
-from test_strangers import SEED, check_sentence
+from test_strangers import LONGEST, SEED, check_sentence
 
 from analysis.page import gate
 from analysis.tools import browser
@@ -20,6 +21,7 @@ SECRET = "Sort 91 17 53 38."  # the prompt of a visitor whom nobody else may see
 API = "/gradio_api"
 GROWTH = 30  # MB that inputs may leave behind when they come a second time
 GUESSES = 40
+MCP = find_spec("mcp") is not None  # comes with gradio[mcp]
 
 
 class Visitor:
@@ -96,7 +98,8 @@ def dumped(value) -> bytes:
 def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("doors") / "log"
     cache = tmp_path_factory.mktemp("cache")
-    with browser.server(log, GRADIO_TEMP_DIR=str(cache)) as (address, _):
+    programs = {"GRADIO_MCP_SERVER": str(MCP)}
+    with browser.server(log, GRADIO_TEMP_DIR=str(cache), **programs) as (address, _):
         yield address, cache
 
 
@@ -216,7 +219,8 @@ def test_nobody_sees_anothers_prompt_run_or_file(server):
     saved = [file for file in cache.rglob("*") if file.is_file()]
     assert saved  # the owner's trace to download, which can be told only from its contents
     hidden = saved[0].relative_to(cache).parts[0]
-    for path in (str(cache), f"{cache}/{hidden}", f"{cache}/{hidden[:-1]}0/{saved[0].name}"):
+    close = hidden[:-1] + ("1" if hidden.endswith("0") else "0")
+    for path in (str(cache), f"{cache}/{hidden}", f"{cache}/{close}/{saved[0].name}"):
         assert thief.ask("GET", f"{API}/file={path}").status_code in (403, 404)
     for path in ("/monitoring", "/monitoring/summary", f"{API}/runs", f"{API}/queue/status"):
         thief.ask("GET", path)
@@ -224,6 +228,85 @@ def test_nobody_sees_anothers_prompt_run_or_file(server):
     thief.ask("GET", f"{API}/info")
     for part in (SECRET, SECRET.replace(" ", "%20"), "91 17 53", owner.session):
         assert part not in thief.seen
+
+
+class Program:
+    """A client that speaks the Model Context Protocol, or something like it."""
+
+    def __init__(self, address: str):
+        kinds = {"accept": "application/json, text/event-stream"}
+        kinds["content-type"] = "application/json"
+        self.http = httpx.Client(base_url=f"{address}{API}", headers=kinds, timeout=60)
+
+    def send(self, body: bytes) -> dict:
+        """The answer to a message; one that makes no sense is refused."""
+        answer = self.http.post("/mcp/", content=body)
+        check(answer)
+        return json.loads(answer.text.rpartition("data: ")[2])
+
+    def ask(self, method: str, **params) -> dict:
+        return self.send(dumped({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}))
+
+    def call(self, name: str, given) -> tuple[str, bool]:
+        """What a tool says, and whether it refuses."""
+        told = self.ask("tools/call", name=name, arguments=given)
+        if "error" in told:
+            return told["error"]["message"], True
+        (said,) = told["result"]["content"]
+        return said["text"], told["result"]["isError"]
+
+
+ASKED = {"prompt": "Sort 3 1 2.", "gen_length": 4}
+MORE = {"policy": "d2", "decoder": "confidence", "block_length": 4, "seed": 1, "model": "tiny"}
+MORE |= {"policy_knobs": {"current_k": 8}, "decoder_knobs": {"sigma": 2}}
+ALSO = {"lanes": ["none", "d2,current_k=8/confidence,sigma=2"]}
+GIVEN = {"run": ASKED | MORE, "compare": ASKED | ALSO}  # the others take nothing
+
+
+def spoilt(hostile: Hostile, value):
+    """A value of the same kind with a mistake in it, or now and then of any kind."""
+    if hostile.rng.random() < 0.2:
+        return hostile.value()
+    match value:
+        case str():
+            return hostile.rng.choice([hostile.text(), hostile.broken(value)])
+        case int():
+            return hostile.rng.choice([-1, 0, 3, 300, 2**63, -(10**400)])
+        case list():
+            return [*value[:1], *(spoilt(hostile, one) for one in value)]
+        case _:
+            return {hostile.text(): hostile.value()} | {k: hostile.value() for k in value}
+
+
+def arguments(hostile: Hostile, tool: str) -> dict:
+    """Arguments of a tool with one of them spoilt, left out or added."""
+    given = dict(GIVEN.get(tool, {}))
+    name = hostile.rng.choice([*given, "nonesuch"])
+    if hostile.rng.random() < 0.1:
+        given.pop(name, None)
+    else:
+        given[name] = spoilt(hostile, given.get(name, ""))
+    return given
+
+
+@pytest.mark.skipif(not MCP, reason="needs gradio[mcp], as tests/requirements.txt has it")
+def test_programs_get_an_answer_or_a_sentence_and_leave_the_server_as_it_was(server):
+    address, _ = server
+    program, hostile = Program(address), Hostile(SEED + 21)
+    tools = [one["name"] for one in program.ask("tools/list")["result"]["tools"]]
+    assert tools == ["run", "compare", "policies", "decoders", "models"]
+    for name in [*["run"] * 60, *["compare"] * 30, *tools, *["models"] * 4, "../x"]:
+        said, refuses = program.call(name, arguments(hostile, name))
+        if refuses:
+            check_sentence(said[:LONGEST])  # which may repeat what was sent, on one line
+        assert "root:" not in said
+    for junk in (b"", b"{", b"null", b"[" * 9000, b"\xff", dumped(hostile.value())):
+        assert "error" in program.send(junk)
+    for one in READ_ME:
+        read = program.ask("resources/read", uri=one)
+        assert "root:" not in json.dumps(read) and "error" in read
+    said, refuses = program.call("run", GIVEN["run"])
+    assert not refuses and "'steps': " in said
 
 
 def test_a_large_upload_is_refused_before_it_is_here(server):
