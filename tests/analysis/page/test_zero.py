@@ -26,8 +26,9 @@ ROOT = HERE.parents[2]
 
 
 def in_a_process(script: str, *arguments: str, **environment: str) -> dict:
-    """What a script of this folder prints last."""
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    """The JSON that a script of this folder prints, among lines of `spaces`."""
+    carried = filter(None, [os.environ.get("PYTHONPATH")])  # where a machine has its packages
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *carried])
     child = subprocess.run(
         [sys.executable, str(HERE / script), *arguments],
         env=os.environ | {"PYTHONPATH": paths, "GRADIO_ANALYTICS_ENABLED": "False"} | environment,
@@ -36,7 +37,8 @@ def in_a_process(script: str, *arguments: str, **environment: str) -> dict:
         timeout=600,
     )
     assert child.returncode == 0, child.stderr[-3000:]
-    return json.loads(child.stdout.splitlines()[-1])
+    (found,) = (line for line in child.stdout.splitlines() if line.startswith("{"))
+    return json.loads(found)
 
 
 # ------------------------------------------------------------------------------ forked
