@@ -29,7 +29,7 @@ class Untouched:
         if not isinstance(predictions, dict) or len(outputs) == 1:
             return await above.postprocess_data(block_fn, predictions, state)
         told = [predictions.get(one, UNTOUCHED) != UNTOUCHED for one in outputs]
-        answer: list[Any] = [dict(UNTOUCHED) for _ in outputs]
+        answer: list[Any] = [None if one.stateful else dict(UNTOUCHED) for one in outputs]
         if any(told):
             only = copy.copy(block_fn)
             only.outputs = [one for one, new in zip(outputs, told, strict=True) if new]
