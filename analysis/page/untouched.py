@@ -62,4 +62,4 @@ class DescribedOnce:
         if at not in self.described:
             self.described[at] = page.config_for_block(at, rendered, block)
         one = self.described[at]
-        return one | {"props": dict(one["props"])}  # the session writes its value there
+        return _Config(one) if "props" in one else one
