@@ -48,9 +48,12 @@ class DescribedOnce:
     def __init__(self, page):
         super().__init__(page)
         self.described = {}
+        self.changing = frozenset()  # ids of components that events read or change
 
     def __copy__(self):
         visitors = super().__copy__()
+        ends = ([*fn.inputs, *fn.outputs] for fn in self.fns.values())
+        self.changing = self.changing or frozenset(one._id for end in ends for one in end)
         visitors.config_for_block = self.of_visitor
         return visitors
 
@@ -62,4 +65,6 @@ class DescribedOnce:
         if at not in self.described:
             self.described[at] = page.config_for_block(at, rendered, block)
         one = self.described[at]
-        return _Config(one) if "props" in one else one
+        if at not in self.changing:
+            return one  # the same for all: nobody's session writes to it
+        return one | {"props": dict(one["props"])}
