@@ -1,7 +1,7 @@
 """What visitors leave behind: python -m analysis.tools.leavers [--visitors 200]
 
 Starts `python app.py`. Visitors come, several at a time; each opens the page by a link that makes a
-live run, every fourth with exact passes (truth), and leaves:
+live run, some of them with exact passes (truth), and leaves:
 
     ended   reads its run to the end, then closes the tab
     closed  closes the tab in the middle of the run
@@ -10,7 +10,7 @@ live run, every fourth with exact passes (truth), and leaves:
             is gone without a word after some seconds
 
 Prints, after the first visitors (which warm the server up) and after each further batch: the
-server's resident memory, threads and open files, and how many boards are kept of all visitors so
+server's resident memory (now, and at most so far), threads and open files, and how many boards are kept of all visitors so
 far. The exit code is 1 where memory has grown by more than 5 % since the warm-up, or where a
 thread, a file or a board is left. Linux only: it reads /proc.
 """
@@ -39,7 +39,6 @@ from analysis.tools import browser
 from analysis.tools.visitors import API, ENDED, LONGEST, STEP, Opened, opened_by, query
 
 WAYS = ("ended", "closed", "reset", "cut")
-TRUTH_EVERY = 4
 CUT_SECONDS = 3.0  # until a visitor whose network was cut is gone
 SETTLE_SECONDS = 4.0  # until what visitors left is expected to be gone
 GROWTH = 0.05
@@ -63,14 +62,15 @@ class Server:
                     return Server(folder)
         raise RuntimeError(f"no process serves {address} with GRADIO_SERVER_PORT set")
 
-    def counts(self) -> tuple[float, int, int]:
-        """MB that are resident, threads, and open files."""
+    def counts(self) -> tuple[float, float, int, int]:
+        """MB that are resident, and were at most; threads; open files."""
         status = (self.process / "status").read_text()
 
         def of(name: str) -> int:
             return int(re.findall(rf"{name}:\s+(\d+)", status)[0])
 
-        return of("VmRSS") / 1024, of("Threads"), len(list((self.process / "fd").iterdir()))
+        files = len(list((self.process / "fd").iterdir()))
+        return of("VmRSS") / 1024, of("VmHWM") / 1024, of("Threads"), files
 
 
 @dataclass
@@ -82,13 +82,14 @@ class Crowd:
     ask_at: int  # Gradio's number of the stage, which answers questions
     gen_length: int
     lane: str
+    truth_every: int
     runs: list[str] = field(default_factory=list)
 
     async def visit(self, i: int) -> None:
         """One visitor, who leaves."""
         way = WAYS[i % len(WAYS)]
         asked = query(i, self.lane, self.gen_length)
-        asked += "&truth=1" if i // len(WAYS) % TRUTH_EVERY == 0 else ""
+        asked += "&truth=1" if i // len(WAYS) % self.truth_every == 0 else ""
         session = secrets.token_hex(6)
         client = httpx.AsyncClient(base_url=self.address, timeout=LONGEST)
         body = {"data": [asked, *self.event.values[1:]], "fn_index": self.event.function}
@@ -146,12 +147,12 @@ def leave(connection: socket.socket, way: str) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
 
 
-async def crowd_of(address: str, lane: str, gen_length: int) -> Crowd:
+async def crowd_of(address: str, args: argparse.Namespace) -> Crowd:
     async with httpx.AsyncClient(base_url=address, timeout=LONGEST) as client:
         event = await opened_by(client)
         parts = (await client.get("/config")).json()["components"]
     (stage,) = (one["id"] for one in parts if one["props"].get("elem_id") == "stage")
-    return Crowd(address, event, stage, gen_length, lane)
+    return Crowd(address, event, stage, args.gen_length, args.lane, args.truth_every)
 
 
 async def batch(crowd: Crowd, first: int, count: int, at_once: int) -> None:
@@ -167,8 +168,8 @@ async def batch(crowd: Crowd, first: int, count: int, at_once: int) -> None:
 
 
 HEAD = """\
-| visitors | s | resident, MB | threads | files | boards |
-| ---: | ---: | ---: | ---: | ---: | ---: |"""
+| visitors | s | resident, MB | peak, MB | threads | files | boards |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def measured(crowd: Crowd, server: Server, args: argparse.Namespace) -> bool:
@@ -180,10 +181,10 @@ def measured(crowd: Crowd, server: Server, args: argparse.Namespace) -> bool:
         asyncio.run(batch(crowd, done, count, args.at_once))
         done += count
         left = asyncio.run(crowd.boards_left())
-        memory, threads, files = server.counts()
+        memory, peak, threads, files = server.counts()
         base = base or (memory, threads, files)
         seconds = time.monotonic() - since
-        cells = f"{done} | {seconds:.0f} | {memory:.0f} | {threads} | {files} | {left}"
+        cells = f"{done} | {seconds:.0f} | {memory:.0f} | {peak:.0f} | {threads} | {files} | {left}"
         print(f"| {cells} |", flush=True)
     growth = memory / base[0] - 1
     print(f"memory {growth:+.1%}, threads {threads - base[1]:+}, files {files - base[2]:+}")
@@ -200,12 +201,13 @@ def main(argv=None) -> int:
     parser.add_argument("--batch", type=int, default=20, help=f"visitors of one row {usual}")
     parser.add_argument("--at-once", type=int, default=10, help=f"visitors at a time {usual}")
     parser.add_argument("--lane", default="d2", help=f"what each runs {usual}")
+    parser.add_argument("--truth-every", type=int, default=4, help=f"visitors {usual}")
     parser.add_argument("--gen-length", type=int, default=32, help=f"masks {usual}")
     args = parser.parse_args(argv)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         address, _ = stack.enter_context(browser.server(folder / "log"))
-        crowd = asyncio.run(crowd_of(address, args.lane, args.gen_length))
+        crowd = asyncio.run(crowd_of(address, args))
         return int(not measured(crowd, Server.at(address), args))
 
 
