@@ -196,7 +196,7 @@ class Lessons {
     }
     const state = lessonState(this.page);
     if (holds(until, state)) this.solve();
-    else setText(now, `Now: ${nowWords(until, state)}.`);
+    else setText(now, this.page.board.wait || `Now: ${nowWords(until, state)}.`);
   }
 
   solve() {
