@@ -45,6 +45,11 @@ def waiting(words: str) -> dict:
     return {"k": "wait", "says": words}
 
 
+def sharing(words: str) -> dict:
+    """The event that says why the board's runs are slow; "" when they are not."""
+    return {"k": "share", "says": words}
+
+
 def refused(words: str) -> dict:
     """The event that says why what the stage asked for cannot be."""
     return {"k": "refused", "says": words}

@@ -32,9 +32,10 @@ class Place:
 
 class Line:
     """Runs take turns, in the order in which they were asked for; a turn is as long as it takes to
-    make one message for the stage. Of those that have begun there are at most `together`, since
-    each of them keeps its cache; the others wait. A visitor has one place; a place that is given up
-    and taken again soon is where it was."""
+    make one message for the stage. A run's first turn comes before the next ones of those that have
+    begun: who has nothing to look at waits least. Of those that have begun there are at most
+    `together`, since each of them keeps its cache; the others wait. A visitor has one place; a
+    place that is given up and taken again soon is where it was."""
 
     def __init__(
         self,
@@ -131,21 +132,20 @@ class Line:
             place.since = None
 
     def _awake(self) -> Iterator[Place]:
-        """Places that can have a turn, without the one that has it."""
-        room = self.together - sum(p.begun is not None for p in self.places)
-        for place in self.places:
-            if place.left is None and place.since is None and (place.begun is not None or room > 0):
-                yield place
+        """Places that can have a turn, without the one that has it; the next first."""
+        begun = [p for p in self.places if p.begun is not None]
+        fresh = [p for p in self.places if p.begun is None] if len(begun) < self.together else []
+        return (p for p in [*fresh, *begun] if p.left is None and p.since is None)
 
     def ahead(self, place: Place) -> tuple[int, float | None]:
         """How many runs come before this place's, and about how many seconds they take; None while
         nothing is known to tell it from."""
         now = [p for p in self.places if p.since is not None]
-        before = [p for p in self.places[: self.places.index(place)] if p.left is None]
-        if place in self._awake():
-            before = [p for p in before if p.since is None]
-            count = len(now) + len(before)
+        awake = list(self._awake())
+        if place in awake:
+            count = len(now) + awake.index(place)
             return count, count * mean(self.turns) if self.turns else None
+        before = [p for p in self.places[: self.places.index(place)] if p.left is None]
         begun = [p for p in self.places if p.begun is not None]
         waiting = [p for p in before if p.begun is None]
         left, usual = self._left(begun)
@@ -153,6 +153,12 @@ class Line:
         if left is None or (waiting and usual is None):
             return count, None
         return count, left + len(waiting) * (usual or 0.0) / self.together
+
+    def others(self, place: Place) -> int:
+        """How many runs take turns with this place's."""
+        with self.changed:
+            others = sum(p.left is None and p is not place for p in self.places)
+        return min(others, self.together - 1)
 
     def _left(self, begun: list[Place]) -> tuple[float | None, float | None]:
         """Seconds until the first of these runs ends, and that a run takes in all."""
@@ -186,6 +192,14 @@ def waiting_words(ahead: int, seconds: float | None) -> str:
     runs = "1 run is" if ahead == 1 else f"{ahead} runs are"
     wait = "" if seconds is None else f", about {_about(seconds)}"
     return f"Waiting: {runs} ahead of yours{wait}."
+
+
+def sharing_words(others: int) -> str:
+    """Why a run is slow; "" where it has the engine for itself."""
+    if not others:
+        return ""
+    count = str(others) if others < 10 else f"about {round(others, -1)}"
+    return f"This run takes turns with {count} other{'' if others == 1 else 's'}."
 
 
 def _about(seconds: float) -> str:

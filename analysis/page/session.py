@@ -31,10 +31,10 @@ from analysis.page import stored
 from analysis.page.boards import Board, advance, describe_edit, loaded_board
 from analysis.page.changed import changed, in_words
 from analysis.page.controls import asked_of, values_of
-from analysis.page.events import judged, link, message, refused, renamed, waiting
+from analysis.page.events import judged, link, message, refused, renamed, sharing, waiting
 from analysis.page.familiar import remark
 from analysis.page.host import Host
-from analysis.page.line import Place
+from analysis.page.line import Place, sharing_words
 from analysis.page.models import Loading
 from analysis.page.problems import first_problem, known
 from analysis.page.query import Asked, Link, too_long
@@ -190,7 +190,6 @@ class Session:
         """The board's next steps, at most `most` for each lane, from where it is."""
         text = text or ("Running." if most is None else "Stepping.")
         hint = self._hint(board.wanted.model, board.wanted.prompt) + self._far_hint(board)
-        said = {"said": (text + hint, "info")}
         asks = isinstance(board, FarBoard) and board.asks
         line = self.host.line_of(board)
         try:
@@ -204,11 +203,15 @@ class Session:
                 yield {"board": message([*told, waiting(words)]), "said": (words, "info")} | shown
                 told, shown = [waiting("")], {}  # what is said when the turn comes
             if place.since is not None:
-                first = {"said": (ASKING + hint, "info")} if asks else said
-                yield {"board": message(told)} | first | shown
+                first = ASKING if asks else text
+                yield {"board": message(told), "said": (first + hint, "info")} | shown
+                shares = None if asks else ""
                 for events in line.in_turns(place, advance(board, most)):
-                    yield {"board": message(events)} | (said if asks else {})
-                    asks = False
+                    change, before, shares = {}, shares, sharing_words(line.others(place))
+                    if shares != before:
+                        events.append(sharing(shares))
+                        change["said"] = (f"{text} {shares}".strip() + hint, "info")
+                    yield {"board": message(events)} | change
             elif self.board is board:
                 yield {"board": message(told)}
         except GeneratorExit:  # the tab was closed, or the request cancelled

@@ -69,11 +69,12 @@ def _installed() -> str | None:
 
 
 @contextlib.contextmanager
-def server(log: Path, **settings: str):
-    """Run `python app.py` on a free port, with these environment variables; yields its address and
-    the moment it was started, in seconds of `time.perf_counter`."""
+def server(log: Path, port: int = 0, **settings: str):
+    """Run `python app.py` on this port, 0 for a free one, with these environment variables; yields
+    its address and the moment it was started, in seconds of `time.perf_counter`."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+        probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     env = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}

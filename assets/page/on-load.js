@@ -1,6 +1,7 @@
 // The stage's component: Gradio runs this when it is on the page, with element, props, server,
 // trigger and watch. D2Stage and the page's data come with the page's head.
 let sent = 0;
+const typed = () => document.querySelector("#prompt textarea");
 const stage = D2Stage.open(element.querySelector(".stage-host"), {
   plotly: "gradio_api/plotly.min.js",
   ask: async (name, given) => {
@@ -10,6 +11,13 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
   },
   send: (query) => trigger("submit", { query, number: (sent += 1) }),
   press: (name) => document.getElementById(name)?.click(),
+  prompt: () => typed()?.value,
+  type: (text) => {
+    const box = typed();
+    if (!box) return;
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  },
 });
 // Gradio opens the page again as soon as the server is back; until then, what is shown stays.
 const AWAY =

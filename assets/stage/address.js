@@ -5,6 +5,7 @@
 import { CLOCKS, RUN_WORDS, TAB_KEYS, VIEW_WORDS } from "./contract.js";
 import { frame } from "./frame.js";
 import { mount } from "./mount.js";
+import { keepStage, Messages, takeStage } from "./outage.js";
 import { ownWords } from "./own-words.js";
 import { MAPS } from "./pixels.js";
 
@@ -63,6 +64,9 @@ function goTo(stage, { tab, see, clock, map, pos, at, teach }) {
   if (teach) stage.setTeach(teach === "1");
 }
 
+// The events of a message that names a board's link or keys; of others none is of interest here.
+const linksIn = (text) => (/"k":"(link|keys)"/.test(text ?? "") ? JSON.parse(text).events : []);
+
 const PAUSE = 300; // ms; browsers bound how often an address may change
 
 class LinkedStage {
@@ -80,6 +84,33 @@ class LinkedStage {
     this.stage = mount(host, { ...options, send, view: this.wanted || {} });
     host.addEventListener("d2:state", () => this.writeSoon());
     host.addEventListener("d2:paint", () => this.look());
+    this.messages = new Messages();
+    addEventListener("pagehide", () => this.leave());
+    this.kept = takeStage();
+    for (const text of this.kept?.texts ?? []) this.stage.receive(text);
+  }
+
+  // A page that is loaded again because its server restarted shows what this one did.
+  leave() {
+    const { page } = this.stage;
+    if (page.away || this.stage.state().status === "running")
+      keepStage(this.messages.texts, this.options.prompt?.());
+  }
+
+  // The first message is what the page opens with, and takes the place of nothing that was kept.
+  // What was typed comes back when the run's own prompt has been filled in.
+  goesOn(text, links) {
+    const { kept } = this;
+    if (!kept) return false;
+    if (this.opening === null) {
+      this.opening = text;
+      if (kept.prompt) this.options.type?.(kept.prompt);
+      for (const one of kept.texts) this.messages.add(one, linksIn(one));
+      return true;
+    }
+    this.kept = null;
+    if (links.length && kept.prompt) this.options.type?.(kept.prompt);
+    return false;
   }
 
   send(text) {
@@ -94,7 +125,9 @@ class LinkedStage {
   }
 
   receive(text) {
-    const events = text?.includes('"k":"link"') ? JSON.parse(text).events : [];
+    const events = linksIn(text);
+    if (this.goesOn(text, events)) return;
+    this.messages.add(text, events);
     for (const event of events.filter((e) => e.k === "link")) {
       this.query = event.query;
       if (this.board === "") this.board = event.board;

@@ -11,6 +11,7 @@ const emptyBoard = (clock = "step") => ({
   lane: 0,
   link: null,
   wait: "", // for the engine: what the server says about it
+  share: "", // why its runs are slow: others take turns with them
   refused: "", // why the last request was refused
   results: [], // of the lanes, when all have ended
 });
@@ -21,6 +22,7 @@ function applyToBoard(board, ev) {
   if (ev.k === "link") board.link = ev.query;
   else if (ev.k === "keys") renameKeys(board, ev);
   else if (ev.k === "wait") board.wait = ev.says;
+  else if (ev.k === "share") board.share = ev.says;
   else if (ev.k === "refused") board.refused = ev.says;
   else if (ev.k === "results") board.results = ev.rows;
   else if (ev.k === "names") renameLanes(board, ev.names);

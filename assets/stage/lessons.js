@@ -169,7 +169,13 @@ class Lessons {
     this.card.settle(settled);
     this.ring.keep(settled);
     if (settled) this.check();
-    else if (this.setup.waits) setText(this.card.now, this.page.board.wait || WAITING);
+    else if (this.setup.waits) setText(this.card.now, this.reason());
+  }
+
+  // Why the card is not ready yet: others are before its run, or share the engine with it.
+  reason() {
+    const { wait, share } = this.page.board;
+    return wait || share || WAITING;
   }
 
   get last() {
@@ -190,7 +196,7 @@ class Lessons {
     }
     const state = lessonState(this.page);
     if (holds(until, state)) this.solve();
-    else setText(now, `Now: ${nowWords(until, state)}.`);
+    else setText(now, this.page.board.wait || `Now: ${nowWords(until, state)}.`);
   }
 
   solve() {

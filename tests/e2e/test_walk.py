@@ -217,6 +217,31 @@ def test_a_reader_can_skip_go_back_fold_and_leave(tab):
     assert "done" not in tab.inner_text(".d2-lessons-open")
 
 
+def test_a_card_whose_run_waits_says_how_long_and_why(tab):
+    def told(event: dict) -> None:
+        tab.evaluate("text => D2Stage.stage.receive(text)", json.dumps({"events": [event]}))
+
+    def card_says(words: str) -> None:
+        expect(tab.locator(".d2-coach-now")).to_have_text(words)
+
+    waits = "Waiting: 3 runs are ahead of yours, about 9 s."
+    shares = "This run takes turns with 3 others."
+    tab.route("**/queue/join*", lambda route: None)  # the run never begins
+    begin(tab, "why-a-cache-breaks")
+    told({"k": "wait", "says": waits})
+    card_says(waits)
+    told({"k": "wait", "says": ""})
+    told({"k": "share", "says": shares})
+    card_says(shares)
+    told({"k": "share", "says": ""})
+    card_says("Setting up the page … If nothing happens, press Show me again.")
+    tab.unroute("**/queue/join*")
+    tab.click(".d2-coach >> text=Show me again")
+    tab.wait_for_selector(".d2-coach[data-settled=true]")
+    told({"k": "wait", "says": waits})  # of a run that the reader has started
+    card_says(waits)
+
+
 def test_a_link_opens_a_card_and_a_hint_waits_to_be_asked(chrome, address):
     # two-stages runs what the page opens with, once more: the old run must not be taken for it
     for key, number in (("two-stages", 3), ("certainty", 6)):

@@ -417,6 +417,8 @@ test("what the server says about a board: it waits, it is refused, its lanes are
   assert.equal(b.wait, "Waiting: 1 run is ahead of yours.");
   pure.applyToBoard(b, { k: "wait", says: "" });
   assert.equal(b.wait, "");
+  pure.applyToBoard(b, { k: "share", says: "This run takes turns with 1 other." });
+  assert.equal(b.share, "This run takes turns with 1 other.");
   pure.applyToBoard(b, { k: "refused", says: "No." });
   assert.equal(b.refused, "No.");
   pure.applyToBoard(b, { k: "names", names: { a: "d2 current_k=4" } });

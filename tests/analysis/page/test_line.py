@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from analysis.page.line import KEPT, Line
+from analysis.page.line import KEPT, Line, sharing_words
 
 
 class Clock:
@@ -102,7 +102,7 @@ def test_runs_that_share_take_turns_and_one_alone_is_not_interrupted():
     assert next(mine) == 2 and turn_of(line) == "a", "nobody else is there"
 
 
-def test_who_comes_has_a_turn_before_the_others_have_two():
+def test_who_comes_has_a_turn_before_the_others_have_another():
     line = Line(Clock())
     runs = {name: line.in_turns(line.join(name), range(9)) for name in "abc"}
     order = []
@@ -111,7 +111,7 @@ def test_who_comes_has_a_turn_before_the_others_have_two():
         next(runs[order[-1]])
         if len(order) == 2:
             runs["new"] = line.in_turns(line.join("new"), range(9))
-    assert order == ["a", "b", "c", "a", "b", "new", "c"]
+    assert order == ["a", "b", "c", "new", "a", "b", "c"]
 
 
 def test_no_more_runs_share_than_may_and_the_next_begins_when_one_ends():
@@ -134,6 +134,29 @@ def test_a_wait_for_a_turn_is_as_many_turns_as_come_before():
     next(run)  # a turn of 2 s
     assert turn_of(line) == "b" and told(line, second) is None
     assert told(line, third) == "Waiting: 1 run is ahead of yours, about 2 s."
+
+
+def test_those_who_have_begun_are_not_before_a_newcomer():
+    line = Line(Clock())
+    runs = [line.in_turns(line.join(name), range(9)) for name in "ab"]
+    line.clock.now = 2.0
+    next(runs[0])  # a turn of 2 s, and now b has one
+    assert told(line, line.join("c")) == "Waiting: 1 run is ahead of yours, about 2 s."
+
+
+def test_a_run_knows_how_many_it_shares_the_engine_with():
+    line = Line(Clock(), together=3)
+    first = line.join("a")
+    assert sharing_words(line.others(first)) == ""
+    second = line.join("b")
+    assert sharing_words(line.others(first)) == "This run takes turns with 1 other."
+    for i in range(4):
+        line.join(f"v{i}")
+    assert line.others(second) == 2, "the rest waits until one of these ends"
+    line.leave(first)
+    line.give_up("v0")
+    assert line.others(second) == 2
+    assert sharing_words(39) == "This run takes turns with about 40 others."
 
 
 def test_a_run_that_rests_and_is_given_up_has_no_more_turns_and_is_not_stuck():

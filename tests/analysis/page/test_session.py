@@ -370,6 +370,24 @@ def test_who_waits_is_told_their_place_and_served_in_turn(host, one_at_a_time):
         sessions.leave(name)
 
 
+def test_a_run_that_shares_the_engine_says_so_while_it_does(host):
+    sessions = Sessions(host)
+    first = sessions.of("one").run(usual(gen_length=64))
+    out = [next(first), next(first)]
+    assert said(out)[0].startswith("Running.") and "turns" not in said(out)[0]
+    host.line.join("two")
+    shared = next(first)
+    assert shared["said"][0].startswith("Running. This run takes turns with 1 other.")
+    assert events([shared])[-1] == {"k": "share", "says": "This run takes turns with 1 other."}
+    host.line.give_up("two", for_good=True)
+    for place in [p for p in host.line.places if p.visitor == "two"]:
+        host.line.leave(place)
+    alone = next(first)
+    assert "turns" not in alone["said"][0] and events([alone])[-1] == {"k": "share", "says": ""}
+    assert "said" not in next(first), "nothing has changed"
+    sessions.leave("one")
+
+
 def test_stop_and_leaving_while_waiting_give_the_place_up(host, one_at_a_time):
     sessions = Sessions(host)
     one, two, three = (sessions.of(name) for name in ("one", "two", "three"))
