@@ -1,8 +1,7 @@
 """What Gradio does for each message and each visitor, without the part that changes nothing.
 
 For a message, it makes each component again that the message leaves as it is, with the schema of
-its values: more work than the step that the message is about. And for each visitor it describes all
-components of the page again.
+its values. And for each visitor it describes all components of the page again.
 """
 
 from __future__ import annotations
