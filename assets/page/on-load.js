@@ -12,13 +12,25 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
   send: (query) => trigger("submit", { query, number: (sent += 1) }),
   press: (name) => document.getElementById(name)?.click(),
   prompt: () => typed()?.value,
-  type: (text) => {
-    const box = typed();
-    if (!box) return;
-    box.value = text;
-    box.dispatchEvent(new Event("input", { bubbles: true }));
-  },
+  type: keepTyped,
 });
+function type(text) {
+  const box = typed();
+  if (!box) return;
+  box.value = text;
+  box.dispatchEvent(new Event("input", { bubbles: true }));
+}
+// What was typed, also after the page has filled in what its address says, until the reader does
+// something.
+function keepTyped(text) {
+  type(text);
+  const again = () => typed()?.value !== text && type(text);
+  const watching = setInterval(again, 100),
+    stop = () => clearInterval(watching);
+  for (const done of ["pointerdown", "keydown"])
+    addEventListener(done, stop, { capture: true, once: true });
+  setTimeout(stop, 20000);
+}
 // Gradio opens the page again as soon as the server is back; until then, what is shown stays.
 const AWAY =
   "The server cannot be reached. What is shown stays; the page goes on when the server is back.";
