@@ -64,10 +64,18 @@ def said(tab) -> str:
     return tab.inner_text("#said").strip()
 
 
-def wait_said(tab, pattern: str):
-    tab.wait_for_function(
-        "p => new RegExp(p).test(document.querySelector('#said').innerText)", arg=pattern
+def said_once(tab, pattern: str) -> str:
+    """The first words that match, also where others come right after them."""
+    told = tab.wait_for_function(
+        """p => { const told = document.querySelector('#said').innerText;
+        return new RegExp(p).test(told) && told; }""",
+        arg=pattern,
     )
+    return told.json_value().strip()
+
+
+def wait_said(tab, pattern: str):
+    said_once(tab, pattern)
 
 
 def answer_on_stage(tab) -> str:
