@@ -81,7 +81,6 @@ class Crowd:
 
     address: str
     event: Opened
-    ask_at: int  # Gradio's number of the stage, which answers questions
     gen_length: int
     lane: str
     truth_every: int
@@ -127,7 +126,7 @@ class Crowd:
                 question = json.dumps(["token", {"run": run, "mask": True}])
                 body = {
                     "data": question,
-                    "component_id": self.ask_at,
+                    "component_id": self.event.stage,
                     "fn_name": "ask",
                     "session_hash": "leavers",
                 }
@@ -152,9 +151,7 @@ def leave(connection: socket.socket, way: str) -> None:
 async def crowd_of(address: str, args: argparse.Namespace) -> Crowd:
     async with httpx.AsyncClient(base_url=address, timeout=LONGEST) as client:
         event = await opened_by(client)
-        parts = (await client.get("/config")).json()["components"]
-    (stage,) = (one["id"] for one in parts if one["props"].get("elem_id") == "stage")
-    return Crowd(address, event, stage, args.gen_length, args.lane, args.truth_every)
+    return Crowd(address, event, args.gen_length, args.lane, args.truth_every)
 
 
 async def batch(crowd: Crowd, first: int, count: int, at_once: int) -> None:

@@ -59,6 +59,7 @@ class Opened:
 
     function: int
     values: list  # the first is the page's address
+    stage: int  # Gradio's number of the stage, which also answers questions
 
 
 async def opened_by(client: httpx.AsyncClient) -> Opened:
@@ -70,7 +71,7 @@ async def opened_by(client: httpx.AsyncClient) -> Opened:
         for one in config["dependencies"]
         if any(event == "load" for _, event in one["targets"]) and stage in one["outputs"]
     )
-    return Opened(load["id"], [parts[at].get("value") for at in load["inputs"]])
+    return Opened(load["id"], [parts[at].get("value") for at in load["inputs"]], stage)
 
 
 async def visit(client: httpx.AsyncClient, event: Opened, asked: str, since: float) -> Visit:

@@ -14,18 +14,17 @@ const stage = D2Stage.open(element.querySelector(".stage-host"), {
   prompt: () => typed()?.value,
   type: keepTyped,
 });
-function type(text) {
-  const box = typed();
-  if (!box) return;
-  box.value = text;
-  box.dispatchEvent(new Event("input", { bubbles: true }));
-}
 // What was typed, also after the page has filled in what its address says, until the reader does
 // something.
 function keepTyped(text) {
-  type(text);
-  const again = () => typed()?.value !== text && type(text);
-  const watching = setInterval(again, 100),
+  const put = () => {
+    const box = typed();
+    if (!box || box.value === text) return;
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  put();
+  const watching = setInterval(put, 100),
     stop = () => clearInterval(watching);
   for (const done of ["pointerdown", "keydown"])
     addEventListener(done, stop, { capture: true, once: true });

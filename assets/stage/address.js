@@ -98,8 +98,7 @@ class LinkedStage {
   }
 
   // The first message is what the page opens with, and takes the place of nothing that was kept.
-  // What was typed comes back when the run's own prompt has been filled in.
-  goesOn(text, links) {
+  goesOn(text) {
     const { kept } = this;
     if (!kept) return false;
     if (this.opening === null) {
@@ -109,7 +108,6 @@ class LinkedStage {
       return true;
     }
     this.kept = null;
-    if (links.length && kept.prompt) this.options.type?.(kept.prompt);
     return false;
   }
 
@@ -126,7 +124,7 @@ class LinkedStage {
 
   receive(text) {
     const events = linksIn(text);
-    if (this.goesOn(text, events)) return;
+    if (this.goesOn(text)) return;
     this.messages.add(text, events);
     for (const event of events.filter((e) => e.k === "link")) {
       this.query = event.query;

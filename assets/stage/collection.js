@@ -1,5 +1,5 @@
 /* Plays a file of many runs: those of the lessons and, in some files, a choice of others. They come
- * packed in a tag, each lane once. The hash of the address says which run or card is on view, and a
+ * packed in a tag, each lane once. The hash of the address says which run or card is shown, and a
  * file that is opened without one begins as the live page does. */
 import { goTo, viewOf } from "./address.js";
 import { TAB_KEYS } from "./contract.js";
@@ -37,7 +37,7 @@ class Choice {
   constructor(onPick) {
     this.select = document.querySelector(".file-pick select");
     this.words = document.querySelector(".file-words");
-    this.query = null; // of the runs on view
+    this.query = null; // of the runs that are shown
     this.select?.addEventListener("change", () => onPick(this.select.selectedOptions[0]));
   }
 
@@ -45,7 +45,7 @@ class Choice {
     return [...(this.select?.options ?? [])];
   }
 
-  get onView() {
+  get current() {
     return this.options.find(({ dataset }) => dataset.query === this.query);
   }
 
@@ -57,8 +57,8 @@ class Choice {
   mark(query) {
     this.query = query;
     if (!this.select) return;
-    (this.onView ?? this.options.at(-1)).selected = true;
-    this.words.textContent = this.onView?.dataset.words ?? "";
+    (this.current ?? this.options.at(-1)).selected = true;
+    this.words.textContent = this.current?.dataset.words ?? "";
   }
 }
 
@@ -105,7 +105,7 @@ class Collection {
 
   write() {
     const { lesson } = this.stage.state(),
-      hash = `#${lesson ? new URLSearchParams(lesson) : (this.choice.onView?.value ?? "")}`;
+      hash = `#${lesson ? new URLSearchParams(lesson) : (this.choice.current?.value ?? "")}`;
     if ((location.hash || "#") !== hash) history.replaceState(null, "", hash);
     frame.report("", hash);
   }
